@@ -1,0 +1,175 @@
+"""Every flag, once: its name, default, help and the checks that need nothing but the flags.
+
+Defaults are the paper's recipe (arXiv 2601.21192, appendix A). Hugging Face's own `TrainingArguments` come on top.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from gritlm.errors import UserError
+
+
+def flag(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """The network."""
+
+    model_name_or_path: str | None = flag(None, "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
+    attn: Literal["bb", "cc"] = flag("bb", "Attention: bb bidirectional, cc causal.")
+    attn_implementation: str = flag("sdpa", "Attention kernel: sdpa, eager, flash_attention_2.")
+    pooling_method: Literal["mean", "weightedmean", "lasttoken", "cls"] = flag(
+        "mean", "Token states to one vector: mean, weightedmean (by position), lasttoken, cls (first token)."
+    )
+    normalized: bool = flag(True, "Divide each vector by its norm, so that the similarity is the cosine.")
+    projection: int | None = flag(None, "Width of a linear layer after pooling. None: no such layer.")
+    reset_weight: bool = flag(False, "Start from the model's own random initialisation; read no weights.")
+    trust_remote_code: bool = flag(False, "Run Python code that comes with the model.")
+
+
+@dataclass
+class DataArguments:
+    """The data and the text contract."""
+
+    train_data: str | None = flag(
+        None,
+        "A .jsonl, .jsonl.gz or .parquet file, or a folder: each file, and each sub-folder, in it is one data set. "
+        "Required.",
+    )
+    train_group_size: int = flag(4, "Passages per query: 1 positive and up to this many less one hard negatives.")
+    query_max_len: int = flag(512, "Longest query in tokens, instruction included; the end is cut off.")
+    passage_max_len: int = flag(512, "Longest passage in tokens; the end is cut off.")
+    pool_instruction: bool = flag(False, "Let the instruction's tokens count in pooling.")
+    append_eos: bool = flag(False, "End every text with the tokenizer's end-of-text token.")
+    max_example_num_per_dataset: int | None = flag(None, "Use at most this many rows of each data set (seeded draw).")
+    data_cache: str | None = flag(None, "Folder for the data's memory-mapped form. None: beside the datasets cache.")
+
+
+@dataclass
+class EmbeddingTrainingArguments(TrainingArguments):
+    """The run. What is declared here is new or has another default than in Hugging Face's TrainingArguments."""
+
+    global_batch_size: int = flag(2048, "Queries per step over all ranks. Each rank takes an equal slice.")
+    temperature: float = flag(0.02, "Temperature t of the InfoNCE loss: similarities are divided by it.")
+    negatives_cross_device: bool = flag(
+        True,
+        "Contrast with the passages of all ranks. False: of the own rank only, so the run depends on their number.",
+    )
+    chunk_tokens: int = flag(
+        16384, "GradCache: tokens (padding included) encoded at once. Bounds memory; the gradient is the same for any."
+    )
+    dry_run: int = flag(
+        0,
+        "Above 0: check flags, paths and data as for so many ranks, print the plan, and stop before a model is loaded.",
+    )
+
+    learning_rate: float = flag(2e-5, "Peak learning rate.")
+    lr_scheduler_type: str = flag("cosine", "Learning-rate schedule.")
+    warmup_steps: float = flag(0.03, "Warm-up: a number of steps, or below 1 a share of all steps.")
+    weight_decay: float = flag(0.05, "Weight decay of AdamW.")
+    num_train_epochs: float = flag(1.0, "Passes over the data. --max_steps overrides it.")
+    save_steps: float = flag(0.1, "A checkpoint every so many steps, or below 1 every such share of all steps.")
+    save_total_limit: int | None = flag(2, "How many checkpoints to keep; the oldest goes first.")
+    logging_steps: float = flag(10, "A log line every so many steps, or below 1 every such share of all steps.")
+    logging_nan_inf_filter: bool = flag(False, "Left off: a NaN must be seen.")
+    dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.")
+    remove_unused_columns: bool = flag(False, "Left off: batches are made by this project's collator.")
+    ddp_find_unused_parameters: bool | None = flag(False, "Left off: every parameter gets a gradient.")
+    ddp_broadcast_buffers: bool | None = flag(False, "Left off: the model's buffers are constants.")
+
+
+FlagGroups = tuple[ModelArguments, DataArguments, EmbeddingTrainingArguments]
+GROUPS = (ModelArguments, DataArguments, EmbeddingTrainingArguments)
+
+EXAMPLES = """examples:
+  gritlm train --model_name_or_path Qwen/Qwen3-0.6B --train_data pairs.jsonl --output_dir out --global_batch_size 256
+  torchrun --nproc_per_node 8 -m gritlm.train --model_name_or_path Qwen/Qwen3-0.6B --train_data data/ \\
+      --output_dir out --bf16 --gradient_checkpointing
+  gritlm train ... --dry_run 8      check flags and data as for 8 ranks, print the plan, load no model"""
+
+
+def parse(argv: list[str]) -> FlagGroups:
+    """Flags to the three groups.
+
+    Raises:
+        UserError: for a flag that is wrong, missing, or contradicts another. argparse itself exits with 2.
+    """
+    import argparse
+
+    parser = HfArgumentParser(
+        GROUPS, prog="gritlm train", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # A group is checked by its own __post_init__; what that raises is the user's to mend.
+    try:
+        model, data, training = parser.parse_args_into_dataclasses(args=argv)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from error
+    check(model, data, training)
+    return model, data, training
+
+
+def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainingArguments) -> None:
+    """Refuse flags that cannot work, before anything is read or loaded."""
+    for name, value in (
+        ("model_name_or_path", model.model_name_or_path),
+        ("train_data", data.train_data),
+        ("output_dir", training.output_dir),
+    ):
+        if not value:
+            raise UserError(f"--{name} is missing")
+    for name, value in (
+        ("train_group_size", data.train_group_size),
+        ("query_max_len", data.query_max_len),
+        ("passage_max_len", data.passage_max_len),
+        ("global_batch_size", training.global_batch_size),
+        ("temperature", training.temperature),
+        ("chunk_tokens", training.chunk_tokens),
+    ):
+        if value <= 0:
+            raise UserError(f"--{name}: found {value}, wanted a number above 0")
+    if not Path(data.train_data).exists():
+        raise UserError(f"--train_data {data.train_data}: no such file or folder")
+    longest = max(data.query_max_len, data.passage_max_len)
+    if training.chunk_tokens < longest:
+        raise UserError(f"--chunk_tokens {training.chunk_tokens} holds not even one text of {longest} tokens")
+    if training.gradient_accumulation_steps != 1:
+        raise UserError(
+            "--gradient_accumulation_steps: wanted 1. In-batch negatives make the sum of small batches another loss; "
+            "memory is bounded by --chunk_tokens instead, with the exact gradient of the whole batch"
+        )
+    if training.fp16:
+        raise UserError("--fp16: not supported, use --bf16 (same speed, no loss scaling)")
+    if training.deepspeed or training.fsdp:
+        raise UserError("--deepspeed and --fsdp are not supported in this version, use plain torchrun (DDP)")
+    if training.auto_find_batch_size:
+        raise UserError("--auto_find_batch_size: not supported, the batch is part of the loss; lower --chunk_tokens")
+    ranks = training.dry_run or training.world_size
+    if training.global_batch_size % ranks:
+        raise UserError(f"--global_batch_size {training.global_batch_size} is not a multiple of the {ranks} ranks")
+    per_rank = training.global_batch_size // ranks
+    if training.per_device_train_batch_size not in (TrainingArguments.per_device_train_batch_size, per_rank):
+        raise UserError(
+            f"--per_device_train_batch_size {training.per_device_train_batch_size} contradicts --global_batch_size "
+            f"{training.global_batch_size} on {ranks} ranks; leave it out"
+        )
+    if training.global_batch_size == 1 and data.train_group_size == 1:
+        raise UserError("--global_batch_size 1 with --train_group_size 1 leaves no negative to contrast with")
+
+
+def flag_table() -> str:
+    """The README's table of this project's own flags, in Markdown."""
+    rows = ["| flag | default | what it does |", "|---|---|---|"]
+    inherited = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+    for group in GROUPS:
+        for f in dataclasses.fields(group):
+            # Left-off switches of Hugging Face's are not for users to turn.
+            if f.name in inherited and (f.default == inherited[f.name] or f.metadata["help"].startswith("Left off")):
+                continue
+            rows.append(f"| `--{f.name}` | `{f.default}` | {f.metadata['help']} |")
+    return "\n".join(rows)

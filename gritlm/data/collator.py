@@ -1,0 +1,244 @@
+"""The text contract, and rows made into tensors.
+
+The contract is what training, encoding and the served folder must agree on: how a text becomes tokens and which tokens
+are pooled. It lives in the tokenizer itself wherever it can, so that every loader of the folder obeys it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import normalizers, processors
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from gritlm.data.plan import Plan
+from gritlm.data.records import RecordSet, Text, text_id
+from gritlm.errors import UserError
+
+CONTRACT_FILE = "text_contract.json"
+BOUNDARY_PROBES = ("a", "A", "1", "(", ".", "é", "中", '"')
+
+
+@dataclass
+class TextContract:
+    """How a text becomes tokens, and which of them are pooled. Saved with the model as text_contract.json.
+
+    An instruction is put before its text as it stands. Trailing white space of the whole is dropped by the tokenizer:
+    an instruction that ends in a space then has as many tokens alone as before a text, so what stands behind it is
+    pooled from its first token on, by any loader that measures the instruction alone.
+    """
+
+    query_max_len: int = 512
+    passage_max_len: int = 512
+    pooling_method: str = "mean"
+    normalized: bool = True
+    pool_instruction: bool = False
+    append_eos: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / CONTRACT_FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TextContract":
+        return cls(**json.loads((Path(folder) / CONTRACT_FILE).read_text()))
+
+
+def load_tokenizer(name_or_path: str, contract: TextContract, trust_remote_code: bool = False):
+    """The model's fast tokenizer with the contract put into it: right padding, trailing space dropped, end token.
+
+    Raises:
+        UserError: there is no fast tokenizer, or no end-of-text token where one is needed.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name_or_path}: no tokenizer there: {str(error).strip().splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{name_or_path}: found a slow tokenizer, wanted a fast one (tokenizer.json)")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"{name_or_path}: found a tokenizer without pad and end-of-text tokens, wanted one")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    backend = tokenizer.backend_tokenizer
+    if "strip_right=True" not in repr(backend.normalizer):
+        steps = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([*steps, normalizers.Strip(left=False, right=True)])
+    if contract.append_eos and tokenizer("a").input_ids[-1] != tokenizer.eos_token_id:
+        if tokenizer.eos_token is None:
+            raise UserError(f"--append_eos: {name_or_path} has no end-of-text token")
+        end = processors.TemplateProcessing(
+            single=f"$A {tokenizer.eos_token}", special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)]
+        )
+        backend.post_processor = (
+            processors.Sequence([backend.post_processor, end]) if backend.post_processor is not None else end
+        )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save under the generic class: a model's own class would rebuild its normalizer and lose the contract."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass
+class Tokens:
+    """One text: its token ids, and how many of the first ones belong to the instruction."""
+
+    ids: list[int]
+    instruction: int
+
+
+class TextEncoder:
+    """Texts to token ids under a contract. Holds no model.
+
+    Every text gets at least one token, and at least one that is pooled: an empty one gets the pad token, one that is
+    nothing but its instruction pools the instruction.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: TextContract):
+        self.tokenizer, self.contract = tokenizer, contract
+        self._instruction_lengths: dict[str, int] = {}
+
+    def __call__(self, texts: Sequence[Text], max_length: int) -> list[Tokens]:
+        if not texts:
+            return []
+        joined = [self._cut(text.instruction + text.text, max_length) for text in texts]
+        encoded = self.tokenizer(joined, truncation=True, max_length=max_length, return_attention_mask=False)
+        tokens = []
+        for text, ids in zip(texts, encoded["input_ids"], strict=True):
+            instruction = 0 if self.contract.pool_instruction else self.instruction_length(text.instruction)
+            ids = ids or [self.tokenizer.pad_token_id]
+            tokens.append(Tokens(ids, instruction if instruction < len(ids) else 0))
+        return tokens
+
+    def _cut(self, text: str, max_length: int) -> str:
+        """Spare the tokenizer most of a very long text. Keeps it whole unless what is kept is surely enough."""
+        kept = 16 * max_length
+        if len(text) <= 4 * kept:
+            return text
+        enough = len(self.tokenizer(text[:kept], add_special_tokens=False).input_ids) > 2 * max_length
+        return text[:kept] if enough else text
+
+    def instruction_length(self, instruction: str) -> int:
+        """Tokens of the instruction alone, as sentence-transformers counts them (a closing special token is none)."""
+        if instruction not in self._instruction_lengths:
+            ids = self.tokenizer(instruction).input_ids if instruction else []
+            special = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
+            self._instruction_lengths[instruction] = len(ids) - special
+        return self._instruction_lengths[instruction]
+
+    def check_instruction(self, instruction: str, max_length: int, flag: str) -> None:
+        """Refuse an instruction that leaves no room, or whose last token can swallow a text's first character.
+
+        Raises:
+            UserError: naming the instruction.
+        """
+        length = self.instruction_length(instruction)
+        if length + 1 + self.contract.append_eos > max_length:
+            raise UserError(f"{flag} {max_length} leaves no room behind the {length} tokens of {instruction!r}")
+        for probe in BOUNDARY_PROBES if instruction else ():
+            encoded = self.tokenizer(instruction + probe, return_offsets_mapping=True)
+            if any(end > len(instruction) for _, end in encoded["offset_mapping"][:length]):
+                raise UserError(
+                    f"the instruction {instruction!r} melts into a text that begins with {probe!r}: "
+                    "end it with a space or a line break"
+                )
+
+
+def make_chunks(tokens: Sequence[Tokens], chunk_tokens: int, pad_id: int) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """All texts, longest first, cut into right-padded chunks of at most `chunk_tokens` tokens, padding included.
+
+    Returns:
+        the chunks (keyword arguments of `Embedder`), and int64 (T,): the chunks' row that holds each text.
+    """
+    order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].ids), i))
+    chunks, start = [], 0
+    while start < len(order):
+        longest = len(tokens[order[start]].ids)
+        rows = order[start : start + max(1, chunk_tokens // longest)]
+        input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+        attention_mask = np.zeros_like(input_ids)
+        pooling_mask = np.zeros_like(input_ids, dtype=bool)
+        for row, i in enumerate(rows):
+            length = len(tokens[i].ids)
+            input_ids[row, :length] = tokens[i].ids
+            attention_mask[row, :length] = 1
+            pooling_mask[row, tokens[i].instruction : length] = True
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "pooling_mask": pooling_mask}
+        chunks.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+        start += len(rows)
+    row_of_text = torch.empty(len(order), dtype=torch.long)
+    row_of_text[torch.tensor(order)] = torch.arange(len(order))
+    return chunks, row_of_text
+
+
+class BatchBuilder(torch.utils.data.Dataset):
+    """(epoch, step) -> this rank's slice of that global batch, as tensors. Pure, so any worker may build any batch."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        records: Sequence[RecordSet],
+        encoder: TextEncoder,
+        group_size: int,
+        chunk_tokens: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.plan, self.records, self.encoder = plan, records, encoder
+        self.group_size, self.chunk_tokens = group_size, chunk_tokens
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        """`chunks`, `layout` (the fields of objective.ContrastiveBatch), token counts, and the rows' names."""
+        epoch, step = key
+        planned = self.plan.batch(epoch, step)
+        share = len(planned.rows) // self.ranks
+        rows = planned.rows[self.rank * share : (self.rank + 1) * share]
+
+        queries, passages, slots, known = [], [], [], []
+        for dataset, row in rows:
+            record = self.records[dataset][row]
+            positive, negatives = self.plan.draw(
+                epoch, dataset, row, len(record.positives), len(record.negatives), self.group_size - 1
+            )
+            group = [record.positives[positive], *(record.negatives[i] for i in negatives)]
+            queries.append(record.query)
+            slots += [len(passages) + i for i in range(len(group))] + [-1] * (self.group_size - len(group))
+            passages += group
+            known.append([text_id(group[0].text), *record.known])
+
+        contract = self.encoder.contract
+        tokens = self.encoder(queries, contract.query_max_len) + self.encoder(passages, contract.passage_max_len)
+        chunks, row_of_text = make_chunks(tokens, self.chunk_tokens, self.encoder.tokenizer.pad_token_id)
+        slots = torch.tensor(slots)
+        ids = torch.tensor([text_id(passage.text) for passage in passages])
+        used = slots >= 0
+        width = max(map(len, known))
+        layout = {
+            "text_of_query_B": row_of_text[: len(queries)],
+            "text_of_slot_S": torch.where(used, row_of_text[len(queries) + slots.clamp(min=0)], -1),
+            "id_of_slot_S": torch.where(used, ids[slots.clamp(min=0)], 0),
+            "known_BK": torch.tensor([row + row[:1] * (width - len(row)) for row in known]),
+        }
+        return {
+            "chunks": chunks,
+            "layout": layout,
+            "real_tokens": sum(len(text.ids) for text in tokens),
+            "padded_tokens": sum(chunk["input_ids"].numel() for chunk in chunks),
+            "dataset": planned.dataset,
+            "rows": [f"{self.records[dataset].name}:{row}" for dataset, row in rows],
+        }

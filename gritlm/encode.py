@@ -1,0 +1,165 @@
+"""Use a trained model: the `GritLM` class, and `gritlm encode IN.jsonl OUT.npy`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gritlm.data.collator import TextContract, make_chunks
+from gritlm.data.records import Text
+from gritlm.errors import UserError, run_verb
+from gritlm.model_folder import load_model_folder
+from gritlm.models.backbone import probe_attention
+
+EXAMPLES = """examples:
+  gritlm encode corpus.jsonl corpus.npy --model outputs/quickstart
+  gritlm encode queries.jsonl queries.npy --model outputs/quickstart --side query
+each line of IN is a JSON string, or an object with "text" (and "title"); row i of OUT is the vector of line i"""
+
+
+class GritLM:
+    """A trained model folder as a text encoder.
+
+    Args:
+        folder: what training wrote (its output folder or a checkpoint in it).
+        contract: only for a bare backbone without a text contract of its own.
+        device: None takes CUDA where there is one.
+        dtype: of the weights; None keeps float32 on the CPU and takes bfloat16 on CUDA.
+        attn_implementation: the attention kernel.
+    Raises:
+        UserError: the folder is no model, or its attention is not what its config says.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        contract: TextContract | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str = "sdpa",
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model, self.text_encoder = load_model_folder(str(folder), contract, attn_implementation)
+        dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.model.to(self.device)
+        self.model.backbone.to(dtype)
+        attn = "cc" if self.model.config.is_causal else "bb"
+        probe_attention(self.model.backbone, attn, None if dtype == torch.float32 else dtype)
+
+    @property
+    def contract(self) -> TextContract:
+        return self.text_encoder.contract
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        instruction: str = "",
+        max_length: int | None = None,
+        chunk_tokens: int = 16384,
+        convert_to_tensor: bool = False,
+        show_progress: bool = False,
+    ) -> np.ndarray | torch.Tensor:
+        """Encode texts, each with the instruction right before it.
+
+        Args:
+            texts: one text or many.
+            instruction: put before each text as it stands, not pooled unless the contract says so.
+            max_length: in tokens, instruction included; None is the contract's passage limit.
+            chunk_tokens: tokens (padding included) encoded at once.
+        Returns:
+            float32 (D,) for one text, (N, D) for many; numpy, or a CPU tensor with `convert_to_tensor`.
+        """
+        one = isinstance(texts, str)
+        items = [Text(instruction, text) for text in ([texts] if one else texts)]
+        limit = max_length or self.contract.passage_max_len
+        vectors = torch.empty(len(items), self.model.embedding_dim)
+        with tqdm(total=len(items), desc="encoding", unit=" texts", disable=not show_progress) as progress:
+            # A stretch at a time, so that a large corpus is not held in tokens all at once.
+            for start in range(0, len(items), 16384):
+                stretch = items[start : start + 16384]
+                tokens = self.text_encoder(stretch, limit)
+                chunks, row_of_text = make_chunks(tokens, chunk_tokens, self.text_encoder.tokenizer.pad_token_id)
+                rows = []
+                for chunk in chunks:
+                    rows.append(self.model(**{k: v.to(self.device) for k, v in chunk.items()}).float().cpu())
+                    progress.update(len(rows[-1]))
+                vectors[start : start + len(stretch)] = torch.cat(rows)[row_of_text]
+        result = vectors[0] if one else vectors
+        return result if convert_to_tensor else result.numpy()
+
+    def encode_queries(self, queries: str | Sequence[str], **options) -> np.ndarray | torch.Tensor:
+        """`encode` with the model's own query instruction and query limit, unless others are given."""
+        options.setdefault("instruction", self.contract.prompts.get("query", ""))
+        options.setdefault("max_length", self.contract.query_max_len)
+        return self.encode(queries, **options)
+
+    def encode_corpus(
+        self, corpus: str | Sequence[str] | Sequence[Mapping[str, str]], **options
+    ) -> np.ndarray | torch.Tensor:
+        """`encode` of passages; a mapping's title and text are joined by a space, as in BEIR."""
+        if not isinstance(corpus, str):
+            corpus = [p if isinstance(p, str) else f"{p.get('title') or ''} {p['text']}".strip() for p in corpus]
+        options.setdefault("instruction", self.contract.prompts.get("document", ""))
+        return self.encode(corpus, **options)
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a jsonl file, one a line.
+
+    Raises:
+        UserError: naming file and line.
+    """
+    texts = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}:{number}: found {error.msg}, wanted a JSON string or object") from error
+                if isinstance(row, dict) and isinstance(row.get("text"), str):
+                    row = f"{row.get('title') or ''} {row['text']}".strip()
+                if not isinstance(row, str):
+                    raise UserError(f'{path}:{number}: found no text, wanted a JSON string or an object with "text"')
+                texts.append(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not texts:
+        raise UserError(f"{path}: found no line, wanted at least one text")
+    return texts
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gritlm encode", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", type=Path, metavar="IN.jsonl")
+    parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (lines, width), numpy's format")
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default: passage")
+    parser.add_argument("--instruction", help="in place of the model's own")
+    parser.add_argument("--chunk_tokens", type=int, default=16384, help="tokens encoded at once, default 16384")
+    arguments = parser.parse_args(argv)
+    if arguments.output.exists():
+        raise UserError(f"{arguments.output} exists; nothing is overwritten, name another file")
+    texts = read_texts(arguments.input)
+    model = GritLM(arguments.model)
+    encode = model.encode_queries if arguments.side == "query" else model.encode_corpus
+    options = {} if arguments.instruction is None else {"instruction": arguments.instruction}
+    vectors = encode(texts, chunk_tokens=arguments.chunk_tokens, show_progress=True, **options)
+    aside = arguments.output.with_name(arguments.output.name + ".part")
+    with open(aside, "wb") as stream:
+        np.save(stream, vectors)
+    aside.replace(arguments.output)
+    print(f"{len(vectors)} vectors of width {vectors.shape[1]} in {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

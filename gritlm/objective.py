@@ -1,0 +1,66 @@
+"""From one rank's vectors to its share of the global loss: arrange, gather, mask, contrast.
+
+Shape suffixes: T local texts, B local queries, G passages per query, S = B*G local passage slots, P slots of all ranks,
+K known positives kept per query, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gritlm.distributed import all_gather, gather_with_gradient, rank, world_size
+from gritlm.losses import info_nce
+
+
+@dataclass
+class ContrastiveBatch:
+    """Where each local vector belongs. Slot `b*G` holds query b's positive; unused slots have no text.
+
+    text_of_query_B: int64 (B,), text_of_slot_S: int64 (S,) indices into the local vectors, -1 for an unused slot.
+    id_of_slot_S: int64 (S,), a hash of the passage's text.
+    known_BK: int64 (B, K), hashes of every known positive of the query, the drawn one included, padded with it.
+    """
+
+    text_of_query_B: Tensor
+    text_of_slot_S: Tensor
+    id_of_slot_S: Tensor
+    known_BK: Tensor
+
+
+@dataclass
+class Objective:
+    """The mean InfoNCE over the global batch, as seen from one rank."""
+
+    temperature: float
+    cross_device: bool = True
+
+    def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> Tensor:
+        """This rank's share: the sum of its queries' losses over the number of queries of all ranks.
+
+        A candidate is left out for a query where its text is a known positive of that query, other than the
+        positive drawn: an identical text is not a negative.
+        """
+        queries_BD = vectors_TD[batch.text_of_query_B]
+        used_S = batch.text_of_slot_S >= 0
+        slots_SD = vectors_TD[batch.text_of_slot_S.clamp(min=0)] * used_S.unsqueeze(1)
+        n_queries, slots = len(queries_BD), len(slots_SD)
+
+        gather = self.cross_device and world_size() > 1
+        passages_PD = gather_with_gradient(slots_SD) if gather else slots_SD
+        meta_P2 = torch.stack([batch.id_of_slot_S, used_S.long()], dim=1)
+        meta_P2 = all_gather(meta_P2) if gather else meta_P2
+        offset = rank() * slots if gather else 0
+
+        positive_B = offset + torch.arange(n_queries, device=vectors_TD.device) * (slots // n_queries)
+        masked_BP = mask_candidates(meta_P2[:, 0], meta_P2[:, 1].bool(), batch.known_BK, positive_B)
+        losses_B = info_nce(queries_BD, passages_PD, positive_B, self.temperature, masked_BP)
+        return losses_B.sum() / (n_queries * world_size())
+
+
+def mask_candidates(id_P: Tensor, used_P: Tensor, known_BK: Tensor, positive_B: Tensor) -> Tensor:
+    """bool (B, P): true where a candidate is unused, or is a known positive of the query but not the one drawn."""
+    masked_BP = ~used_P.expand(len(known_BK), -1)
+    for known_B1 in known_BK.split(1, dim=1):
+        masked_BP = masked_BP | (id_P == known_B1)
+    return masked_BP.scatter(1, positive_B.unsqueeze(1), False)

@@ -1,0 +1,137 @@
+"""Load a decoder LLM and make it an encoder; prove by probe that its attention is what was asked for.
+
+Since transformers 5.2 `config.is_causal = False` alone makes a stock Qwen2/Qwen3 bidirectional, on every
+attention implementation, and `config.json` carries it to every loader. Nothing is patched.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+
+from gritlm.errors import UserError
+
+SUPPORTED = ("qwen2", "qwen3")
+ATTENTION = {"bb": False, "cc": True}
+
+
+def load_config(name_or_path: str, attn: str = "bb", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The backbone's config with `is_causal` set for `attn` (bb: bidirectional, cc: causal). Loads no weights.
+
+    Raises:
+        UserError: the model does not exist, is not supported, or limits attention in another way.
+    """
+    if name_or_path.startswith((".", "/", "~")) and not (Path(name_or_path) / "config.json").is_file():
+        raise UserError(f"--model_name_or_path {name_or_path}: found no config.json there, wanted a model folder")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: neither a model folder nor a model that the hub gives: "
+            + str(error).strip().splitlines()[0]
+        ) from error
+    if config.model_type not in SUPPORTED:
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: found a {config.model_type!r} backbone, wanted one of {SUPPORTED}"
+        )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        raise UserError(f"--model_name_or_path {name_or_path}: sliding-window layers are not supported")
+    config.is_causal = ATTENTION[attn]
+    return config
+
+
+def load_backbone(
+    name_or_path: str,
+    config: PreTrainedConfig,
+    attn_implementation: str = "sdpa",
+    reset_weight: bool = False,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The decoder stack without its language-model head, float32 weights.
+
+    Float32 because bf16 weights under AdamW at a fine-tuning learning rate stand still; bf16 comes from autocast.
+    `reset_weight` draws the weights from the model's own initialisation (seeded) and reads none from disk.
+    """
+    options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    if reset_weight:
+        set_seed(seed)
+        return AutoModel.from_config(config, dtype=torch.float32, **options)
+    try:
+        backbone, report = AutoModel.from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"--model_name_or_path {name_or_path}: {str(error).strip().splitlines()[0]}") from error
+    if report["missing_keys"]:
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: {len(report['missing_keys'])} weights are missing, "
+            f"first {sorted(report['missing_keys'])[0]!r}"
+        )
+    return backbone
+
+
+class AttentionError(UserError):
+    """The attention in use is not the attention asked for."""
+
+
+@torch.no_grad()
+def probe_attention(
+    backbone: PreTrainedModel, attn: str, autocast_dtype: torch.dtype | None = None
+) -> dict[str, float]:
+    """Prove contract C1 on the kernel really in use, in well under a second.
+
+    (a) changing the last token moves token 0 (and must not when `attn` is "cc"); (b) a text in a padded batch gets the
+    states it gets alone; (c) what stands under the padding leaks nowhere.
+
+    Returns:
+        the three relative changes, in norm: {"last_to_first", "padded", "leak"}.
+    Raises:
+        AttentionError: naming the check that failed, what was found and what was wanted.
+    """
+    vocabulary, device = backbone.config.vocab_size, backbone.device
+    generator = torch.Generator().manual_seed(0)
+    long_1L = torch.randint(0, vocabulary, (1, 12), generator=generator).to(device)
+    changed_1L = long_1L.clone()
+    changed_1L[0, -1] = (long_1L[0, -1] + 1) % vocabulary
+    short_1L = torch.randint(0, vocabulary, (1, 7), generator=generator).to(device)
+
+    def states(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            return backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+
+    def pad(filler: int) -> Tensor:
+        batch = torch.full((2, 12), filler, device=device)
+        batch[0], batch[1, :7] = long_1L, short_1L
+        mask = torch.ones_like(batch)
+        mask[1, 7:] = 0
+        return states(batch, mask)[1, :7]
+
+    was_training = backbone.training
+    backbone.eval()
+    alone = states(short_1L, torch.ones_like(short_1L))[0]
+    first, first_changed = (states(x, torch.ones_like(x))[0, 0] for x in (long_1L, changed_1L))
+    padded, padded_otherwise = pad(0), pad(vocabulary - 1)
+    backbone.train(was_training)
+
+    def change(a: Tensor, b: Tensor) -> float:
+        return ((a - b).norm() / b.norm()).item()
+
+    found = {
+        "last_to_first": change(first_changed, first),
+        "padded": change(padded, alone),
+        "leak": change(padded_otherwise, padded),
+    }
+    noise = 1e-5 if autocast_dtype is None else 2e-2
+    sees_ahead = found["last_to_first"] > (1e-6 if autocast_dtype is None else 1e-4)
+    if sees_ahead != (attn == "bb"):
+        is_, wanted = ("bidirectional", "causal") if sees_ahead else ("causal", "bidirectional")
+        raise AttentionError(f"attention probe: --attn {attn} wants {wanted} attention, found it {is_} ({found})")
+    for check in ("padded", "leak"):
+        if not found[check] <= noise:
+            raise AttentionError(
+                f"attention probe: padding changes a text's states ({check}: {found[check]:.1e} in relative norm, "
+                f"wanted at most {noise:.0e}); try another --attn_implementation"
+            )
+    return found

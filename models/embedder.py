@@ -1,0 +1,89 @@
+"""Token ids in, unit vectors out: backbone, pooling, optional projection, normalisation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from gritlm.models.pooling import pool
+
+PROJECTION_FOLDER = "2_Dense"
+
+
+class Embedder(nn.Module):
+    """A text encoder around a decoder LLM.
+
+    Args:
+        backbone: the decoder stack, `config.is_causal` set as wanted.
+        pooling_method: mean, weightedmean, lasttoken or cls.
+        normalized: divide each vector by its Euclidean norm.
+        projection: width of a linear layer (with bias) after pooling, or None.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        pooling_method: str = "mean",
+        normalized: bool = True,
+        projection: int | None = None,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.pooling_method = pooling_method
+        self.normalized = normalized
+        width = backbone.config.hidden_size
+        self.projection = nn.Linear(width, projection, dtype=torch.float32) if projection else None
+
+    @property
+    def config(self):
+        return self.backbone.config
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.projection.out_features if self.projection else self.config.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+        """Encode N right-padded texts.
+
+        Args:
+            input_ids: int64 (N, L).
+            attention_mask: int64 (N, L), 1 where a token stands.
+            pooling_mask: bool (N, L), true where a token counts in pooling; at least one per row.
+        Returns:
+            float32 (N, D), unit norm if `normalized`.
+        """
+        states_NLD = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        with torch.autocast(states_NLD.device.type, enabled=False):
+            vectors_ND = pool(states_NLD, pooling_mask, self.pooling_method)
+            if self.projection is not None:
+                vectors_ND = self.projection(vectors_ND)
+            return F.normalize(vectors_ND, dim=-1) if self.normalized else vectors_ND
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping | None = None) -> None:
+        """Recompute each layer's activations in the backward pass; called by the Trainer."""
+        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    def save_weights(self, folder: str | Path) -> None:
+        """Write config.json and safetensors with the base model's keys, and the projection beside them."""
+        self.backbone.save_pretrained(folder)
+        if self.projection is not None:
+            path = Path(folder) / PROJECTION_FOLDER
+            path.mkdir(parents=True, exist_ok=True)
+            weights = {f"linear.{name}": value.contiguous() for name, value in self.projection.state_dict().items()}
+            save_file(weights, path / "model.safetensors")
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Read back what `save_weights` wrote, in place and exactly."""
+        saved = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        self.backbone.load_state_dict(saved.state_dict())
+        if self.projection is not None:
+            self.load_projection(folder)
+
+    def load_projection(self, folder: str | Path) -> None:
+        """Read the projection's weights only."""
+        weights = load_file(Path(folder) / PROJECTION_FOLDER / "model.safetensors")
+        self.projection.load_state_dict({name.removeprefix("linear."): value for name, value in weights.items()})

@@ -1,0 +1,133 @@
+"""Contract C2 across real gloo ranks: DDP on 2 ranks is one process, for loss, gradient and weights."""
+
+import json
+
+import pytest
+import torch
+from helpers import (
+    flat_gradient,
+    flat_weights,
+    losses,
+    make_builder,
+    make_embedder,
+    relative,
+    run_ranks,
+    train,
+    train_flags,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from gritlm import objective as objective_module
+from gritlm.distributed import DDPEngine, all_gather, all_reduce_sum, make_engine, rank, world_size
+from gritlm.gradcache import two_pass_step
+from gritlm.objective import ContrastiveBatch, Objective
+
+STEPS = 3
+
+
+def three_steps(model_folder, data, cache, fault: str | None = None) -> dict:
+    """Three SGD steps on this rank's slices; what every rank must agree on."""
+    builder = make_builder(model_folder, data, cache, rank=rank(), ranks=world_size())
+    model = make_embedder(model_folder)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+    if fault == "gather without gradient":
+        objective_module.gather_with_gradient = all_gather_own_gradient
+    seen = {"loss": [], "gradient": [], "chunks": []}
+    for step in range(STEPS):
+        batch = builder[0, step]
+        layout = ContrastiveBatch(**batch["layout"])
+        engine = make_engine(wrapped)
+        if fault == "divided by the world size":
+            engine.loss_scale = 1.0
+        result = two_pass_step(engine, batch["chunks"], lambda v, layout=layout: Objective(0.05)(v, layout))
+        seen["loss"].append(all_reduce_sum(result.loss))
+        seen["gradient"].append(flat_gradient(model).clone())
+        seen["chunks"].append(len(batch["chunks"]))
+        sgd.step()
+        sgd.zero_grad()
+    return seen | {"weights": flat_weights(model)}
+
+
+def all_gather_own_gradient(x):
+    """The field's usual fault: gathered passages carry a gradient only where they are this rank's own."""
+    parts = list(all_gather(x.detach()).chunk(world_size()))
+    parts[rank()] = x
+    return torch.cat(parts)
+
+
+def error(many: dict, one: dict) -> dict[str, float]:
+    return {
+        "loss": max(abs(a - b) / b for a, b in zip(many["loss"], one["loss"], strict=True)).item(),
+        "gradient": max(relative(a, b) for a, b in zip(many["gradient"], one["gradient"], strict=True)),
+        "weights": relative(many["weights"], one["weights"]),
+    }
+
+
+@pytest.mark.parametrize("name", ["hard", "plain"])
+def test_two_ranks_are_one_process(qwen3, data, tmp_path, name):
+    one = three_steps(qwen3, data / f"{name}.jsonl", tmp_path)
+    for many in run_ranks(three_steps, qwen3, data / f"{name}.jsonl", tmp_path):
+        assert max(error(many, one).values()) < 1e-5, error(many, one)
+    assert max(one["chunks"]) > 3
+
+
+def test_four_ranks_are_one_process(qwen3, data, tmp_path):
+    one = three_steps(qwen3, data / "hard.jsonl", tmp_path)
+    for many in run_ranks(three_steps, qwen3, data / "hard.jsonl", tmp_path, ranks=4):
+        assert max(error(many, one).values()) < 1e-5, error(many, one)
+
+
+@pytest.mark.parametrize("fault", ["gather without gradient", "divided by the world size"])
+def test_controls(qwen3, data, tmp_path, fault):
+    one = three_steps(qwen3, data / "hard.jsonl", tmp_path)
+    for many in run_ranks(three_steps, qwen3, data / "hard.jsonl", tmp_path, fault):
+        assert error(many, one)["gradient"] > 1e-2
+
+
+def count_collectives(model_folder, data, cache) -> tuple[dict, float]:
+    """Calls of each collective in one step, by what torch itself records."""
+    from torch.profiler import profile
+
+    builder = make_builder(model_folder, data, cache, rank=rank(), ranks=world_size())
+    model = DistributedDataParallel(make_embedder(model_folder), broadcast_buffers=False)
+    engine = make_engine(model)
+    assert isinstance(engine, DDPEngine)
+    for step in range(2):  # the first step also arranges DDP's buckets
+        batch = builder[0, step]
+        layout = ContrastiveBatch(**batch["layout"])
+        with profile() as profiler:
+            two_pass_step(engine, batch["chunks"], lambda v, layout=layout: Objective(0.05)(v, layout))
+    return {e.key: e.count for e in profiler.key_averages() if e.key.startswith("gloo:")}, len(batch["chunks"])
+
+
+def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path):
+    for calls, chunks in run_ranks(count_collectives, qwen3, data / "hard.jsonl", tmp_path):
+        gathers = sum(count for name, count in calls.items() if "all_gather" in name)
+        reductions = sum(count for name, count in calls.items() if "all_reduce" in name)
+        assert chunks > 2
+        assert gathers == 2  # the vectors, and the texts' ids
+        assert reductions == 2  # the vectors' gradient, and DDP's one bucket of the weights' gradient
+
+
+def test_the_trainer_gives_one_curve_on_one_and_two_ranks(qwen3, data, tmp_path):
+    """AdamW through the real Trainer and torchrun; each batch from one data set, the same rows on both."""
+    from gritlm.data.plan import MIXED
+
+    cache = tmp_path / "cache"
+    flags = {"max_steps": 8, "save_steps": 8, "global_batch_size": 8}
+    for ranks in (1, 2):
+        train(*train_flags(qwen3, data, tmp_path / str(ranks), cache, **flags), ranks=ranks)
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == 8
+    assert max(abs(a - b) / a for a, b in zip(one, two, strict=True)) < 1e-4, (one, two)
+    assert one[0] > 0
+
+    builder = make_builder(qwen3, data, cache)
+    for step in range(builder.plan.steps_per_epoch):
+        halves = [make_builder(qwen3, data, cache, rank=r, ranks=2)[0, step]["rows"] for r in (0, 1)]
+        whole = builder[0, step]
+        assert halves[0] + halves[1] == whole["rows"]
+        assert whole["dataset"] != MIXED
+    state = json.loads((tmp_path / "2" / "checkpoint-8" / "trainer_state.json").read_text())
+    assert {"tokens_per_second", "real_token_share", "time_share/pass_1", "grad_norm"} <= set(state["log_history"][0])

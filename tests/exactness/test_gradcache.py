@@ -1,0 +1,125 @@
+"""Contract C2 on one process: the two-pass step gives the gradient of the whole-batch loss, whatever the chunks."""
+
+import pytest
+import torch
+from helpers import flat_gradient, flat_weights, make_builder, make_embedder, relative
+from torch import Tensor
+
+from gritlm.data.collator import make_chunks
+from gritlm.data.records import Text, text_id
+from gritlm.distributed import SingleEngine
+from gritlm.gradcache import two_pass_step
+from gritlm.objective import ContrastiveBatch, Objective
+
+TEMPERATURE = 0.05
+
+
+def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
+    """The same loss, written again from the formula: no chunks, no slots, a Python loop over queries."""
+    rows = builder.plan.batch(epoch, step).rows
+    queries, groups, known = [], [], []
+    for dataset, row in rows:
+        record = builder.records[dataset][row]
+        positive, negatives = builder.plan.draw(
+            epoch, dataset, row, len(record.positives), len(record.negatives), builder.group_size - 1
+        )
+        queries.append(record.query)
+        groups.append([record.positives[positive]] + [record.negatives[i] for i in negatives])
+        known.append(set(record.known))
+    passages = [passage for group in groups for passage in group]
+
+    def vectors(texts: list[Text], limit: int) -> Tensor:
+        (chunk,), row_of_text = make_chunks(builder.encoder(texts, limit), 10**9, 0)
+        return model(**chunk)[row_of_text]
+
+    q, p = vectors(queries, 32), vectors(passages, 48)
+    total, first = 0.0, 0
+    for b, group in enumerate(groups):
+        scores = q[b] @ p.T / TEMPERATURE
+        terms = [scores[j] for j, passage in enumerate(passages) if j == first or text_id(passage.text) not in known[b]]
+        total = total + torch.logsumexp(torch.stack(terms), 0) - scores[first]
+        first += len(group)
+    return total / len(rows)
+
+
+def two_pass(model, batch: dict) -> Tensor:
+    layout = ContrastiveBatch(**batch["layout"])
+    objective = Objective(TEMPERATURE)
+    return two_pass_step(SingleEngine(model), batch["chunks"], lambda vectors: objective(vectors, layout)).loss
+
+
+@pytest.mark.parametrize("name", ["hard", "plain"])
+@pytest.mark.parametrize("chunk_tokens", [48, 300, 10**6])
+def test_chunked_is_unchunked(qwen3, data, tmp_path, name, chunk_tokens):
+    builder = make_builder(qwen3, data / f"{name}.jsonl", tmp_path, chunk_tokens=chunk_tokens)
+    model, reference = make_embedder(qwen3), make_embedder(qwen3)
+    sgd = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (model, reference)]
+    start = flat_weights(model)
+    for step in range(3):
+        batch = builder[0, step]
+        assert (len(batch["chunks"]) > 3) == (chunk_tokens < 300) or chunk_tokens == 300
+        loss = two_pass(model, batch)
+        truth = naive_loss(reference, builder, 0, step)
+        truth.backward()
+        assert abs(loss - truth.detach()) / truth.detach() < 1e-5
+        assert relative(flat_gradient(model), flat_gradient(reference)) < 1e-5
+        for optimizer in sgd:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert relative(flat_weights(model), flat_weights(reference)) < 1e-5
+    assert relative(start, flat_weights(model)) > 1e-3, "nothing was trained"
+
+
+def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
+    """Control: the comparison fails when the second pass misses a chunk."""
+    builder = make_builder(qwen3, data / "hard.jsonl", tmp_path)
+    model, reference = make_embedder(qwen3), make_embedder(qwen3)
+    batch = builder[0, 0]
+    forgetful = SingleEngine(model)
+    forgetful.wrapped = lambda **chunk: (
+        model(**chunk) if chunk is not batch["chunks"][0] and len(chunk["input_ids"]) > 1 else model(**chunk) * 1.5
+    )
+    layout = ContrastiveBatch(**batch["layout"])
+    two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, layout))
+    naive_loss(reference, builder, 0, 0).backward()
+    assert relative(flat_gradient(model), flat_gradient(reference)) > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weightedmean", "lasttoken", "cls"])
+def test_every_pooling_and_the_projection(qwen2, data, tmp_path, pooling):
+    builder = make_builder(qwen2, data / "hard.jsonl", tmp_path, pooling_method=pooling)
+    torch.manual_seed(0)
+    model = make_embedder(qwen2, pooling_method=pooling, projection=16)
+    torch.manual_seed(0)
+    reference = make_embedder(qwen2, pooling_method=pooling, projection=16)
+    loss = two_pass(model, builder[0, 0])
+    truth = naive_loss(reference, builder, 0, 0)
+    truth.backward()
+    assert abs(loss - truth.detach()) / truth.detach() < 1e-5
+    assert relative(flat_gradient(model), flat_gradient(reference)) < 1e-5
+
+
+@pytest.mark.parametrize("replay", [True, False], ids=["replayed", "control: not replayed"])
+def test_dropout(qwen3_dropout, data, tmp_path, replay, monkeypatch):
+    """With dropout, two passes over the chunks are one pass over the same chunks that keeps its graphs."""
+    import contextlib
+
+    import gritlm.gradcache as gradcache
+
+    if not replay:
+        monkeypatch.setattr(gradcache.RandomState, "replayed", lambda self: contextlib.nullcontext())
+    builder = make_builder(qwen3_dropout, data / "hard.jsonl", tmp_path)
+    model, reference = make_embedder(qwen3_dropout).train(), make_embedder(qwen3_dropout).train()
+    batch = builder[0, 0]
+    assert len(batch["chunks"]) > 3
+    torch.manual_seed(5)
+    loss = two_pass(model, batch)
+    torch.manual_seed(5)
+    kept = torch.cat([reference(**chunk) for chunk in batch["chunks"]])
+    truth = Objective(TEMPERATURE)(kept, ContrastiveBatch(**batch["layout"]))
+    truth.backward()
+    assert abs(loss - truth.detach()) / truth.detach() < 1e-6
+    error = relative(flat_gradient(model), flat_gradient(reference))
+    assert (error < 1e-5) == replay
+    torch.manual_seed(6)
+    assert abs(two_pass(model, batch) - loss) > 1e-4, "dropout was not on"

@@ -2,10 +2,12 @@
 
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -32,6 +34,7 @@ FIXED_TRAINING = """
 
 def main(argv: list[str]) -> int:
     model_args, data_args, args = parse(argv)
+    quieten()
     first = args.process_index == 0
     say = print if first else (lambda *_: None)
 
@@ -91,6 +94,14 @@ def main(argv: list[str]) -> int:
     barrier()
     close()
     return 0
+
+
+def quieten() -> None:
+    """Our own lines and one progress bar are enough."""
+    transformers.utils.logging.disable_progress_bar()
+    # accelerate on a DDP option that is set on purpose: buffers are constants, and a broadcast a chunk would hang
+    # where ranks have different numbers of chunks.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
 
 
 def build_encoder(model_args: ModelArguments, data_args: DataArguments, records: list[RecordSet]) -> TextEncoder:

@@ -146,13 +146,15 @@ class TextEncoder:
         length = self.instruction_length(instruction)
         if length + 1 + self.contract.append_eos > max_length:
             raise UserError(f"{flag} {max_length} leaves no room behind the {length} tokens of {instruction!r}")
+        melts = instruction != "" and not instruction[-1].isspace()
         for probe in BOUNDARY_PROBES if instruction else ():
             encoded = self.tokenizer(instruction + probe, return_offsets_mapping=True)
-            if any(end > len(instruction) for _, end in encoded["offset_mapping"][:length]):
-                raise UserError(
-                    f"the instruction {instruction!r} melts into a text that begins with {probe!r}: "
-                    "end it with a space or a line break"
-                )
+            melts = melts or any(end > len(instruction) for _, end in encoded["offset_mapping"][:length])
+        if melts:
+            raise UserError(
+                f"the instruction {instruction!r} can share a token with the text behind it: "
+                "end it with a space or a line break"
+            )
 
 
 def make_chunks(tokens: Sequence[Tokens], chunk_tokens: int, pad_id: int) -> tuple[list[dict[str, Tensor]], Tensor]:

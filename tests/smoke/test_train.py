@@ -1,0 +1,178 @@
+"""The main job through its command line: batches, resume after kill -9, loggers, the output folder, bad input."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from helpers import ROOT, run, train, train_flags, write_jsonl
+from safetensors.torch import load_file
+
+DRIVER = ROOT / "tests" / "smoke" / "driver.py"
+
+
+def batches_of(rows_file, rank: int) -> list:
+    return [json.loads(line) for line in open(f"{rows_file}.{rank}")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_resumed_is_undisturbed(qwen3_dropout, data, tmp_path, ranks):
+    """6 steps == 3 steps, saved, kill -9 after 4, and again: bit for bit, dropout on, the same rows in every step."""
+    cache = tmp_path / "cache"
+
+    def go(name: str, kill_at: int) -> subprocess.CompletedProcess:
+        flags = train_flags(qwen3_dropout, data, tmp_path / name, cache)
+        return run(DRIVER, tmp_path / f"{name}-rows", str(kill_at), *flags, ranks=ranks)
+
+    assert go("whole", 0).returncode == 0
+    killed = go("cut", 4)
+    assert killed.returncode != 0
+    assert not (tmp_path / "cut" / "modules.json").exists()
+    assert [p.name for p in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = go("cut", 0)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resuming from" in resumed.stdout
+
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    base = load_file(qwen3_dropout / "model.safetensors")
+    assert not any(torch.equal(whole[name], base[name]) for name in whole if "proj" in name), "nothing was trained"
+    optimizers = [torch.load(tmp_path / n / "checkpoint-6" / "optimizer.pt") for n in ("whole", "cut")]
+    moments = [[s["exp_avg"] for s in o["state"].values()] for o in optimizers]
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+
+    for rank in range(ranks):
+        undisturbed = batches_of(tmp_path / "whole-rows", rank)
+        assert len(undisturbed) == 6
+        assert batches_of(tmp_path / "cut-rows", rank) == undisturbed[:4] + undisturbed[3:]
+        for dataset, rows in undisturbed:  # one data set a batch, through the real Trainer
+            assert {row.split(":")[0] for row in rows} == {dataset}
+    if ranks == 2:
+        sets = [[dataset for dataset, _ in batches_of(tmp_path / "whole-rows", rank)] for rank in (0, 1)]
+        assert sets[0] == sets[1]
+        assert len(set(sets[0])) == 2
+
+
+def test_epochs_differ_and_data_loader_workers_change_nothing(qwen3, data, tmp_path):
+    flags = {"global_batch_size": 16, "max_steps": -1, "num_train_epochs": 2, "save_strategy": "no"}
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        done = run(
+            DRIVER,
+            tmp_path / f"rows{workers}",
+            "0",
+            *train_flags(qwen3, data, out, tmp_path / "cache", dataloader_num_workers=workers, **flags),
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert batches_of(tmp_path / "rows0", 0) == batches_of(tmp_path / "rows2", 0)
+    first, second = (batches_of(tmp_path / "rows0", 0)[i : i + 5] for i in (0, 5))
+    assert sorted(b[0] for b in first) == sorted(b[0] for b in second)
+    assert first != second
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("0", "2")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_loggers(qwen3, data, tmp_path):
+    """wandb offline and tensorboard for real, with the numbers that the log promises."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", max_steps=2, save_strategy="no")
+    train(
+        *flags,
+        *("--report_to", "wandb", "tensorboard"),
+        WANDB_MODE="offline",
+        WANDB_DIR=str(tmp_path),
+        TENSORBOARD_LOGGING_DIR=str(tmp_path / "tb"),
+    )
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    wanted = {"loss", "grad_norm", "tokens_per_second", "real_token_share"}
+    wanted |= {f"time_share/{part}" for part in ("data", "pass_1", "loss", "pass_2", "optimizer")}
+    assert {f"train/{name}" for name in wanted} <= set(events.Tags()["scalars"])
+
+
+def test_gradient_checkpointing_and_bf16(qwen3, data, tmp_path):
+    """Recomputed activations change no bit; bf16 autocast keeps float32 weights."""
+    plain = train_flags(qwen3, data, tmp_path / "plain", tmp_path / "cache", max_steps=2)
+    train(*plain)
+    train(*train_flags(qwen3, data, tmp_path / "again", tmp_path / "cache", max_steps=2, gradient_checkpointing=True))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    train(*train_flags(qwen3, data, tmp_path / "bf16", tmp_path / "cache", max_steps=2, bf16=True))
+    bf16 = load_file(tmp_path / "bf16" / "model.safetensors")
+    assert all(value.dtype == torch.float32 for value in bf16.values())
+    assert not all(torch.equal(bf16[name], weights[0][name]) for name in bf16)
+
+
+# ---- the output folder, bad input
+
+
+@pytest.fixture(scope="module")
+def finished(qwen3, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    done = train(*train_flags(qwen3, data, folder / "out", folder / "cache", max_steps=2, save_steps=1))
+    return folder, done.stdout
+
+
+def refused(*flags: str) -> str:
+    done = run("-m", "gritlm.train", *flags)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gritlm: error:")]
+    return line
+
+
+def test_what_a_run_says_at_its_start(finished):
+    _, said = finished
+    assert "each query sees up to 23 negatives: 2 hard, 21 in-batch, 0 from other ranks" in said
+    assert said.count(" tokens: [") == 6
+    assert "attention probe: passed" in said
+
+
+def test_a_finished_run_is_never_touched(finished, qwen3, data):
+    folder, _ = finished
+    flags = {"max_steps": 2, "save_steps": 1}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
+    out = folder / "out"
+    assert "finished run" in refused(*train_flags(qwen3, data, out, folder / "cache", **flags))
+    line = refused(*train_flags(qwen3, data, out, folder / "cache", **flags, temperature=0.5))
+    assert "temperature was 0.02, now 0.5" in line
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_a_folder_that_is_not_ours_is_refused(qwen3, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    assert "not empty" in refused(*train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache"))
+
+
+def test_bad_data_ends_in_one_line(qwen3, tmp_path):
+    path = tmp_path / "data.jsonl"
+    write_jsonl(path, 5, 1, 0)
+    with open(path, "a") as out:
+        out.write('{"query": "q", "pos": "p", "neg": []}\n')
+    line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
+    assert line == f"gritlm: error: {path}:6: pos: found a string, wanted a list of passages"
+    path.write_text("")
+    assert "found no row" in refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
+    write_jsonl(path, 5, 1, 0)
+    line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
+    assert "--global_batch_size 8 is larger than the data: found 5 rows" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_nan_stops_the_run_and_is_named(qwen3, data, tmp_path):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    broken = shutil.copytree(qwen3, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["layers.1.mlp.down_proj.weight"][0, 0] = float("inf")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    flags = train_flags(broken, data, tmp_path / "out", tmp_path / "cache")
+    done = run("-m", "gritlm.train", *flags)
+    assert done.returncode == 2
+    assert "attention probe" in done.stderr or "step 1: the loss is nan" in done.stderr

@@ -1,0 +1,90 @@
+"""Flags: wrong ones end in one line, and the README's table is the one the code makes."""
+
+import re
+
+import pytest
+from helpers import ROOT, run
+
+from gritlm.arguments import flag_table, parse
+from gritlm.errors import UserError
+
+
+@pytest.fixture
+def flags(tmp_path) -> dict:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    return {
+        "model_name_or_path": "some/model",
+        "train_data": tmp_path / "data.jsonl",
+        "output_dir": tmp_path / "out",
+        "use_cpu": True,
+        "global_batch_size": 64,
+    }
+
+
+def as_list(flags: dict) -> list[str]:
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def test_the_recipe_is_the_default(flags):
+    del flags["global_batch_size"]
+    model, data, training = parse(as_list(flags))
+    assert (model.attn, model.pooling_method, model.normalized) == ("bb", "mean", True)
+    assert (data.train_group_size, data.query_max_len, data.passage_max_len) == (4, 512, 512)
+    assert (training.global_batch_size, training.temperature) == (2048, 0.02)
+    assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (2e-5, 0.05, 0.03)
+    assert (training.lr_scheduler_type, training.num_train_epochs, training.optim) == ("cosine", 1, "adamw_torch_fused")
+
+
+def test_the_scripts_recipe_is_the_same(flags):
+    """The variables of train_embonly.sh repeat the defaults for the reader; they must not drift."""
+    script = (ROOT / "scripts/training/train_embonly.sh").read_text()
+    groups = parse(as_list({k: v for k, v in flags.items() if k != "global_batch_size"}))
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    shown = re.findall(r"^([A-Z_]+)=\$\{\1:-([-\d.e]+)\}", script, re.MULTILINE)
+    recipe = {name.lower(): value for name, value in shown if name.lower() in values}
+    assert len(recipe) == 8
+    assert {name: float(value) for name, value in recipe.items()} == {name: values[name] for name in recipe}
+
+
+WRONG = {
+    "no model": ({"model_name_or_path": ""}, "--model_name_or_path is missing"),
+    "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
+    "accumulation": ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps: wanted 1"),
+    "fp16": ({"fp16": True}, "--fp16: not supported"),
+    "two batch sizes": ({"per_device_train_batch_size": 16}, "contradicts --global_batch_size 64"),
+    "temperature": ({"temperature": 0}, "--temperature: found 0.0, wanted a number above 0"),
+    "chunk too small": ({"chunk_tokens": 100}, "--chunk_tokens 100 holds not even one text of 512 tokens"),
+    "odd batch": ({"dry_run": 3}, "--global_batch_size 64 is not a multiple of the 3 ranks"),
+    "nothing to contrast": ({"global_batch_size": 1, "train_group_size": 1}, "no negative"),
+    "hugging face's own": ({"lr_scheduler_type": "sine"}, "sine"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_flags_that_cannot_work(flags, name):
+    change, message = WRONG[name]
+    with pytest.raises(UserError) as error:
+        parse(as_list(flags | change))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_on_the_command_line_it_is_one_line_and_code_2(flags):
+    done = run("-m", "gritlm", "train", *as_list(flags | {"temperature": 0}))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "gritlm: error: --temperature: found 0.0, wanted a number above 0"
+    assert "Traceback" not in done.stderr
+    assert run("-m", "gritlm", "train", *as_list(flags), "--no_such_flag", "1").returncode == 2
+
+
+@pytest.mark.parametrize("verb", ["train", "encode", "quickstart"])
+def test_every_verb_has_help_with_examples(verb):
+    done = run("-m", "gritlm", verb, "--help")
+    assert done.returncode == 0
+    assert "examples" in done.stdout
+    assert run("-m", "gritlm").stdout.count(verb) >= 1
+
+
+def test_the_readmes_flag_table_is_up_to_date():
+    readme = (ROOT / "README.md").read_text()
+    assert flag_table() in readme, "regenerate: python -c 'from gritlm.arguments import *; print(flag_table())'"

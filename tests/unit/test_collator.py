@@ -1,0 +1,134 @@
+"""Contract C4: no content token is lost, no text is left without a pooled token, chunks hold what they should."""
+
+import pytest
+import torch
+from helpers import INSTRUCTION, make_builder
+
+from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer, make_chunks, save_tokenizer
+from gritlm.data.records import Text
+from gritlm.errors import UserError
+
+TEXTS = ["stone", "a", "(x)", " leading space", "\nline", "trailing  \n", "中文", "é", "1", "seven bridges while snow"]
+
+
+def make_encoder(folder, **options) -> TextEncoder:
+    contract = TextContract(**options)
+    return TextEncoder(load_tokenizer(str(folder), contract), contract)
+
+
+@pytest.mark.parametrize("instruction", [INSTRUCTION, "Ask:\n", "Ask: \n\n", "query: ", ""])
+@pytest.mark.parametrize("eos", [False, True])
+def test_the_pooled_tokens_are_the_content(qwen3, instruction, eos):
+    encoder = make_encoder(qwen3, append_eos=eos)
+    encoder.check_instruction(instruction, 64, "--query_max_len")
+    for text, tokens in zip(TEXTS, encoder([Text(instruction, text) for text in TEXTS], 64), strict=True):
+        pooled = encoder.tokenizer.decode(tokens.ids[tokens.instruction :], skip_special_tokens=True)
+        assert pooled.strip() == text.strip()
+        assert (tokens.ids[-1] == encoder.tokenizer.eos_token_id) == eos
+
+
+def test_control_the_stock_tokenizer_loses_the_first_word(qwen3):
+    """What the trailing-space rule is for: measured alone, the instruction is a token longer than before a text."""
+    from transformers import AutoTokenizer
+
+    stock = AutoTokenizer.from_pretrained(qwen3)
+    alone, together = stock(INSTRUCTION).input_ids, stock(INSTRUCTION + "stone").input_ids
+    assert "stone" not in stock.decode(together[len(alone) :])
+    assert make_encoder(qwen3).instruction_length(INSTRUCTION) == len(alone) - 1
+
+
+def test_an_instruction_that_melts_into_the_text_is_refused(qwen3):
+    encoder = make_encoder(qwen3)
+    for instruction in ("Query:", "que"):
+        with pytest.raises(UserError, match="end it with a space or a line break"):
+            encoder.check_instruction(instruction, 64, "--query_max_len")
+    with pytest.raises(UserError, match="--query_max_len 4 leaves no room"):
+        encoder.check_instruction(INSTRUCTION, 4, "--query_max_len")
+
+
+def test_truncation_keeps_the_instruction_and_the_end_token(qwen3):
+    encoder = make_encoder(qwen3, append_eos=True)
+    (tokens,) = encoder([Text(INSTRUCTION, "stone " * 100)], 32)
+    assert len(tokens.ids) == 32
+    assert tokens.ids[-1] == encoder.tokenizer.eos_token_id
+    assert encoder.tokenizer.decode(tokens.ids[: tokens.instruction]) == INSTRUCTION.rstrip()
+
+
+def test_a_very_long_text_is_cut_quickly_and_exactly(qwen3):
+    encoder = make_encoder(qwen3)
+    for long in ("stone river " * 100_000, " " * 200_000 + "stone", "x" * 200_000):
+        (tokens,) = encoder([Text("", long)], 32)
+        assert tokens.ids == encoder.tokenizer(long, truncation=True, max_length=32).input_ids
+
+
+def test_no_text_is_without_a_pooled_token(qwen3):
+    encoder = make_encoder(qwen3)
+    texts = [Text("", ""), Text("", " \n"), Text(INSTRUCTION, ""), Text(INSTRUCTION, "  ")]
+    for tokens in encoder(texts, 32):
+        assert len(tokens.ids) > tokens.instruction
+
+
+def test_pool_instruction(qwen3):
+    (tokens,) = make_encoder(qwen3, pool_instruction=True)([Text(INSTRUCTION, "stone")], 32)
+    assert tokens.instruction == 0
+
+
+@pytest.mark.parametrize("eos", [False, True])
+def test_a_saved_tokenizer_keeps_the_contract(qwen3, tmp_path, eos):
+    encoder = make_encoder(qwen3, append_eos=eos)
+    save_tokenizer(encoder.tokenizer, tmp_path)
+    again = make_encoder(tmp_path, append_eos=eos)
+    texts = [Text(INSTRUCTION, text) for text in TEXTS]
+    assert encoder(texts, 32) == again(texts, 32)
+    assert repr(again.tokenizer.backend_tokenizer.normalizer).count("Strip") == 1
+
+
+def test_chunks_hold_every_text_once_within_the_budget(qwen3):
+    encoder = make_encoder(qwen3)
+    texts = [Text(INSTRUCTION, "stone " * (n % 13)) for n in range(50)]
+    tokens = encoder(texts, 40)
+    chunks, row_of_text = make_chunks(tokens, 100, 0)
+    assert all(chunk["input_ids"].numel() <= 100 for chunk in chunks)
+    rows = [
+        (ids[mask.bool()].tolist(), int((mask.bool() & ~pooled).sum()))
+        for chunk in chunks
+        for ids, mask, pooled in zip(*chunk.values(), strict=True)
+    ]
+    assert [rows[r] for r in row_of_text] == [(t.ids, t.instruction) for t in tokens]
+    lengths = [len(ids) for ids, _ in rows]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_batch_is_the_plans_rows(qwen3, data, tmp_path):
+    builder = make_builder(qwen3, data / "hard.jsonl", tmp_path, batch=8, group=3)
+    batch = builder[1, 2]
+    planned = builder.plan.batch(1, 2)
+    layout = batch["layout"]
+    assert batch["rows"] == [f"hard:{row}" for _, row in planned.rows]
+    assert layout["text_of_slot_S"].shape == (24,)
+    assert (layout["text_of_slot_S"].view(8, 3)[:, 0] >= 0).all()  # slot 0 holds the positive
+    assert batch["real_tokens"] <= batch["padded_tokens"]
+
+    rows = torch.nn.utils.rnn.pad_sequence(
+        [ids for chunk in batch["chunks"] for ids in chunk["input_ids"]], batch_first=True, padding_value=0
+    )
+    for number, (_, row) in enumerate(planned.rows):
+        record = builder.records[0][row]
+        query = builder.encoder.tokenizer.decode(rows[layout["text_of_query_B"][number]], skip_special_tokens=True)
+        assert query == INSTRUCTION + record.query.text
+
+
+def test_the_positive_is_never_a_negative(qwen3, data, tmp_path):
+    builder = make_builder(qwen3, data / "hard.jsonl", tmp_path)
+    for step in range(builder.plan.steps_per_epoch):
+        layout = builder[0, step]["layout"]
+        ids = layout["id_of_slot_S"].view(8, 3)
+        used = layout["text_of_slot_S"].view(8, 3) >= 0
+        for b in range(8):
+            assert ids[b, 0] in layout["known_BK"][b]
+            assert not any(ids[b, g] in layout["known_BK"][b] for g in (1, 2) if used[b, g])
+
+
+def test_a_model_without_a_fast_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer there"):
+        load_tokenizer(str(tmp_path), TextContract())

@@ -10,6 +10,7 @@ VERBS = {
     "train": "train an embedding model (under torchrun: -m gritlm.train)",
     "encode": "turn texts into vectors with a trained model",
     "quickstart": "build, and report on, the task made of this machine's own Python",
+    "benchmark": "time a training step, alone or beside a peer",
 }
 
 

@@ -138,6 +138,10 @@ def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainin
     longest = max(data.query_max_len, data.passage_max_len)
     if training.chunk_tokens < longest:
         raise UserError(f"--chunk_tokens {training.chunk_tokens} holds not even one text of {longest} tokens")
+    if model.attn == "cc" and model.pooling_method == "cls":
+        raise UserError(
+            "--attn cc with --pooling_method cls: the first token sees no other, every text gets one vector"
+        )
     if training.gradient_accumulation_steps != 1:
         raise UserError(
             "--gradient_accumulation_steps: wanted 1. In-batch negatives make the sum of small batches another loss; "

@@ -133,7 +133,6 @@ def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: in
         num_key_value_heads=3,
         head_dim=32,
         max_position_embeddings=1024,
-        pad_token_id=0,
         eos_token_id=0,
     )
     set_seed(seed)

@@ -33,8 +33,8 @@ FIXED_TRAINING = """
 
 
 def main(argv: list[str]) -> int:
-    model_args, data_args, args = parse(argv)
     quieten()
+    model_args, data_args, args = parse(argv)
     first = args.process_index == 0
     say = print if first else (lambda *_: None)
 
@@ -102,6 +102,7 @@ def quieten() -> None:
     # accelerate on a DDP option that is set on purpose: buffers are constants, and a broadcast a chunk would hang
     # where ranks have different numbers of chunks.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
 
 
 def build_encoder(model_args: ModelArguments, data_args: DataArguments, records: list[RecordSet]) -> TextEncoder:

@@ -1,6 +1,5 @@
 """Token ids in, unit vectors out: backbone, pooling, optional projection, normalisation."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -63,9 +62,13 @@ class Embedder(nn.Module):
                 vectors_ND = self.projection(vectors_ND)
             return F.normalize(vectors_ND, dim=-1) if self.normalized else vectors_ND
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping | None = None) -> None:
+    def activation_checkpointing_enable(self, **options) -> None:
         """Recompute each layer's activations in the backward pass; called by the Trainer."""
-        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        self.backbone.activation_checkpointing_enable(**options)
+
+    def gradient_checkpointing_enable(self, **options) -> None:
+        """The same, under the name that older versions of transformers call."""
+        self.backbone.gradient_checkpointing_enable(**options)
 
     def save_weights(self, folder: str | Path) -> None:
         """Write config.json and safetensors with the base model's keys, and the projection beside them."""

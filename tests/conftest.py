@@ -24,7 +24,6 @@ SIZES = {
     "num_key_value_heads": 2,
     "vocab_size": 600,
     "max_position_embeddings": 1024,
-    "pad_token_id": 0,
     "eos_token_id": 0,
     "initializer_range": 0.1,
 }

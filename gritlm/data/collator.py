@@ -101,7 +101,7 @@ class Tokens:
 class TextEncoder:
     """Texts to token ids under a contract. Holds no model.
 
-    Every text gets at least one token, and at least one that is pooled: an empty one gets the pad token, one that is
+    Every text gets at least one token, and at least one that is pooled: an empty one stands as a full stop, one that is
     nothing but its instruction pools the instruction.
     """
 
@@ -117,7 +117,7 @@ class TextEncoder:
         tokens = []
         for text, ids in zip(texts, encoded["input_ids"], strict=True):
             instruction = 0 if self.contract.pool_instruction else self.instruction_length(text.instruction)
-            ids = ids or [self.tokenizer.pad_token_id]
+            ids = ids or self.tokenizer(".").input_ids
             tokens.append(Tokens(ids, instruction if instruction < len(ids) else 0))
         return tokens
 

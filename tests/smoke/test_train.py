@@ -77,14 +77,14 @@ def test_loggers(qwen3, data, tmp_path):
     """wandb offline and tensorboard for real, with the numbers that the log promises."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", max_steps=2, save_strategy="no")
-    train(
-        *flags,
-        *("--report_to", "wandb", "tensorboard"),
-        WANDB_MODE="offline",
-        WANDB_DIR=str(tmp_path),
-        TENSORBOARD_LOGGING_DIR=str(tmp_path / "tb"),
-    )
+    for name in ("wandb", "tensorboard"):
+        options = {"max_steps": 2, "save_strategy": "no", "report_to": name}
+        train(
+            *train_flags(qwen3, data, tmp_path / name, tmp_path / "cache", **options),
+            WANDB_MODE="offline",
+            WANDB_DIR=str(tmp_path),
+            TENSORBOARD_LOGGING_DIR=str(tmp_path / "tb"),
+        )
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()

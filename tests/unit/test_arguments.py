@@ -51,6 +51,7 @@ WRONG = {
     "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
     "accumulation": ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps: wanted 1"),
     "fp16": ({"fp16": True}, "--fp16: not supported"),
+    "blind pooling": ({"attn": "cc", "pooling_method": "cls"}, "--attn cc with --pooling_method cls"),
     "two batch sizes": ({"per_device_train_batch_size": 16}, "contradicts --global_batch_size 64"),
     "temperature": ({"temperature": 0}, "--temperature: found 0.0, wanted a number above 0"),
     "chunk too small": ({"chunk_tokens": 100}, "--chunk_tokens 100 holds not even one text of 512 tokens"),
@@ -77,7 +78,7 @@ def test_on_the_command_line_it_is_one_line_and_code_2(flags):
     assert run("-m", "gritlm", "train", *as_list(flags), "--no_such_flag", "1").returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["train", "encode", "quickstart"])
+@pytest.mark.parametrize("verb", ["train", "encode", "quickstart", "benchmark"])
 def test_every_verb_has_help_with_examples(verb):
     done = run("-m", "gritlm", verb, "--help")
     assert done.returncode == 0

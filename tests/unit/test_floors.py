@@ -22,6 +22,7 @@ FLOORS = {
     "train": 5,
     "encode": 4,
     "quickstart": 5,
+    "benchmark": 6,
 }
 SIBLINGS = ("models", "data")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModel, Qwen3Config, set_seed
 
 from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Plan
@@ -36,23 +35,14 @@ TEMPERATURE = 0.05
 def make_task(folder: Path, rows: int, group: int, max_len: int) -> tuple[RecordSet, TextEncoder, Embedder]:
     """Docstring -> code pairs of the standard library with other code as hard negatives; Qwen3 of 4 layers x 256."""
     pairs, _ = collect(max_pairs=0)
-    pairs = pairs[:: max(1, len(pairs) // rows)][:rows]
+    pairs = pairs[:: max(1, len(pairs) // (rows * group))][: rows * group]
     with open(folder / "pairs.jsonl", "w") as out:
-        for i, (summary, code) in enumerate(pairs):
-            negatives = [pairs[(i + 7 * k) % rows][1] for k in range(1, group)]
+        for i, (summary, code) in enumerate(pairs[:rows]):
+            # Each text stands once: the peer does not mask identical texts, and the losses are to be compared.
+            negatives = [negative for _, negative in pairs[rows + i :: rows]]
             out.write(json.dumps({"query": summary, "pos": [code], "neg": negatives}) + "\n")
-    build_model(folder / "model", [text for pair in pairs for text in pair])
-    config = Qwen3Config.from_pretrained(
-        folder / "model",
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-    )
-    set_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder / "model")
+    size = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8}
+    build_model(folder / "model", [text for pair in pairs for text in pair], **size, num_key_value_heads=4)
     contract = TextContract(query_max_len=max_len, passage_max_len=max_len)
     encoder = TextEncoder(load_tokenizer(str(folder / "model"), contract), contract)
     embedder = Embedder(load_backbone(str(folder / "model"), load_config(str(folder / "model"))))
@@ -121,13 +111,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--compare", choices=("sentence-transformers",), help="time the peer in the same rounds")
     parser.add_argument("--mini_batch_size", type=int, default=16, help="the peer's, default 16")
     arguments = parser.parse_args(argv)
-    if arguments.queries < 2 or arguments.group < 1 or arguments.rounds < 1:
-        raise UserError("--queries must be at least 2, --group and --rounds at least 1")
+    if not (2 <= arguments.queries <= 256 and 1 <= arguments.group <= 5 and arguments.rounds > 0):
+        raise UserError("wanted 2 to 256 --queries, 1 to 5 passages a --group, and at least 1 of --rounds")
     transformers.utils.logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        records, encoder, embedder = make_task(folder, 8 * arguments.queries, arguments.group, arguments.max_len)
+        records, encoder, embedder = make_task(folder, 4 * arguments.queries, arguments.group, arguments.max_len)
         save_model_folder(embedder, encoder, folder / "served")
         plan = Plan([records.name], [len(records)], arguments.queries, seed=0)
         builder = BatchBuilder(plan, [records], encoder, arguments.group, arguments.chunk_tokens)

@@ -33,6 +33,14 @@ INSTRUCTION = "Instruct: Given a summary, find the Python code that it describes
 HELD_OUT = 950  # pairs, at most: whole modules of the standard library
 MAX_PAIRS = 40_000  # from installed packages; the standard library comes whole
 END = "<|endoftext|>"
+TINY = {
+    "hidden_size": 192,
+    "intermediate_size": 256,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+}
 Pair = tuple[str, str]  # summary, source without its docstring
 
 
@@ -113,8 +121,8 @@ def collect(max_pairs: int) -> tuple[list[Pair], list[Pair]]:
 # ---- the untrained model
 
 
-def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: int = 0) -> None:
-    """A byte-level BPE trained on the texts, and a tiny Qwen3 with random weights."""
+def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: int = 0, **size: int) -> None:
+    """A byte-level BPE trained on the texts, and a tiny Qwen3 with random weights; `size` overrides parts of TINY."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -124,17 +132,7 @@ def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: in
     )
     tokenizer.train_from_iterator(texts, trainer)
     save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END), folder)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=192,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=32,
-        max_position_embeddings=1024,
-        eos_token_id=0,
-    )
+    config = Qwen3Config(vocab_size=vocabulary, max_position_embeddings=1024, eos_token_id=0, **TINY | size)
     set_seed(seed)
     model = AutoModel.from_config(config)
     with torch.no_grad():

@@ -100,8 +100,8 @@ class EmbeddingTrainer(Trainer):
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            # Forking a process that runs a CUDA context and tokenizer threads is asking for a hang.
-            multiprocessing_context="spawn" if workers > 0 and torch.cuda.is_available() else None,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         loader.set_epoch = sampler.set_epoch  # the name under which the Trainer looks for it
         return loader

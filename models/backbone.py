@@ -123,7 +123,7 @@ def probe_attention(
         "padded": change(padded, alone),
         "leak": change(padded_otherwise, padded),
     }
-    noise = 1e-5 if autocast_dtype is None else 2e-2
+    noise = 1e-5 if autocast_dtype is None else 5e-2
     sees_ahead = found["last_to_first"] > (1e-6 if autocast_dtype is None else 1e-4)
     if sees_ahead != (attn == "bb"):
         is_, wanted = ("bidirectional", "causal") if sees_ahead else ("causal", "bidirectional")

@@ -6,7 +6,6 @@ fill one of those waits for another epoch (a new draw). Both are counted in `des
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -55,11 +54,13 @@ class Plan:
             raise UserError(
                 f"--global_batch_size {global_batch_size} is larger than the data: found {sum(self.used)} rows"
             )
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        self._latest: tuple[int, tuple] | None = None  # the epoch last asked for; only saves time
 
     def batch(self, epoch: int, step: int) -> PlannedBatch:
         """Global batch `step` (from 0) of `epoch` (from 0)."""
-        order, rows_of_set, leftovers = self._epoch(epoch)
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = (epoch, self._make_epoch(epoch))
+        order, rows_of_set, leftovers = self._latest[1]
         dataset, start = order[step]
         window = slice(start, start + self.batch_size)
         if dataset == len(self.names):

@@ -85,6 +85,27 @@ def test_controls(qwen3, data, tmp_path, fault):
         assert error(many, one)["gradient"] > 1e-2
 
 
+def own_negatives_only(model_folder, data, cache) -> tuple:
+    """Without cross-device negatives a rank's share is its own half batch's mean loss, over the ranks."""
+    builder = make_builder(model_folder, data, cache, rank=rank(), ranks=world_size())
+    batch = builder[0, 0]
+    model = make_embedder(model_folder)
+    vectors = torch.cat([model(**chunk) for chunk in batch["chunks"]])
+    layout = ContrastiveBatch(**batch["layout"])
+    return (
+        [Objective(0.05, cross_device=cross)(vectors, layout).detach() for cross in (False, True)],
+        vectors.detach(),
+        layout,
+    )
+
+
+def test_negatives_of_the_own_rank_only(qwen3, data, tmp_path):
+    for (own, cross), vectors, layout in run_ranks(own_negatives_only, qwen3, data / "hard.jsonl", tmp_path):
+        alone = Objective(0.05)(vectors, layout).detach()  # as the only process
+        assert torch.allclose(own, alone / 2)
+        assert cross > own
+
+
 def count_collectives(model_folder, data, cache) -> tuple[dict, float]:
     """Calls of each collective in one step, by what torch itself records."""
     from torch.profiler import profile

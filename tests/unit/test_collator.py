@@ -1,5 +1,7 @@
 """Contract C4: no content token is lost, no text is left without a pooled token, chunks hold what they should."""
 
+import pickle
+
 import pytest
 import torch
 from helpers import INSTRUCTION, make_builder
@@ -116,6 +118,17 @@ def test_a_batch_is_the_plans_rows(qwen3, data, tmp_path):
         record = builder.records[0][row]
         query = builder.encoder.tokenizer.decode(rows[layout["text_of_query_B"][number]], skip_special_tokens=True)
         assert query == INSTRUCTION + record.query.text
+
+
+def test_a_batch_is_built_alike_in_another_process(qwen3, data, tmp_path):
+    """What a data-loader worker started afresh gets: the builder through pickle."""
+    builder = make_builder(qwen3, data / "hard.jsonl", tmp_path)
+    here = builder[0, 1]
+    there = pickle.loads(pickle.dumps(builder))[0, 1]
+    assert here["rows"] == there["rows"]
+    assert all(torch.equal(here["layout"][name], there["layout"][name]) for name in here["layout"])
+    pairs = zip(here["chunks"], there["chunks"], strict=True)
+    assert all(torch.equal(a[name], b[name]) for a, b in pairs for name in a)
 
 
 def test_the_positive_is_never_a_negative(qwen3, data, tmp_path):

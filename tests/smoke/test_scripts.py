@@ -1,0 +1,141 @@
+"""The shell scripts as a user runs them: edited variables, the embedded default, what they refuse."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+
+import pytest
+from helpers import ROOT, write_jsonl
+
+SCRIPT = "scripts/training/train_embonly.sh"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The scripts over this checkout's own environment, with an outputs folder of their own."""
+    place = tmp_path / "checkout"
+    place.mkdir()
+    for name in ("gritlm", "models", "scripts", "pyproject.toml", "requirements.txt"):
+        (place / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "scripts", tmp_path / "copy")
+    (place / "scripts").unlink()
+    (tmp_path / "copy").rename(place / "scripts")
+    (place / ".venv").symlink_to(ROOT / ".venv")
+    (place / "scripts" / "setup.sh").write_text("exit 0\n")  # its own test is below
+    return place
+
+
+def bash(place, script=SCRIPT, *flags: str, **env) -> subprocess.CompletedProcess:
+    environment = (
+        os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hf")} | {k: str(v) for k, v in env.items()}
+    )
+    return subprocess.run(
+        ["bash", script, *flags], cwd=place, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+needs_venv = pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="no .venv: run through scripts/test.sh")
+
+
+@needs_venv
+def test_own_model_and_data(checkout, qwen3, tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", rows=30, negatives=2, seed=0)
+    settings = {"MODEL_NAME_OR_PATH": qwen3, "TRAIN_DATA": tmp_path / "pairs.jsonl", "GPUS": "none"}
+    settings |= {"GLOBAL_BATCH_SIZE": 8, "QUERY_MAX_LEN": 32, "PASSAGE_MAX_LEN": 48}
+    done = bash(checkout, SCRIPT, "--max_steps", "2", "--seed", "7", **settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (out,) = (checkout / "outputs").iterdir()
+    assert out.name.endswith("-pairs.jsonl")
+    flags = json.loads((out / "run.json").read_text())["flags"]
+    assert (flags["seed"], flags["max_steps"], flags["learning_rate"], flags["train_group_size"]) == (7, 2, 2e-5, 4)
+    again = bash(checkout, SCRIPT, "--max_steps", "2", "--seed", "7", **settings)
+    assert again.returncode == 2
+    (line,) = [line for line in again.stderr.splitlines() if "error" in line]
+    assert "holds the finished run of these flags" in line
+
+
+@needs_venv
+def test_the_embedded_default(checkout):
+    """The whole path of a bare call, with few steps and few pairs."""
+    script = (checkout / SCRIPT).read_text()
+    (checkout / SCRIPT).write_text(script.replace("quickstart prepare", "quickstart prepare --max_pairs 500"))
+    for name in ("quickstart", "quickstart-2"):  # a second call leaves the first one's model alone
+        done = bash(checkout, SCRIPT, MAX_STEPS=2, GPUS="none", GLOBAL_BATCH_SIZE=32)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (checkout / "outputs" / name / "modules.json").is_file()
+        for word in ("recall@1", "mrr@10", "ndcg@10", "untrained", f"GritLM('outputs/{name}')", "->"):
+            assert word in done.stdout
+    assert "task found" in done.stdout
+    task = json.loads((checkout / "outputs" / "quickstart-task" / "held_out.json").read_text())
+    assert 800 < len(task["queries"]) <= 950
+    trained = (checkout / "outputs" / "quickstart-task" / "train.jsonl").read_text()
+    rows = [json.loads(line) for line in trained.splitlines()]
+    assert not {row["query"][1] for row in rows} & set(task["queries"])
+    assert not {row["pos"][0] for row in rows} & set(task["corpus"])
+
+
+REFUSED = {
+    "half of it": ({"TRAIN_DATA": "/x.jsonl"}, "MODEL_NAME_OR_PATH is empty"),
+    "other half": ({"MODEL_NAME_OR_PATH": "m"}, "TRAIN_DATA is empty"),
+    "no data": ({"MODEL_NAME_OR_PATH": "m", "TRAIN_DATA": "/absent.jsonl"}, "TRAIN_DATA=/absent.jsonl: no such file"),
+    "no model": ({"MODEL_NAME_OR_PATH": "./absent", "TRAIN_DATA": "."}, "./absent: found no config.json there"),
+}
+
+
+@needs_venv
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(checkout, name):
+    settings, message = REFUSED[name]
+    done = bash(checkout, **settings, GPUS="none")
+    assert done.returncode == 2
+    assert done.stderr.count("error") == 1 and message in done.stderr
+    assert not (checkout / "outputs").exists()
+
+
+def fake_gpus(folder, free: str) -> str:
+    """No GPU here, so its query tool is played: two cards, the second with `free` MiB left."""
+    folder.mkdir()
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && exit 0\necho '0, 80000, 81000'\necho '1, {free}, 81000'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@needs_venv
+def test_a_gpu_in_use_is_refused(checkout, tmp_path):
+    busy = bash(checkout, PATH=fake_gpus(tmp_path / "busy", "9000"), MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+    assert busy.returncode == 2
+    assert "GPU 1 has 9000 of 81000 MiB free, wanted 90%" in busy.stderr
+    free = bash(checkout, PATH=fake_gpus(tmp_path / "free", "80500"), MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+    assert "MiB free" not in free.stderr and "found no config.json" in free.stderr
+    none = bash(checkout, GPUS="0", PATH=os.environ["PATH"], MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+    assert "found no GPU" in none.stderr
+
+
+def test_setup_says_what_is_missing(tmp_path):
+    place = tmp_path / "place"
+    shutil.copytree(ROOT / "scripts", place / "scripts")
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, place)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cat", "cksum", "mktemp", "grep", "tail", "rm"):
+        (tools / name).symlink_to(shutil.which(name))
+    no_python = bash(place, "scripts/setup.sh", PATH=tools)
+    assert no_python.returncode == 2
+    assert no_python.stderr == "setup: error: found no Python 3.11 or newer on PATH; install one and run this again\n"
+    no_network = bash(
+        place,
+        "scripts/setup.sh",
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_CONFIG_FILE="/dev/null",
+        PIP_FIND_LINKS="",
+        PIP_EXTRA_INDEX_URL="",
+        PIP_RETRIES="0",
+        PATH=f"{os.path.dirname(os.path.realpath(shutil.which('python3')))}:/usr/bin:/bin",
+    )
+    assert no_network.returncode == 2
+    assert no_network.stderr.count("\n") == 1 and "the package index cannot be reached" in no_network.stderr
+    assert not (place / ".venv" / ".installed").exists()

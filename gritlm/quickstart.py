@@ -182,9 +182,10 @@ def report(folder: Path, model_folder: str) -> None:
         print(f"  {name:34} {task['before'][name]:8.3f}  {value:8.3f}")
     print("\nthree held-out queries, and the code found first:")
     for i in np.linspace(0, len(queries) - 1, 5).astype(int)[1:4]:
-        best = int(np.argmax(corpus @ queries[i]))
-        verdict = "right" if best == i else "wrong"
-        print(f"  {task['queries'][i][:90]}\n    -> {task['corpus'][best].strip().splitlines()[0][:80]}   ({verdict})")
+        scores = corpus @ queries[i]
+        found = task["corpus"][int(scores.argmax())].strip().splitlines()[0]
+        rank = 1 + int((scores > scores[i]).sum())
+        print(f"  {task['queries'][i][:90]}\n    -> {found[:80]}   (the right code has rank {rank})")
     print(f"""
 the model is in {model_folder}. To use it:
   from gritlm import GritLM

@@ -109,6 +109,8 @@ def build_encoder(model_args: ModelArguments, data_args: DataArguments, records:
     """The text contract of this run, its tokenizer, and the prompts that go with the model."""
     prompts = {r.name: r.instructions[0] for r in records if len(r.instructions) == 1 and r.instructions[0]}
     largest = max(records, key=len)
+    on_passages = {instruction for r in records for instruction in r.passage_instructions}
+    sides = {"query": prompts.get(largest.name, ""), "document": on_passages.pop() if len(on_passages) == 1 else ""}
     contract = TextContract(
         query_max_len=data_args.query_max_len,
         passage_max_len=data_args.passage_max_len,
@@ -116,13 +118,15 @@ def build_encoder(model_args: ModelArguments, data_args: DataArguments, records:
         normalized=model_args.normalized,
         pool_instruction=data_args.pool_instruction,
         append_eos=data_args.append_eos,
-        prompts={"query": prompts.get(largest.name, ""), "document": ""} | prompts,
+        prompts=prompts | sides,
     )
     tokenizer = load_tokenizer(model_args.model_name_or_path, contract, model_args.trust_remote_code)
     encoder = TextEncoder(tokenizer, contract)
     for record_set in records:
         for instruction in record_set.instructions:
             encoder.check_instruction(instruction, data_args.query_max_len, "--query_max_len")
+        for instruction in record_set.passage_instructions:
+            encoder.check_instruction(instruction, data_args.passage_max_len, "--passage_max_len")
     return encoder
 
 
@@ -166,13 +170,11 @@ def find_checkpoint(args: EmbeddingTrainingArguments, identity: dict) -> str | N
     Raises:
         UserError: the folder holds something that is not an unfinished run of the same flags; nothing is overwritten.
     """
-    folder = Path(args.output_dir)
-    if args.resume_from_checkpoint:
-        if not (Path(args.resume_from_checkpoint) / "trainer_state.json").is_file():
-            raise UserError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: found no whole checkpoint there")
-        return args.resume_from_checkpoint
+    folder, named = Path(args.output_dir), args.resume_from_checkpoint
+    if named and not (Path(named) / "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {named}: found no whole checkpoint there")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
+        return named
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
     run = json.loads((folder / RUN_FILE).read_text())
@@ -187,7 +189,7 @@ def find_checkpoint(args: EmbeddingTrainingArguments, identity: dict) -> str | N
         )
     if run["finished"]:
         raise UserError(f"--output_dir {folder} holds the finished run of these flags; {KEPT}")
-    return get_last_checkpoint(str(folder))
+    return named or get_last_checkpoint(str(folder))
 
 
 def write_run_file(folder: str, identity: dict, finished: bool) -> None:

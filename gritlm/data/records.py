@@ -222,8 +222,8 @@ class RecordSet:
         self.dropped_negatives = int(np.sum(self._column("dropped_negatives")))
         negatives = (chunk.field("text") for chunk in self.table.data["neg"].chunks)
         self.longest_group = 1 + max(pc.max(pc.list_value_length(texts)).as_py() for texts in negatives)
-        instructions = (chunk.field("instruction") for chunk in self.table.data["query"].chunks)
-        self.instructions = sorted({text for texts in instructions for text in pc.unique(texts).to_pylist()})
+        self.instructions = self._instructions("query")
+        self.passage_instructions = sorted({*self._instructions("pos"), *self._instructions("neg")})
         self.known_elsewhere = self._find_repeated_queries()
 
     def __len__(self) -> int:
@@ -239,6 +239,11 @@ class RecordSet:
         if known:
             negatives = [passage for passage in negatives if text_id(passage.text) not in known]
         return Record(Text(**row["query"]), positives, negatives, sorted(known or row["pos_id"]))
+
+    def _instructions(self, side: str) -> list[str]:
+        parts = [chunk.field("instruction") for chunk in self.table.data[side].chunks]
+        parts = parts if side == "query" else [pc.list_flatten(part) for part in parts]
+        return sorted({text for part in parts for text in pc.unique(part).to_pylist()})
 
     def _column(self, name: str) -> np.ndarray:
         return self.table.data[name].combine_chunks().to_numpy(zero_copy_only=False)

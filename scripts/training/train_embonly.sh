@@ -70,7 +70,7 @@ flags=(
   --query_max_len "$QUERY_MAX_LEN" --passage_max_len "$PASSAGE_MAX_LEN"
   --learning_rate "$LEARNING_RATE" --temperature "$TEMPERATURE"
   --num_train_epochs "$NUM_TRAIN_EPOCHS" --max_steps "$MAX_STEPS"
-  "${device[@]}" "${EXTRA_FLAGS[@]}" "$@"
+  "${device[@]}" ${EXTRA_FLAGS[@]+"${EXTRA_FLAGS[@]}"} "$@"
 )
 # Flags, paths and data are checked by one quick process before any GPU is touched: one clear line, exit code 2.
 CUDA_VISIBLE_DEVICES= $python -m gritlm.train "${flags[@]}" --dry_run "$processes" --use_cpu True >/dev/null

@@ -148,6 +148,20 @@ def test_a_folder_that_is_not_ours_is_refused(qwen3, data, tmp_path):
     assert "not empty" in refused(*train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache"))
 
 
+def test_an_instruction_on_passages_becomes_the_document_prompt(qwen3, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    rows = [{"query": ["query: ", f"stone {n}"], "pos": [["passage: ", f"river {n}"]], "neg": []} for n in range(8)]
+    (tmp_path / "e5.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(*train_flags(qwen3, tmp_path / "e5.jsonl", tmp_path / "out", tmp_path / "cache", max_steps=1))
+    prompts = SentenceTransformer(str(tmp_path / "out"), device="cpu").prompts
+    assert prompts == {"e5": "query: ", "query": "query: ", "document": "passage: "}
+    rows[3]["pos"] = [["passage:", "glued"]]
+    (tmp_path / "e5.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refused(*train_flags(qwen3, tmp_path / "e5.jsonl", tmp_path / "other", tmp_path / "cache"))
+    assert "the instruction 'passage:' can share a token with the text behind it" in line
+
+
 def test_bad_data_ends_in_one_line(qwen3, tmp_path):
     path = tmp_path / "data.jsonl"
     write_jsonl(path, 5, 1, 0)

@@ -35,6 +35,7 @@ def test_every_form_of_a_text_is_kept(tmp_path):
     assert records[1].negatives == [Text("", "n1"), Text("I: ", "n2")]
     assert records.longest_group == 3
     assert records.instructions == ["", "Instruct: x\nQuery: "]
+    assert records.passage_instructions == ["", "I: ", "Passage: "]
 
 
 def test_jsonl_gz_and_parquet_read_alike(tmp_path):

@@ -123,6 +123,8 @@ def probe_attention(
         "padded": change(padded, alone),
         "leak": change(padded_otherwise, padded),
     }
+    if not torch.isfinite(torch.tensor(list(found.values()))).all():
+        raise AttentionError("attention probe: the model's states are not finite; are its weights whole?")
     noise = 1e-5 if autocast_dtype is None else 5e-2
     sees_ahead = found["last_to_first"] > (1e-6 if autocast_dtype is None else 1e-4)
     if sees_ahead != (attn == "bb"):

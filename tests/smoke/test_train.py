@@ -182,7 +182,7 @@ def test_bad_data_ends_in_one_line(qwen3, tmp_path):
 def test_a_nan_stops_the_run_and_is_named(qwen3, data, tmp_path):
     flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", learning_rate=1e30, warmup_steps=0)
     line = refused(*flags)
-    assert re.search(r"step 2: the loss is nan; data set (hard|plain), rows (hard|plain):\d+, ", line)
+    assert re.search(r"step [23]: the loss is nan; data set (hard|plain), rows (hard|plain):\d+, ", line)
     assert not (tmp_path / "out" / "modules.json").exists()
 
 

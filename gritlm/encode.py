@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from gritlm.data.collator import TextContract, make_chunks
-from gritlm.data.records import Text
+from gritlm.data.rows import Text
 from gritlm.errors import UserError, run_verb
 from gritlm.model_folder import load_model_folder
 from gritlm.models.backbone import probe_attention

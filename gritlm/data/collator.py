@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gritlm.data.plan import Plan
-from gritlm.data.records import RecordSet, Text, text_id
+from gritlm.data.records import RecordSet
+from gritlm.data.rows import Text, text_id
 from gritlm.errors import UserError
 
 CONTRACT_FILE = "text_contract.json"

@@ -6,7 +6,7 @@ from helpers import flat_gradient, flat_weights, make_builder, make_embedder, re
 from torch import Tensor
 
 from gritlm.data.collator import make_chunks
-from gritlm.data.records import Text, text_id
+from gritlm.data.rows import Text, text_id
 from gritlm.distributed import SingleEngine
 from gritlm.gradcache import two_pass_step
 from gritlm.objective import ContrastiveBatch, Objective

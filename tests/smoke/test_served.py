@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from gritlm import GritLM
 from gritlm.data.collator import CONTRACT_FILE, TextContract, make_chunks
-from gritlm.data.records import Text
+from gritlm.data.rows import Text
 from gritlm.errors import UserError
 from gritlm.models.backbone import AttentionError
 

@@ -7,7 +7,7 @@ import torch
 from helpers import INSTRUCTION, make_builder
 
 from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer, make_chunks, save_tokenizer
-from gritlm.data.records import Text
+from gritlm.data.rows import Text
 from gritlm.errors import UserError
 
 TEXTS = ["stone", "a", "(x)", " leading space", "\nline", "trailing  \n", "中文", "é", "1", "seven bridges while snow"]

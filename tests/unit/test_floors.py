@@ -11,6 +11,7 @@ FLOORS = {
     "distributed": 0,
     "models": 1,
     "losses": 1,
+    "data.rows": 1,
     "data.records": 1,
     "data.plan": 2,
     "data.collator": 2,

@@ -30,7 +30,7 @@ def test_the_probe_passes(folder, attn, implementation):
 
 
 def test_the_probe_passes_under_bf16(folder):
-    probe_attention(backbone(folder), "bb", torch.bfloat16)
+    assert probe_attention(backbone(folder), "bb", torch.bfloat16)["last_to_first"] > 1e-3
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

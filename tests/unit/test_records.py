@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gritlm.data.records import Text, find_files, load_records, read_rows, text_id
+from gritlm.data.records import find_files, load_records
+from gritlm.data.rows import Text, read_rows, text_id
 from gritlm.errors import UserError
 
 GOOD = {"query": ["Instruct: x\nQuery: ", "what"], "pos": ["this"], "neg": []}

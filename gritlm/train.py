@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import set_seed
+from transformers import TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from gritlm.arguments import DataArguments, EmbeddingTrainingArguments, ModelArguments, parse
@@ -85,7 +85,10 @@ def main(argv: list[str]) -> int:
     say(f"attention probe: passed ({', '.join(f'{k} {v:.0e}' for k, v in probe.items())})")
     if checkpoint:
         say(f"resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint and is_last(checkpoint):  # cut off while the model was published: the Trainer would take a step more
+        embedder.load_weights(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
     if first:
         publish_model_folder(embedder, encoder, args.output_dir, Path(args.output_dir) / UNFINISHED)
@@ -190,6 +193,12 @@ def find_checkpoint(args: EmbeddingTrainingArguments, identity: dict) -> str | N
     if run["finished"]:
         raise UserError(f"--output_dir {folder} holds the finished run of these flags; {KEPT}")
     return named or get_last_checkpoint(str(folder))
+
+
+def is_last(checkpoint: str) -> bool:
+    """Whether a checkpoint holds the run's last step."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    return state.global_step >= state.max_steps
 
 
 def write_run_file(folder: str, identity: dict, finished: bool) -> None:

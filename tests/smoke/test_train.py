@@ -144,6 +144,19 @@ def test_a_finished_run_is_never_touched(finished, qwen3, data):
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
+def test_killed_while_the_model_was_published(finished, qwen3, data, tmp_path):
+    """Nothing is left to train then: the weights are the last checkpoint's, with no step more."""
+    out = shutil.copytree(finished[0] / "out", tmp_path / "out")
+    for name in ("modules.json", "model.safetensors"):
+        (out / name).unlink()
+    (out / "run.json").write_text((out / "run.json").read_text().replace('"finished": true', '"finished": false'))
+    train(*train_flags(qwen3, data, out, finished[0] / "cache", max_steps=2, save_steps=1))
+    published, whole = (load_file(folder / "out" / "model.safetensors") for folder in (tmp_path, finished[0]))
+    assert all(torch.equal(published[name], whole[name]) for name in whole)
+    assert [p.name for p in sorted(out.glob("checkpoint-*"))] == ["checkpoint-1", "checkpoint-2"]
+    assert json.loads((out / "run.json").read_text())["finished"]
+
+
 def test_a_folder_that_is_not_ours_is_refused(qwen3, data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")

@@ -8,7 +8,9 @@ from gritlm.errors import run_verb
 
 VERBS = {
     "train": "train an embedding model (under torchrun: -m gritlm.train)",
+    "plan": "say what a training run would do; load no model",
     "encode": "turn texts into vectors with a trained model",
+    "verify-gradients": "prove that many ranks, on any engine, get the gradient of one process",
     "quickstart": "build, and report on, the task made of this machine's own Python",
     "benchmark": "time a training step, alone or beside a peer",
 }
@@ -18,7 +20,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: gritlm <verb> [flags]\n\nverbs:")
-        print("\n".join(f"  {verb:12}{what}" for verb, what in VERBS.items()))
+        print("\n".join(f"  {verb:18}{what}" for verb, what in VERBS.items()))
         print("\n`gritlm <verb> --help` shows a verb's flags and examples.")
         return 0
     if arguments[0] == "--version":

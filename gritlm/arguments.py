@@ -3,7 +3,9 @@
 Defaults are the paper's recipe (arXiv 2601.21192, appendix A). Hugging Face's own `TrainingArguments` come on top.
 """
 
+import argparse
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -48,6 +50,12 @@ class DataArguments:
     pool_instruction: bool = flag(False, "Let the instruction's tokens count in pooling.")
     append_eos: bool = flag(False, "End every text with the tokenizer's end-of-text token.")
     max_example_num_per_dataset: int | None = flag(None, "Use at most this many rows of each data set (seeded draw).")
+    num_samples: str | None = flag(
+        None, "JSON file of data set: rows that an epoch takes of it (repeated where it has fewer). Others: all."
+    )
+    sampling_temperature: float = flag(
+        1.0, "Above 1: of each data set in proportion to its rows to the power 1 / this; an epoch is as long."
+    )
     data_cache: str | None = flag(None, "Folder for the data's memory-mapped form. None: beside the datasets cache.")
 
 
@@ -64,9 +72,8 @@ class EmbeddingTrainingArguments(TrainingArguments):
     chunk_tokens: int = flag(
         16384, "GradCache: tokens (padding included) encoded at once. Bounds memory; the gradient is the same for any."
     )
-    dry_run: int = flag(
-        0,
-        "Above 0: check flags, paths and data as for so many ranks, print the plan, and stop before a model is loaded.",
+    hang_timeout: float = flag(
+        900.0, "Seconds without progress after which the run ends, naming the rank, step and batch. 0: wait for ever."
     )
 
     learning_rate: float = flag(2e-5, "Peak learning rate.")
@@ -91,31 +98,79 @@ EXAMPLES = """examples:
   gritlm train --model_name_or_path Qwen/Qwen3-0.6B --train_data pairs.jsonl --output_dir out --global_batch_size 256
   torchrun --nproc_per_node 8 -m gritlm.train --model_name_or_path Qwen/Qwen3-0.6B --train_data data/ \\
       --output_dir out --bf16 --gradient_checkpointing
-  gritlm train ... --dry_run 8      check flags and data as for 8 ranks, print the plan, load no model"""
+  gritlm plan ... --ranks 8      check flags and data as for 8 ranks, print the plan, load no model"""
+
+
+def make_parser(*more: type) -> HfArgumentParser:
+    return HfArgumentParser(
+        (*GROUPS, *more), prog="gritlm train", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def parse(argv: list[str]) -> FlagGroups:
-    """Flags to the three groups.
+    """Flags to the three groups, checked.
 
     Raises:
         UserError: for a flag that is wrong, missing, or contradicts another. argparse itself exits with 2.
     """
-    import argparse
+    flags = vars(make_parser().parse_args(argv))
+    groups = build(flags)
+    check(*groups, groups[2].world_size)
+    return groups
 
-    parser = HfArgumentParser(
-        GROUPS, prog="gritlm train", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    # A group is checked by its own __post_init__; what that raises is the user's to mend.
+
+def build(flags: dict, *more: type, here: dict | None = None) -> tuple:
+    """The groups from flags by name, those in `here` replaced once they are checked.
+
+    A group is checked by its own __post_init__; what that raises is the user's to mend.
+    """
+    for name in ("deepspeed", "fsdp_config"):
+        check_json(name, flags[name])
     try:
-        model, data, training = parser.parse_args_into_dataclasses(args=argv)
+        return make_parser(*more).parse_dict(flags | (here or {}))
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
-    check(model, data, training)
-    return model, data, training
 
 
-def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainingArguments) -> None:
-    """Refuse flags that cannot work, before anything is read or loaded."""
+def check_json(name: str, path: str | None) -> None:
+    """Refuse an engine's file that is missing, no JSON, or asks for what no test here has seen."""
+    if not path:
+        return
+    try:
+        config = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--{name} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--{name} {path}: no JSON: {error}") from error
+    zero = config.get("zero_optimization", {})
+    refused = {
+        "deepspeed": {
+            "zero_optimization.stage": zero.get("stage") not in (1, 2, 3),
+            "zero_optimization.offload_optimizer": bool(zero.get("offload_optimizer")),
+            "zero_optimization.offload_param": bool(zero.get("offload_param")),
+            "gradient_accumulation_steps": config.get("gradient_accumulation_steps", 1) not in (1, "auto"),
+            "fp16.enabled": config.get("fp16", {}).get("enabled", False) is True,
+            "gradient_clipping (wanted: auto; DeepSpeed's own default is 1.0)": "gradient_clipping" not in config,
+        },
+        "fsdp_config": {
+            "version": int(config.get("version", config.get("fsdp_version", 2))) != 2,
+            "cpu_offload": bool(config.get("cpu_offload", config.get("fsdp_offload_params"))),
+            "activation_checkpointing (use --gradient_checkpointing)": bool(config.get("activation_checkpointing")),
+            "xla": bool(config.get("xla")),
+        },
+    }[name]
+    for key, wrong in refused.items():
+        if wrong:
+            raise UserError(f"--{name} {path}: {key} is missing, or set to something that is not supported")
+
+
+def check(
+    model: ModelArguments, data: DataArguments, training: EmbeddingTrainingArguments, ranks: int, real: bool = True
+) -> None:
+    """Refuse flags that cannot work on so many ranks, before anything is read or loaded.
+
+    `real` is false where a run is only planned, on a machine that need not be the one to run it.
+    """
     for name, value in (
         ("model_name_or_path", model.model_name_or_path),
         ("train_data", data.train_data),
@@ -129,6 +184,7 @@ def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainin
         ("passage_max_len", data.passage_max_len),
         ("global_batch_size", training.global_batch_size),
         ("temperature", training.temperature),
+        ("sampling_temperature", data.sampling_temperature),
         ("chunk_tokens", training.chunk_tokens),
     ):
         if value <= 0:
@@ -142,6 +198,12 @@ def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainin
         raise UserError(
             "--attn cc with --pooling_method cls: the first token sees no other, every text gets one vector"
         )
+    check_training(training, ranks, real)
+    if training.global_batch_size == 1 and data.train_group_size == 1:
+        raise UserError("--global_batch_size 1 with --train_group_size 1 leaves no negative to contrast with")
+
+
+def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool) -> None:
     if training.gradient_accumulation_steps != 1:
         raise UserError(
             "--gradient_accumulation_steps: wanted 1. In-batch negatives make the sum of small batches another loss; "
@@ -149,11 +211,20 @@ def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainin
         )
     if training.fp16:
         raise UserError("--fp16: not supported, use --bf16 (same speed, no loss scaling)")
-    if training.deepspeed or training.fsdp:
-        raise UserError("--deepspeed and --fsdp are not supported in this version, use plain torchrun (DDP)")
     if training.auto_find_batch_size:
         raise UserError("--auto_find_batch_size: not supported, the batch is part of the loss; lower --chunk_tokens")
-    ranks = training.dry_run or training.world_size
+    if training.save_on_each_node:
+        raise UserError("--save_on_each_node: not supported, --output_dir must be a folder that all nodes share")
+    if training.deepspeed and training.fsdp:
+        raise UserError("--deepspeed and --fsdp: choose one")
+    if training.fsdp_config and not training.fsdp:
+        raise UserError("--fsdp_config without --fsdp has no effect")
+    if real and training.deepspeed and training.use_cpu:
+        raise UserError(
+            "--deepspeed with --use_cpu: leave --use_cpu out, DeepSpeed finds the CPU where there is no GPU"
+        )
+    if real and training.fsdp and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
+        raise UserError("--fsdp: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)")
     if training.global_batch_size % ranks:
         raise UserError(f"--global_batch_size {training.global_batch_size} is not a multiple of the {ranks} ranks")
     per_rank = training.global_batch_size // ranks
@@ -162,8 +233,6 @@ def check(model: ModelArguments, data: DataArguments, training: EmbeddingTrainin
             f"--per_device_train_batch_size {training.per_device_train_batch_size} contradicts --global_batch_size "
             f"{training.global_batch_size} on {ranks} ranks; leave it out"
         )
-    if training.global_batch_size == 1 and data.train_group_size == 1:
-        raise UserError("--global_batch_size 1 with --train_group_size 1 leaves no negative to contrast with")
 
 
 def flag_table() -> str:

@@ -16,7 +16,7 @@ import transformers
 from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Plan
 from gritlm.data.records import RecordSet, load_records
-from gritlm.distributed import SingleEngine
+from gritlm.engines import SingleEngine
 from gritlm.errors import UserError, run_verb
 from gritlm.gradcache import two_pass_step
 from gritlm.model_folder import save_model_folder

@@ -1,16 +1,14 @@
-"""Ranks: the only file that imports torch.distributed. Everything here also works with one process.
+"""Ranks: gathers and reductions between them. Everything here also works with one process.
 
-An engine says how the two-pass step talks to the wrapper around the model; other engines are further classes here.
+Only this file and engines.py import torch.distributed.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Protocol
+import functools
+import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 
 def world_size() -> int:
@@ -19,6 +17,23 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def start() -> torch.device:
+    """Join the process group that torchrun describes; the device of this process."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def shared_store() -> dist.TCPStore | None:
+    """A connection of one's own to the store that torchrun's ranks share; None for a single process."""
+    if world_size() == 1:
+        return None
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
 
 
 def barrier() -> None:
@@ -65,46 +80,25 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     return _GatherWithGradient.apply(x) if world_size() > 1 else x
 
 
-class Engine(Protocol):
-    """What the two-pass step needs from the wrapper around the model."""
-
-    model: nn.Module  # called in pass 1, without gradient
-    wrapped: nn.Module  # called in pass 2, with gradient
-    loss_scale: float  # the local loss times this, reduced as the engine does it, is the sum over ranks
-
-    def reduce_gradients(self, now: bool):
-        """Context of one chunk's forward and backward; gradients cross ranks only where `now` is true."""
+@functools.cache
+def _cpu_group():
+    """A process group for the host's own small numbers, so that they never wait for the device."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-class SingleEngine:
-    """One process."""
-
-    loss_scale = 1.0
-
-    def __init__(self, model: nn.Module):
-        self.model = self.wrapped = model
-
-    def reduce_gradients(self, now: bool):
-        return nullcontext()
+def agree_max(*values: int) -> list[int]:
+    """The largest value of any rank, for each of some integers on the host. All ranks must call it."""
+    if world_size() == 1:
+        return list(values)
+    agreed = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_cpu_group())
+    return agreed.tolist()
 
 
-class DDPEngine:
-    """DistributedDataParallel: it averages over ranks, hence the scale; `no_sync` for all chunks but the last."""
-
-    def __init__(self, wrapped: DistributedDataParallel):
-        self.model, self.wrapped = wrapped.module, wrapped
-        self.loss_scale = float(world_size())
-
-    @contextmanager
-    def reduce_gradients(self, now: bool) -> Iterator[None]:
-        with nullcontext() if now else self.wrapped.no_sync():
-            yield
-
-
-def make_engine(model: nn.Module) -> Engine:
-    """The engine for a model as the Trainer has wrapped it."""
-    if isinstance(model, DistributedDataParallel):
-        return DDPEngine(model)
-    if world_size() > 1:
-        raise ValueError(f"{type(model).__name__} on {world_size()} ranks: no gradient would cross them")
-    return SingleEngine(model)
+def gather_objects(value) -> list:
+    """Every rank's `value` (anything that pickles, small), in rank order."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value, group=_cpu_group())
+    return values

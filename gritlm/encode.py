@@ -49,7 +49,7 @@ class GritLM:
         self.model.to(self.device)
         self.model.backbone.to(dtype)
         attn = "cc" if self.model.config.is_causal else "bb"
-        probe_attention(self.model.backbone, attn, None if dtype == torch.float32 else dtype)
+        probe_attention(self.model, self.model.config.vocab_size, self.device, attn, exact=dtype == torch.float32)
 
     @property
     def contract(self) -> TextContract:

@@ -1,7 +1,9 @@
-"""How a verb ends when the user has to act: one clear line on stderr, exit code 2, no traceback."""
+"""What a verb says: its own lines, and when the user has to act one clear line on stderr, exit code 2."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -17,3 +19,15 @@ def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = N
         if os.environ.get("RANK", "0") == "0":
             print(f"gritlm: error: {error}", file=sys.stderr, flush=True)
         return 2
+
+
+def quieten() -> None:
+    """Our own lines and one progress bar are enough."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    # accelerate on a DDP option that is set on purpose: buffers are constants, and a broadcast a chunk would hang
+    # where ranks have different numbers of chunks.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -3,6 +3,7 @@
 Knows nothing of Hugging Face. Memory is that of one chunk plus all vectors; the price is a second forward pass.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gritlm.distributed import Engine
+from gritlm.engines import Engine
 
 Chunk = dict[str, Tensor]  # keyword arguments of the encoder
 
@@ -56,11 +57,15 @@ def two_pass_step(
         mark: called with "pass_1", "loss", "pass_2" as each part ends, for timing.
     """
     # 1. All vectors, without a graph.
+    idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank joins in only for the others' sake
+    alone = {name: value[:1] for name, value in chunks[-1].items()}
     states, vectors = [], []
     with torch.no_grad():
         for chunk in chunks:
             states.append(RandomState(chunk["input_ids"].device))
             vectors.append(engine.model(**chunk))
+        for _ in range(idle):
+            engine.model(**alone)
     mark("pass_1")
 
     # 2. The loss, and its gradient with respect to the vectors.
@@ -70,11 +75,14 @@ def two_pass_step(
     mark("loss")
 
     # 3. Each chunk again with its graph, carrying the vectors' gradient on to the weights.
+    def again(chunk: Chunk, state: RandomState, gradient: Tensor) -> Tensor:
+        with state.replayed():
+            return (engine.wrapped(**chunk).float() * gradient).sum()
+
     gradients = gradient_TD.split([len(chunk["input_ids"]) for chunk in chunks])
-    for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True), start=1):
-        with engine.reduce_gradients(now=number == len(chunks)):
-            with state.replayed():
-                again = engine.wrapped(**chunk)
-            again.backward(gradient.to(again.dtype))
+    nothing = torch.zeros_like(gradient_TD[:1])
+    work = [functools.partial(again, alone, states[-1], nothing)] * idle
+    work += [functools.partial(again, *part) for part in zip(chunks, states, gradients, strict=True)]
+    engine.backward(work)
     mark("pass_2")
     return StepResult(loss.detach(), vectors_TD.detach())

@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+from torch import Tensor
+
 from gritlm.data.collator import CONTRACT_FILE, TextContract, TextEncoder, load_tokenizer, save_tokenizer
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
@@ -23,11 +25,16 @@ _POOLING_KEYS = {
 }
 
 
-def save_model_folder(embedder: Embedder, encoder: TextEncoder, folder: str | Path) -> None:
-    """Write everything a loader needs; `modules.json` comes last, so a folder that has it is whole."""
+def save_model_folder(
+    embedder: Embedder, encoder: TextEncoder, folder: str | Path, weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write everything a loader needs; `modules.json` comes last, so a folder that has it is whole.
+
+    `weights` are all the embedder's, by name, where its own parameters are only shards.
+    """
     folder, contract = Path(folder), encoder.contract
     folder.mkdir(parents=True, exist_ok=True)
-    embedder.save_weights(folder)
+    embedder.save_weights(folder, weights)
     save_tokenizer(encoder.tokenizer, folder)
     contract.save(folder)
 
@@ -99,11 +106,9 @@ def load_model_folder(
     return embedder.eval(), TextEncoder(load_tokenizer(folder, contract), contract)
 
 
-def publish_model_folder(embedder: Embedder, encoder: TextEncoder, folder: str | Path, aside: str | Path) -> None:
-    """`save_model_folder` into a folder that holds other things too: written aside, then moved, `modules.json` last."""
+def move_model_folder(aside: str | Path, folder: str | Path) -> None:
+    """Move a model folder written aside into a folder that holds other things too, `modules.json` last."""
     folder, aside = Path(folder), Path(aside)
-    shutil.rmtree(aside, ignore_errors=True)
-    save_model_folder(embedder, encoder, aside)
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "modules.json"):
         target = folder / path.name
         if target.is_dir():

@@ -1,29 +1,26 @@
-"""The main job: parse, read, plan, build, train, save. `gritlm train`, or under torchrun `-m gritlm.train`."""
+"""The main job: parse, read, plan, build, train, publish. `gritlm train`, or under torchrun `-m gritlm.train`."""
 
 import json
+import shutil
 import sys
-import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-import transformers
-from transformers import TrainerState, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
 
 from gritlm.arguments import DataArguments, EmbeddingTrainingArguments, ModelArguments, parse
 from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
-from gritlm.data.plan import Plan
+from gritlm.data.plan import Documents, Plan, read_num_samples
 from gritlm.data.records import RecordSet, load_records
-from gritlm.distributed import barrier, close
-from gritlm.errors import UserError, run_verb
-from gritlm.model_folder import publish_model_folder
-from gritlm.models.backbone import load_backbone, load_config, probe_attention
+from gritlm.distributed import barrier, close, gather_objects, rank
+from gritlm.errors import UserError, quieten, run_verb
+from gritlm.model_folder import move_model_folder
+from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
-from gritlm.trainer import UNFINISHED, EmbeddingTrainer
+from gritlm.run_folder import UNFINISHED, differing, engine_of, find_checkpoint, is_last, read_manifest, write_run_file
+from gritlm.trainer import EmbeddingTrainer
 
-RUN_FILE = "run.json"
-KEPT = "nothing is overwritten, name another folder"
 # What may change between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = ("data_cache",)
 FIXED_TRAINING = """
@@ -41,33 +38,26 @@ def main(argv: list[str]) -> int:
     config = load_config(model_args.model_name_or_path, model_args.attn, model_args.trust_remote_code)
     with args.main_process_first(desc="reading the data"):
         records = load_records(data_args.train_data, data_args.data_cache)
-    identity = run_identity(model_args, data_args, args, records)
-    checkpoint = find_checkpoint(args, identity)
+    identity = run_identity(model_args, data_args, args, records, args.world_size)
+    check_ranks_agree(identity)
+    checkpoint, damaged = find_checkpoint(args, identity, engine_of(args))
+    for problem in damaged:
+        say(problem)
 
-    ranks = args.dry_run or args.world_size
-    plan = Plan(
-        [r.name for r in records],
-        list(map(len, records)),
-        args.global_batch_size,
-        args.seed,
-        data_args.max_example_num_per_dataset,
-    )
-    group_size = min(data_args.train_group_size, max(r.longest_group for r in records))
-    say(plan.describe(ranks, group_size, args.negatives_cross_device))
-    dropped = sum(r.dropped_negatives for r in records)
-    if dropped:
-        say(f"  {dropped} negatives left out: they repeat a positive of their own row")
-
+    plan = make_plan(data_args, args, records)
+    for line in describe(plan, data_args, args, records, args.world_size):
+        say(line)
     encoder = build_encoder(model_args, data_args, records)
     for line in show_examples(encoder, records):
         say(line)
-    if args.dry_run:
-        return 0
 
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_run_file(args.output_dir, identity, finished=False)
+    if checkpoint and is_last(checkpoint):  # cut off while the model was published: the Trainer would take a step more
+        return finish(args, identity, lambda aside: copy_served(checkpoint, aside))
+
     set_seed(args.seed)
     backbone = load_backbone(
         model_args.model_name_or_path,
@@ -79,19 +69,29 @@ def main(argv: list[str]) -> int:
     )
     embedder = Embedder(backbone, model_args.pooling_method, model_args.normalized, model_args.projection)
     args.per_device_train_batch_size = args.global_batch_size // args.world_size
+    group_size = largest_group(data_args, records)
     builder = BatchBuilder(plan, records, encoder, group_size, args.chunk_tokens, args.process_index, args.world_size)
-    trainer = EmbeddingTrainer(embedder, args, builder)
-    probe = probe_attention(embedder.backbone, model_args.attn, torch.bfloat16 if args.bf16 else None)
-    say(f"attention probe: passed ({', '.join(f'{k} {v:.0e}' for k, v in probe.items())})")
+    trainer = EmbeddingTrainer(embedder, args, builder, model_args.attn, identity)
     if checkpoint:
         say(f"resuming from {checkpoint}")
-    if checkpoint and is_last(checkpoint):  # cut off while the model was published: the Trainer would take a step more
-        embedder.load_weights(checkpoint)
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.stopped and trainer.state.global_step < trainer.state.max_steps:
+        say(f"stopped by a signal after step {trainer.state.global_step}, saved; the same command goes on from there")
+        close()
+        return 0
+    return finish(args, identity, lambda aside: trainer.save_model(str(aside)))
 
+
+def finish(args: EmbeddingTrainingArguments, identity: dict, write: Callable[[Path], None]) -> int:
+    """Publish the model in the output folder. `write` puts its files into a folder; all ranks call it."""
+    aside = Path(args.output_dir) / UNFINISHED
+    first = args.process_index == 0
     if first:
-        publish_model_folder(embedder, encoder, args.output_dir, Path(args.output_dir) / UNFINISHED)
+        shutil.rmtree(aside, ignore_errors=True)
+    barrier()
+    write(aside)
+    if first:
+        move_model_folder(aside, args.output_dir)
         write_run_file(args.output_dir, identity, finished=True)
         print(f"model saved to {args.output_dir}")
     barrier()
@@ -99,13 +99,59 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def quieten() -> None:
-    """Our own lines and one progress bar are enough."""
-    transformers.utils.logging.disable_progress_bar()
-    # accelerate on a DDP option that is set on purpose: buffers are constants, and a broadcast a chunk would hang
-    # where ranks have different numbers of chunks.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-    warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
+def copy_served(checkpoint: str, aside: Path) -> None:
+    """The model folder within a checkpoint, without the trainer's own files."""
+    if rank() == 0:
+        for name in read_manifest(checkpoint)["served"]:
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(checkpoint) / name, aside / name)
+        for folder in (path for path in Path(checkpoint).iterdir() if path.is_dir() and not any(path.iterdir())):
+            (aside / folder.name).mkdir()
+
+
+def check_ranks_agree(identity: dict) -> None:
+    """Refuse to train on ranks that were started with other flags or see other data.
+
+    Raises:
+        UserError: on all ranks, naming the first that differs, and in what.
+    """
+    first, *others = gather_objects(identity)
+    for number, other in enumerate(others, start=1):
+        difference = differing(first, other)
+        if difference:
+            raise UserError(
+                f"rank {number} differs from rank 0: {difference.replace(' was ', ' is ')} on rank {number}"
+            )
+
+
+# ---- the data
+
+
+def make_plan(data_args: DataArguments, args: EmbeddingTrainingArguments, records: list[RecordSet]) -> Plan:
+    return Plan(
+        [r.name for r in records],
+        list(map(len, records)),
+        args.global_batch_size,
+        args.seed,
+        data_args.max_example_num_per_dataset,
+        read_num_samples(data_args.num_samples),
+        data_args.sampling_temperature,
+        Documents.concatenate([r.documents for r in records]),
+    )
+
+
+def largest_group(data_args: DataArguments, records: list[RecordSet]) -> int:
+    """Passages per query at most: no more slots than any row of the data can fill."""
+    return min(data_args.train_group_size, max(r.longest_group for r in records))
+
+
+def describe(
+    plan: Plan, data_args: DataArguments, args: EmbeddingTrainingArguments, records: list[RecordSet], ranks: int
+) -> list[str]:
+    lines = [plan.describe(ranks, largest_group(data_args, records), args.negatives_cross_device)]
+    if dropped := sum(r.dropped_negatives for r in records):
+        lines.append(f"  {dropped} negatives left out: they repeat a positive of their own row")
+    return lines
 
 
 def build_encoder(model_args: ModelArguments, data_args: DataArguments, records: list[RecordSet]) -> TextEncoder:
@@ -152,60 +198,23 @@ def show_examples(encoder: TextEncoder, records: list[RecordSet], count: int = 3
     return lines
 
 
-# ---- the output folder
-
-
 def run_identity(
-    model_args: ModelArguments, data_args: DataArguments, args: EmbeddingTrainingArguments, records: list[RecordSet]
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: EmbeddingTrainingArguments,
+    records: list[RecordSet],
+    ranks: int,
 ) -> dict:
-    """What a continuation must have in common with the run it continues."""
+    """What all ranks, and a run and its continuation, must have in common."""
     flags = asdict(model_args) | asdict(data_args)
     flags |= {name: getattr(args, name) for name in FIXED_TRAINING}
     for name in FREE_TO_CHANGE:
         del flags[name]
-    flags["rows"] = {r.name: len(r) for r in records}
+    flags["num_samples"] = read_num_samples(data_args.num_samples)
+    flags["data"] = {r.name: f"{len(r)} rows, {r.fingerprint()}" for r in records}
+    if not args.negatives_cross_device:
+        flags["ranks"] = ranks
     return json.loads(json.dumps(flags, default=str))
-
-
-def find_checkpoint(args: EmbeddingTrainingArguments, identity: dict) -> str | None:
-    """The newest checkpoint to go on from, or None for a fresh start.
-
-    Raises:
-        UserError: the folder holds something that is not an unfinished run of the same flags; nothing is overwritten.
-    """
-    folder, named = Path(args.output_dir), args.resume_from_checkpoint
-    if named and not (Path(named) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {named}: found no whole checkpoint there")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return named
-    if not (folder / RUN_FILE).is_file():
-        raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
-    run = json.loads((folder / RUN_FILE).read_text())
-    before = run["flags"]
-    differing = [name for name in identity if before.get(name) != identity[name]]
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"--output_dir {folder} holds another run: {name} was {before.get(name)!r}, now {identity[name]!r}"
-            + (f" (and {len(differing) - 1} more: {', '.join(differing[1:6])})" if differing[1:] else "")
-            + f"; {KEPT}"
-        )
-    if run["finished"]:
-        raise UserError(f"--output_dir {folder} holds the finished run of these flags; {KEPT}")
-    return named or get_last_checkpoint(str(folder))
-
-
-def is_last(checkpoint: str) -> bool:
-    """Whether a checkpoint holds the run's last step."""
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state.global_step >= state.max_steps
-
-
-def write_run_file(folder: str, identity: dict, finished: bool) -> None:
-    path = Path(folder) / RUN_FILE
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps({"finished": finished, "flags": identity}, indent=2) + "\n")
-    aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,35 @@
 """EmbeddingTrainer: Hugging Face's loop, with our batches, our two-pass step and our model folder put into it."""
 
-import os
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.data.collator import BatchBuilder
-from gritlm.distributed import all_reduce_sum, barrier, make_engine
-from gritlm.errors import UserError
+from gritlm.distributed import agree_max, all_reduce_sum, barrier
+from gritlm.engines import make_engine, whole_weights
 from gritlm.gradcache import two_pass_step
+from gritlm.guards import FiniteWatch, StopSignals, Watchdog
 from gritlm.model_folder import save_model_folder
+from gritlm.models.backbone import probe_attention
 from gritlm.models.embedder import Embedder
 from gritlm.objective import ContrastiveBatch, Objective
-
-UNFINISHED = ".unfinished"  # where a checkpoint is written before it is renamed
+from gritlm.run_folder import (
+    UNFINISHED,
+    check_finite,
+    checkpoint_name,
+    engine_of,
+    explain_unsaved,
+    publish_checkpoint,
+)
 
 
 class StepSampler(BatchSampler):
@@ -77,15 +86,54 @@ class EmbeddingTrainer(Trainer):
         model: the embedder.
         args: the run's flags.
         train_dataset: builds this rank's slice of any global batch.
+        attn: bb or cc, what the attention probe asks of the model before the first step.
+        identity: the flags that a checkpoint is good for.
     """
 
-    def __init__(self, model: Embedder, args: EmbeddingTrainingArguments, train_dataset: BatchBuilder, **kwargs):
+    def __init__(
+        self,
+        model: Embedder,
+        args: EmbeddingTrainingArguments,
+        train_dataset: BatchBuilder,
+        attn: str,
+        identity: dict,
+        **kwargs,
+    ):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        self.embedder, self.attn, self.identity = model, attn, identity
         self.objective = Objective(args.temperature, args.negatives_cross_device)
         self.clock = StepClock(args.device)
+        self.finite = FiniteWatch(args.device)
+        self.signals = StopSignals()
+        self.watchdog = Watchdog(args.hang_timeout) if args.hang_timeout else None
+        self.stopped = False
         self.add_callback(self.clock)
+        self.add_callback(Supervisor(self))
         self.counts: Counter = Counter()
         self._save_to: str | None = None
+        self._served: list[str] = []
+        if self.is_fsdp_enabled and args.bf16:
+            # accelerate would also add gradients up in bfloat16, over chunks and over ranks.
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+
+    def train(self, *args, **kwargs):
+        if self.watchdog:
+            self.watchdog.start()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.watchdog:
+                self.watchdog.end()
+
+    def _mark(self, part: str, batch: str = "") -> None:
+        if self.watchdog:
+            self.watchdog.mark(f"step {self.state.global_step + 1}, {part}{batch}")
+
+    def probe(self) -> dict[str, float]:
+        """Contract C1 on the model as the engine has wrapped it."""
+        encoder, vocabulary = make_engine(self.model_wrapped).model, self.embedder.config.vocab_size
+        return probe_attention(encoder, vocabulary, self.args.device, self.attn, exact=not self.args.bf16)
 
     # ---- data
 
@@ -108,6 +156,7 @@ class EmbeddingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self.clock.mark("other")
+        self._mark("waiting for its batch")
         batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.clock.mark("data")
         return batch
@@ -117,21 +166,33 @@ class EmbeddingTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """One global batch. Returns this rank's share of the loss times the ranks: their mean is the global loss."""
         model.train()
+        step, dataset, rows = self.state.global_step + 1, inputs["dataset"], inputs["rows"]
+        batch = f"; data set {dataset}, rows {', '.join(rows[:4])}{', ...' if len(rows) > 4 else ''}"
+        self._mark("pass_1", batch)
+        self.stopped = bool(agree_max(self.signals.received)[0])
         self.counts.update(real_tokens=inputs["real_tokens"], padded_tokens=inputs["padded_tokens"])
         inputs = self._prepare_inputs(inputs)
         layout = ContrastiveBatch(**inputs["layout"])
-        result = two_pass_step(
-            make_engine(model), inputs["chunks"], lambda vectors: self.objective(vectors, layout), self.clock.mark
-        )
-        if not torch.isfinite(result.loss):
-            raise UserError(
-                f"step {self.state.global_step + 1}: the loss is {result.loss.item()}; data set {inputs['dataset']}, "
-                f"rows {', '.join(inputs['rows'][:8])}{', ...' if len(inputs['rows']) > 8 else ''}"
-            )
+
+        def mark(part: str) -> None:
+            self.clock.mark(part)
+            self._mark(f"behind {part}", batch)
+
+        engine = make_engine(model)
+        result = two_pass_step(engine, inputs["chunks"], lambda vectors: self.objective(vectors, layout), mark)
+        self.finite.loss(step, result.loss, dataset, rows)
+        engine.step()
         return result.loss * self.args.world_size
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.finite.gradient_norm(self.state.global_step + 1, norm)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self.finite.check()
             logs |= self._speed()
         super().log(logs, start_time)
 
@@ -151,36 +212,68 @@ class EmbeddingTrainer(Trainer):
 
     # ---- what comes out
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model folder, put together from all ranks' shards where the engine shards. All ranks call it."""
+        folder = Path(output_dir or self.args.output_dir)
+        weights = whole_weights(self.model_wrapped)
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            save_model_folder(self.accelerator.unwrap_model(self.model), self.train_dataset.encoder, folder)
+            check_finite(self.embedder.state_dict() if weights is None else weights)
+            save_model_folder(self.embedder, self.train_dataset.encoder, folder, weights)
+            self._served = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def _get_output_dir(self, trial) -> str:
         return self._save_to or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Written aside by all ranks, then renamed by one: a checkpoint folder is whole or absent."""
-        run, aside = Path(self.args.output_dir), Path(self.args.output_dir) / UNFINISHED
+        self.finite.check()
+        self._mark("saving")
+        run, name = Path(self.args.output_dir), checkpoint_name(self.state.global_step)
+        aside = run / UNFINISHED
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         barrier()
         self._save_to = str(aside)
+        facts = {"engine": engine_of(self.args), "ranks": self.args.world_size, "flags": self.identity}
         try:
             super()._save_checkpoint(model, trial)
+            barrier()
+            if self.args.should_save:
+                publish_checkpoint(aside / name, run / name, facts, self._served)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            explain_unsaved(error, run, name)
+            raise
         finally:
             self._save_to = None
-        barrier()
         if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(run / name, ignore_errors=True)
-            os.replace(aside / name, run / name)
             shutil.rmtree(aside, ignore_errors=True)
             rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit)
         barrier()
+        self._mark("saved")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.model.load_weights(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.embedder.load_weights(resume_from_checkpoint)
+
+
+class Supervisor(TrainerCallback):
+    """The trainer's own say in the loop: probe before the first step, save early, stop when asked to."""
+
+    def __init__(self, trainer: EmbeddingTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        found = self.trainer.probe()
+        if args.process_index == 0:
+            print(f"attention probe: passed ({', '.join(f'{name} {value:.0e}' for name, value in found.items())})")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # A save that cannot work shows after the first step, not hours later.
+        first = state.global_step == 1 and args.save_strategy != "no"
+        control.should_save = control.should_save or first or self.trainer.stopped
+        control.should_training_stop = control.should_training_stop or self.trainer.stopped
 
 
 def _only(batch: list[dict]) -> dict:

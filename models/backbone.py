@@ -7,7 +7,7 @@ attention implementation, and `config.json` carries it to every loader. Nothing 
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from gritlm.errors import UserError
@@ -77,63 +77,72 @@ class AttentionError(UserError):
 
 
 @torch.no_grad()
-def probe_attention(
-    backbone: PreTrainedModel, attn: str, autocast_dtype: torch.dtype | None = None
-) -> dict[str, float]:
+def probe_attention(encoder: nn.Module, vocabulary: int, device: torch.device, attn: str, exact: bool = True) -> dict:
     """Prove contract C1 on the kernel really in use, in well under a second.
 
     (a) changing the last token moves token 0 (and must not when `attn` is "cc"); (b) a text in a padded batch gets the
-    states it gets alone; (c) what stands under the padding leaks nowhere.
+    vector it gets alone; (c) what stands under the padding leaks nowhere.
 
+    Args:
+        encoder: an `Embedder`, alone or inside an engine; on all ranks at once where its forward is a collective.
+        vocabulary: how many token ids there are.
+        device: where the encoder takes its input.
+        attn: bb or cc, what is wanted.
+        exact: false where it computes in less than float32.
     Returns:
         the three relative changes, in norm: {"last_to_first", "padded", "leak"}.
     Raises:
         AttentionError: naming the check that failed, what was found and what was wanted.
     """
-    vocabulary, device = backbone.config.vocab_size, backbone.device
     generator = torch.Generator().manual_seed(0)
     long_1L = torch.randint(0, vocabulary, (1, 12), generator=generator).to(device)
     changed_1L = long_1L.clone()
     changed_1L[0, -1] = (long_1L[0, -1] + 1) % vocabulary
     short_1L = torch.randint(0, vocabulary, (1, 7), generator=generator).to(device)
 
-    def states(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            return backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+    def vectors(input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
+        return encoder(input_ids=input_ids, attention_mask=attention_mask, pooling_mask=pooling_mask).float()
 
-    def pad(filler: int) -> Tensor:
+    def whole(input_ids: Tensor) -> Tensor:
+        mask = torch.ones_like(input_ids)
+        return vectors(input_ids, mask, mask.bool())[0]
+
+    def first_token(input_ids: Tensor) -> Tensor:
+        mask = torch.ones_like(input_ids)
+        return vectors(input_ids, mask, torch.arange(12, device=device)[None] == 0)[0]
+
+    def padded(filler: int) -> Tensor:
         batch = torch.full((2, 12), filler, device=device)
         batch[0], batch[1, :7] = long_1L, short_1L
         mask = torch.ones_like(batch)
         mask[1, 7:] = 0
-        return states(batch, mask)[1, :7]
+        return vectors(batch, mask, mask.bool())[1]
 
-    was_training = backbone.training
-    backbone.eval()
-    alone = states(short_1L, torch.ones_like(short_1L))[0]
-    first, first_changed = (states(x, torch.ones_like(x))[0, 0] for x in (long_1L, changed_1L))
-    padded, padded_otherwise = pad(0), pad(vocabulary - 1)
-    backbone.train(was_training)
+    was_training = encoder.training
+    encoder.eval()
+    alone, in_batch, in_batch_otherwise = whole(short_1L), padded(0), padded(vocabulary - 1)
+    first, first_changed = first_token(long_1L), first_token(changed_1L)
+    encoder.train(was_training)
 
     def change(a: Tensor, b: Tensor) -> float:
         return ((a - b).norm() / b.norm()).item()
 
     found = {
         "last_to_first": change(first_changed, first),
-        "padded": change(padded, alone),
-        "leak": change(padded_otherwise, padded),
+        "padded": change(in_batch, alone),
+        "leak": change(in_batch_otherwise, in_batch),
     }
     if not torch.isfinite(torch.tensor(list(found.values()))).all():
-        raise AttentionError("attention probe: the model's states are not finite; are its weights whole?")
-    noise = 1e-5 if autocast_dtype is None else 5e-2
-    sees_ahead = found["last_to_first"] > (1e-6 if autocast_dtype is None else 1e-4)
+        raise AttentionError("attention probe: the model's vectors are not finite; are its weights whole?")
+    noise = 1e-5 if exact else 5e-2
+    sees_ahead = found["last_to_first"] > (1e-6 if exact else 1e-4)
     if sees_ahead != (attn == "bb"):
         is_, wanted = ("bidirectional", "causal") if sees_ahead else ("causal", "bidirectional")
         raise AttentionError(f"attention probe: --attn {attn} wants {wanted} attention, found it {is_} ({found})")
     for check in ("padded", "leak"):
         if not found[check] <= noise:
             raise AttentionError(
-                f"attention probe: padding changes a text's states ({check}: {found[check]:.1e} in relative norm, "
+                f"attention probe: padding changes a text's vector ({check}: {found[check]:.1e} in relative norm, "
                 f"wanted at most {noise:.0e}); try another --attn_implementation"
             )
     return found

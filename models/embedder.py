@@ -59,7 +59,7 @@ class Embedder(nn.Module):
         with torch.autocast(states_NLD.device.type, enabled=False):
             vectors_ND = pool(states_NLD, pooling_mask, self.pooling_method)
             if self.projection is not None:
-                vectors_ND = self.projection(vectors_ND)
+                vectors_ND = self.projection(vectors_ND.to(self.projection.weight.dtype)).float()
             return F.normalize(vectors_ND, dim=-1) if self.normalized else vectors_ND
 
     def activation_checkpointing_enable(self, **options) -> None:
@@ -70,14 +70,27 @@ class Embedder(nn.Module):
         """The same, under the name that older versions of transformers call."""
         self.backbone.gradient_checkpointing_enable(**options)
 
-    def save_weights(self, folder: str | Path) -> None:
-        """Write config.json and safetensors with the base model's keys, and the projection beside them."""
-        self.backbone.save_pretrained(folder)
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The backbone's layer classes, under the name by which accelerate looks for what FSDP shards one by one."""
+        return self.backbone._no_split_modules
+
+    def save_weights(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write config.json and safetensors with the base model's keys, and the projection beside them.
+
+        `weights` are all the embedder's, by name, where its own parameters are only shards.
+        """
+        weights = self.state_dict() if weights is None else weights
+        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
+        for name, value in weights.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value.contiguous()
+        self.backbone.save_pretrained(folder, state_dict=parts["backbone"])
         if self.projection is not None:
             path = Path(folder) / PROJECTION_FOLDER
             path.mkdir(parents=True, exist_ok=True)
-            weights = {f"linear.{name}": value.contiguous() for name, value in self.projection.state_dict().items()}
-            save_file(weights, path / "model.safetensors")
+            linear = {f"linear.{name}": value.float() for name, value in parts["projection"].items()}
+            save_file(linear, path / "model.safetensors")
 
     def load_weights(self, folder: str | Path) -> None:
         """Read back what `save_weights` wrote, in place and exactly."""

@@ -1,8 +1,10 @@
 """Shared by the tests: data, batches, real gloo ranks, and runs of the command line."""
 
+import importlib.util
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
-from gritlm.data.plan import Plan
+from gritlm.data.plan import Documents, Plan
 from gritlm.data.records import load_records
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
 
 ROOT = Path(__file__).resolve().parents[1]
+# DeepSpeed compiles its CPU communication at first use.
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
 INSTRUCTION = "Instruct: Find the answer\nQuery: "
 WORDS = (  # noqa: SIM905
     "Instruct Find the answer Query river stone quiet engine copper lantern walks under seven bridges while snow falls "
@@ -61,7 +65,8 @@ def make_builder(
     records = load_records(data, cache)
     contract = TextContract(query_max_len=32, passage_max_len=48, **text)
     encoder = TextEncoder(load_tokenizer(str(model), contract), contract)
-    plan = Plan([r.name for r in records], list(map(len, records)), batch, seed=3)
+    documents = Documents.concatenate([r.documents for r in records])
+    plan = Plan([r.name for r in records], list(map(len, records)), batch, seed=3, documents=documents)
     return BatchBuilder(plan, records, encoder, group, chunk_tokens, rank, ranks)
 
 

@@ -185,6 +185,34 @@ def make_chunks(tokens: Sequence[Tokens], chunk_tokens: int, pad_id: int) -> tup
     return chunks, row_of_text
 
 
+def assemble(
+    tokens: Sequence[Tokens],
+    slots: Sequence[int],
+    ids: Sequence[int],
+    known: Sequence[Sequence[int]],
+    chunk_tokens: int,
+    pad_id: int,
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """The chunks of one rank's texts, and the fields of objective.ContrastiveBatch that say what is what.
+
+    Args:
+        tokens: the queries, then the passages.
+        slots: per query as many as there are passages in the largest group: the passage's number, or -1.
+        ids: hash of each passage's text.
+        known: per query, the hashes of its known positives, the drawn one included.
+    """
+    chunks, row_of_text = make_chunks(tokens, chunk_tokens, pad_id)
+    slot_S, id_of_passage = torch.tensor(slots), torch.tensor(ids)
+    used_S, passage_S = slot_S >= 0, slot_S.clamp(min=0)
+    width = max(map(len, known))
+    return chunks, {
+        "text_of_query_B": row_of_text[: len(known)],
+        "text_of_slot_S": torch.where(used_S, row_of_text[len(known) + passage_S], -1),
+        "id_of_slot_S": torch.where(used_S, id_of_passage[passage_S], 0),
+        "known_BK": torch.tensor([[*row, *row[:1] * (width - len(row))] for row in known]),
+    }
+
+
 class BatchBuilder(torch.utils.data.Dataset):
     """(epoch, step) -> this rank's slice of that global batch, as tensors. Pure, so any worker may build any batch."""
 
@@ -216,7 +244,7 @@ class BatchBuilder(torch.utils.data.Dataset):
         for dataset, row in rows:
             record = self.records[dataset][row]
             positive, negatives = self.plan.draw(
-                epoch, dataset, row, len(record.positives), len(record.negatives), self.group_size - 1
+                epoch, step, dataset, row, len(record.positives), len(record.negatives), self.group_size - 1
             )
             group = [record.positives[positive], *(record.negatives[i] for i in negatives)]
             queries.append(record.query)
@@ -226,17 +254,8 @@ class BatchBuilder(torch.utils.data.Dataset):
 
         contract = self.encoder.contract
         tokens = self.encoder(queries, contract.query_max_len) + self.encoder(passages, contract.passage_max_len)
-        chunks, row_of_text = make_chunks(tokens, self.chunk_tokens, self.encoder.tokenizer.pad_token_id)
-        slots = torch.tensor(slots)
-        ids = torch.tensor([text_id(passage.text) for passage in passages])
-        used = slots >= 0
-        width = max(map(len, known))
-        layout = {
-            "text_of_query_B": row_of_text[: len(queries)],
-            "text_of_slot_S": torch.where(used, row_of_text[len(queries) + slots.clamp(min=0)], -1),
-            "id_of_slot_S": torch.where(used, ids[slots.clamp(min=0)], 0),
-            "known_BK": torch.tensor([row + row[:1] * (width - len(row)) for row in known]),
-        }
+        ids = [text_id(passage.text) for passage in passages]
+        chunks, layout = assemble(tokens, slots, ids, known, self.chunk_tokens, self.encoder.tokenizer.pad_token_id)
         return {
             "chunks": chunks,
             "layout": layout,

@@ -1,18 +1,20 @@
 """Which rows form global batch k: a pure function of (seed, epoch, step), the same for any number of ranks.
 
 A batch holds rows of one data set; what is left over of all sets is shuffled into mixed batches, and what does not
-fill one of those waits for another epoch (a new draw). Both are counted in `describe`.
+fill one of those waits for another epoch (a new draw). No query and no positive stands twice in a batch.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from gritlm.errors import UserError
 
 MIXED = "(mixed)"
-_ORDER, _CAP, _DRAW = 0, 1, 2  # purposes of a random stream, so that no two share one
+_ORDER, _CAP, _DRAW, _SPARE = 0, 1, 2, 3  # purposes of a random stream, so that no two share one
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,30 @@ class PlannedBatch:
     rows: list[tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Documents:
+    """What must not stand twice in a batch: row r has the hashes `ids[starts[r]:starts[r + 1]]`."""
+
+    starts: np.ndarray
+    ids: np.ndarray
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Documents"]) -> "Documents":
+        shifts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        starts = [part.starts[:-1] + shift for part, shift in zip(parts, shifts, strict=False)]
+        return cls(np.concatenate([*starts, shifts[-1:]]), np.concatenate([part.ids for part in parts]))
+
+    def first_seen(self, rows: np.ndarray) -> np.ndarray:
+        """bool per row: true where none of its documents is in an earlier one of these rows."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        position = np.repeat(np.arange(len(rows)), lengths)
+        within = np.arange(len(position)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids = self.ids[np.repeat(self.starts[rows], lengths) + within]
+        _, first, of = np.unique(ids, return_index=True, return_inverse=True)
+        repeated = position[first][of] != position
+        return ~np.isin(np.arange(len(rows)), position[repeated])
+
+
 class Plan:
     """The order of training.
 
@@ -31,8 +57,11 @@ class Plan:
         global_batch_size: queries per batch.
         seed: of everything drawn.
         max_per_dataset: use a fixed draw of at most so many rows of each set.
+        num_samples: data set -> rows that an epoch takes of it, more than it has included; others give all they have.
+        temperature: above 1 an epoch as long takes of each set in proportion to its size to the power 1 / temperature.
+        documents: of all sets' rows, one set after the other; None: batches may repeat a query or a positive.
     Raises:
-        UserError: when there are fewer rows than one batch needs.
+        UserError: when there are fewer rows than one batch needs, or `num_samples` names a set that is not there.
     """
 
     def __init__(
@@ -42,10 +71,15 @@ class Plan:
         global_batch_size: int,
         seed: int,
         max_per_dataset: int | None = None,
+        num_samples: Mapping[str, int] | None = None,
+        temperature: float = 1.0,
+        documents: Documents | None = None,
     ):
         self.names, self.sizes, self.seed = list(names), list(sizes), seed
-        self.batch_size = global_batch_size
-        self.used = [min(size, max_per_dataset or size) for size in self.sizes]
+        self.batch_size, self.documents = global_batch_size, documents
+        self.first_row = np.cumsum([0, *self.sizes])
+        self.available = [min(size, max_per_dataset or size) for size in self.sizes]
+        self.used = shares(self.names, self.available, num_samples or {}, temperature)
         self.full = [used // global_batch_size for used in self.used]
         left = sum(used % global_batch_size for used in self.used)
         self.mixed, self.waiting = divmod(left, global_batch_size)
@@ -60,41 +94,100 @@ class Plan:
         """Global batch `step` (from 0) of `epoch` (from 0)."""
         if self._latest is None or self._latest[0] != epoch:
             self._latest = (epoch, self._make_epoch(epoch))
-        order, rows_of_set, leftovers = self._latest[1]
-        dataset, start = order[step]
-        window = slice(start, start + self.batch_size)
-        if dataset == len(self.names):
-            return PlannedBatch(MIXED, [(int(d), int(r)) for d, r in leftovers[window]])
-        return PlannedBatch(self.names[dataset], [(dataset, int(row)) for row in rows_of_set[dataset][window]])
+        datasets, batches = self._latest[1]
+        rows = batches[step]
+        sets = np.searchsorted(self.first_row, rows, side="right") - 1
+        name = self.names[datasets[step]] if datasets[step] >= 0 else MIXED
+        return PlannedBatch(name, list(zip(sets.tolist(), (rows - self.first_row[sets]).tolist(), strict=True)))
 
-    def draw(self, epoch: int, dataset: int, row: int, positives: int, negatives: int, wanted: int) -> tuple[int, list]:
-        """Which positive, and which (at most `wanted`, none twice) negatives, a row contributes in an epoch."""
-        rng = np.random.default_rng((self.seed, _DRAW, epoch, dataset, row))
+    def draw(
+        self, epoch: int, step: int, dataset: int, row: int, positives: int, negatives: int, wanted: int
+    ) -> tuple[int, list[int]]:
+        """Which positive, and which (at most `wanted`, none twice) negatives, a row contributes to a batch."""
+        rng = np.random.default_rng((self.seed, _DRAW, epoch, step, dataset, row))
         positive = int(rng.integers(positives))
         return positive, [int(i) for i in rng.permutation(negatives)[:wanted]]
 
-    def _make_epoch(self, epoch: int):
-        rows_of_set, leftovers, order = [], [], []
-        for number, (size, used) in enumerate(zip(self.sizes, self.used, strict=True)):
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Per step: its data set's number (-1: mixed), and its rows, counted over all sets."""
+        datasets, batches, leftovers = [], [], []
+        for number, (size, available, used) in enumerate(zip(self.sizes, self.available, self.used, strict=True)):
             rows = np.arange(size)
-            if used < size:
-                rows = np.random.default_rng((self.seed, _CAP, number)).permutation(size)[:used]
-            rows = np.random.default_rng((self.seed, _ORDER, epoch, number)).permutation(rows)
-            rows_of_set.append(rows)
-            whole = self.full[number] * self.batch_size
-            order += [(number, start) for start in range(0, whole, self.batch_size)]
-            leftovers.append(np.stack([np.full(used - whole, number), rows[whole:]], axis=1))
+            if available < size:
+                rows = np.random.default_rng((self.seed, _CAP, number)).permutation(size)[:available]
+            rng = np.random.default_rng((self.seed, _ORDER, epoch, number))
+            passes = [rng.permutation(rows) for _ in range(-(-used // max(available, 1)))]
+            order = self.first_row[number] + np.concatenate([rows[:0], *passes])[:used]
+            own, left = self._spread(order, self.full[number], (epoch, number), spare=order)
+            batches.append(own)
+            datasets += [number] * len(own)
+            leftovers.append(left)
         rng = np.random.default_rng((self.seed, _ORDER, epoch, len(self.names)))
-        mixed = rng.permutation(np.concatenate(leftovers))
-        order += [(len(self.names), number * self.batch_size) for number in range(self.mixed)]
-        return [order[i] for i in rng.permutation(len(order))], rows_of_set, mixed
+        left = rng.permutation(np.concatenate(leftovers))
+        spare = np.concatenate([own.ravel() for own in batches])
+        mixed, _ = self._spread(left, self.mixed, (epoch, len(self.names)), spare)
+        batches = np.concatenate([*batches, mixed])
+        order = rng.permutation(len(batches))
+        return np.array(datasets + [-1] * len(mixed))[order], batches[order]
+
+    def _spread(
+        self, rows: np.ndarray, count: int, key: tuple[int, int], spare: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`count` batches from rows in order, and the rows left; a row that repeats a document waits for a later batch.
+
+        Where too few rows without a repeated document are left, `spare` rows stand in for them; where
+        there are too few documents to fill a batch, the rows come as they are.
+        """
+        size = self.batch_size
+        plain = rows[: count * size].reshape(count, size), rows[count * size :]
+        if self.documents is None:
+            return plain
+        batches, waiting, position = np.empty((count, size), dtype=np.int64), rows[:0], 0
+        for number in range(count):
+            batch, waiting = self._extend(rows[:0], waiting)
+            while len(batch) < size and position < len(rows):
+                ahead = rows[position : position + size - len(batch)]
+                position += len(ahead)
+                batch, repeating = self._extend(batch, ahead)
+                waiting = np.concatenate([waiting, repeating])
+            if len(batch) < size:
+                rng = np.random.default_rng((self.seed, _SPARE, *key, number))
+                batch, _ = self._extend(batch, rng.permutation(np.unique(spare)))
+            if len(batch) < size and number == 0:
+                return plain
+            short = size - len(batch)
+            batches[number] = np.concatenate([batch, waiting[:short]])
+            waiting = waiting[short:]
+        return batches, np.concatenate([waiting, rows[position:]])
+
+    def _extend(self, batch: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A batch with those of the rows, in order, that repeat none of its documents; and the rows not taken."""
+        while len(batch) < self.batch_size and len(rows):
+            fresh = self.documents.first_seen(np.concatenate([batch, rows]))[len(batch) :]
+            taken = np.flatnonzero(fresh)[: self.batch_size - len(batch)]
+            if not len(taken):
+                break
+            batch, rows = np.concatenate([batch, rows[taken]]), np.delete(rows, taken)
+        return batch, rows
+
+    def repeating(self, epoch: int) -> int:
+        """How many batches of an epoch hold a query or a positive twice, for want of documents."""
+        self.batch(epoch, 0)
+        _, batches = self._latest[1]
+        return sum(not self.documents.first_seen(rows).all() for rows in batches) if self.documents else len(batches)
 
     def describe(self, ranks: int, group_size: int, cross_device: bool = True) -> str:
         """What a run of this plan sees, for people: batches per data set, what is left over, negatives per query."""
         lines = [f"plan: {self.steps_per_epoch} steps an epoch of {self.batch_size} queries on {ranks} rank(s)"]
-        for name, size, used, full in zip(self.names, self.sizes, self.used, self.full, strict=True):
-            lines.append(f"  {name}: {full} batches of its own, {used % self.batch_size} rows left over; rows {size}")
+        parts = zip(self.names, self.sizes, self.available, self.used, self.full, strict=True)
+        for name, size, available, used, full in parts:
+            takes = "" if used == available == size else f", {used} taken an epoch"
+            takes += f" ({used / available:.2f} times each)" if used > available else ""
+            left = used % self.batch_size
+            lines.append(f"  {name}: {full} batches of its own, {left} rows left over; rows {size}{takes}")
         lines.append(f"  left over: {self.mixed} mixed batches, {self.waiting} rows wait for another epoch's draw")
+        if repeating := self.repeating(0):
+            lines.append(f"  {repeating} batches hold a query or a positive twice: there are too few different ones")
         local = self.batch_size // ranks
         hard, in_batch = group_size - 1, (local - 1) * group_size
         others = (self.batch_size - local) * group_size if cross_device else 0
@@ -103,3 +196,37 @@ class Plan:
             f"{others} from other ranks"
         )
         return "\n".join(lines)
+
+
+def shares(names: list[str], available: list[int], num_samples: Mapping[str, int], temperature: float) -> list[int]:
+    """Rows that an epoch takes of each data set."""
+    for name in num_samples:
+        if name not in names:
+            raise UserError(f"--num_samples: found data set {name!r}, wanted some of {', '.join(names)}")
+    wanted = [num_samples.get(name, count) for name, count in zip(names, available, strict=True)]
+    if temperature == 1.0:
+        return wanted
+    weights = np.array(wanted, dtype=float) ** (1 / temperature)
+    return [int(share) for share in sum(wanted) * weights / weights.sum()]
+
+
+def read_num_samples(path: str | None) -> dict[str, int]:
+    """A JSON object, data set -> rows an epoch, as GritLM has it.
+
+    Raises:
+        UserError: it is not one.
+    """
+    if not path:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--num_samples {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--num_samples {path}: no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"--num_samples {path}: found {type(found).__name__}, wanted an object of data set: rows")
+    for name, rows in found.items():
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+            raise UserError(f"--num_samples {path}: {name}: found {rows!r}, wanted a number of rows")
+    return found

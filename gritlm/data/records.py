@@ -1,5 +1,6 @@
 """Data sets: found on disk, read once into a memory-mapped form, and looked up row by row."""
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from gritlm.data.plan import Documents
 from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, read_rows, text_id
 from gritlm.errors import UserError
 
@@ -50,6 +53,25 @@ class RecordSet:
         if known:
             negatives = [passage for passage in negatives if text_id(passage.text) not in known]
         return Record(Text(**row["query"]), positives, negatives, sorted(known or row["pos_id"]))
+
+    @functools.cached_property
+    def documents(self) -> Documents:
+        """The ids of each row's query and positives: no two rows of a batch may share one."""
+        queries = self._column("query_id")
+        positives = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table.data["pos_id"].chunks])
+        counts = pc.list_value_length(positives).to_numpy(zero_copy_only=False)
+        starts = np.concatenate([[0], np.cumsum(counts + 1)])
+        ids = np.empty(starts[-1], dtype=np.int64)
+        of_query = np.zeros(len(ids), dtype=bool)
+        of_query[starts[:-1]] = True
+        ids[of_query] = queries
+        ids[~of_query] = pc.list_flatten(positives).to_numpy(zero_copy_only=False)
+        return Documents(starts, ids)
+
+    def fingerprint(self) -> str:
+        """A short hash of all queries and positives in their order; the same file on another machine has the same."""
+        ids = self.documents.ids
+        return hashlib.sha256(ids.tobytes()).hexdigest()[:16]
 
     def _instructions(self, side: str) -> list[str]:
         parts = [chunk.field("instruction") for chunk in self.table.data[side].chunks]

@@ -73,6 +73,6 @@ flags=(
   "${device[@]}" ${EXTRA_FLAGS[@]+"${EXTRA_FLAGS[@]}"} "$@"
 )
 # Flags, paths and data are checked by one quick process before any GPU is touched: one clear line, exit code 2.
-CUDA_VISIBLE_DEVICES= $python -m gritlm.train "${flags[@]}" --dry_run "$processes" --use_cpu True >/dev/null
+CUDA_VISIBLE_DEVICES= $python -m gritlm.plan "${flags[@]}" --ranks "$processes" >/dev/null
 $python -m torch.distributed.run --standalone --nproc_per_node "$processes" -m gritlm.train "${flags[@]}"
 [ -z "$task" ] || $python -m gritlm.quickstart report --folder "$task" --model "$OUTPUT_DIR"

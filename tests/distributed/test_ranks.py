@@ -18,7 +18,8 @@ from helpers import (
 from torch.nn.parallel import DistributedDataParallel
 
 from gritlm import objective as objective_module
-from gritlm.distributed import DDPEngine, all_gather, all_reduce_sum, make_engine, rank, world_size
+from gritlm.distributed import all_gather, all_reduce_sum, rank, world_size
+from gritlm.engines import DDPEngine, make_engine
 from gritlm.gradcache import two_pass_step
 from gritlm.objective import ContrastiveBatch, Objective
 

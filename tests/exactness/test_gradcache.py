@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gritlm.data.collator import make_chunks
 from gritlm.data.rows import Text, text_id
-from gritlm.distributed import SingleEngine
+from gritlm.engines import SingleEngine
 from gritlm.gradcache import two_pass_step
 from gritlm.objective import ContrastiveBatch, Objective
 
@@ -21,7 +21,7 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
     for dataset, row in rows:
         record = builder.records[dataset][row]
         positive, negatives = builder.plan.draw(
-            epoch, dataset, row, len(record.positives), len(record.negatives), builder.group_size - 1
+            epoch, step, dataset, row, len(record.positives), len(record.negatives), builder.group_size - 1
         )
         queries.append(record.query)
         groups.append([record.positives[positive]] + [record.negatives[i] for i in negatives])

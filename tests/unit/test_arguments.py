@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import ROOT, run
 
-from gritlm.arguments import flag_table, parse
+from gritlm.arguments import check_json, flag_table, parse
 from gritlm.errors import UserError
 
 
@@ -55,7 +55,11 @@ WRONG = {
     "two batch sizes": ({"per_device_train_batch_size": 16}, "contradicts --global_batch_size 64"),
     "temperature": ({"temperature": 0}, "--temperature: found 0.0, wanted a number above 0"),
     "chunk too small": ({"chunk_tokens": 100}, "--chunk_tokens 100 holds not even one text of 512 tokens"),
-    "odd batch": ({"dry_run": 3}, "--global_batch_size 64 is not a multiple of the 3 ranks"),
+    "sampling": ({"sampling_temperature": 0}, "--sampling_temperature: found 0.0, wanted a number above 0"),
+    "no such engine file": ({"deepspeed": "absent.json"}, "--deepspeed absent.json: No such file"),
+    "fsdp on a CPU": ({"fsdp": "full_shard"}, "--fsdp: found no GPUs under torchrun"),
+    "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
+    "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
     "nothing to contrast": ({"global_batch_size": 1, "train_group_size": 1}, "no negative"),
     "hugging face's own": ({"lr_scheduler_type": "sine"}, "sine"),
 }
@@ -70,6 +74,33 @@ def test_flags_that_cannot_work(flags, name):
     assert "\n" not in str(error.value)
 
 
+ENGINE_FILES = {
+    "no JSON": ("deepspeed", "{", "no JSON"),
+    "no ZeRO": ("deepspeed", '{"zero_optimization": {"stage": 0}}', "zero_optimization.stage"),
+    "offload": (
+        "deepspeed",
+        '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+        "offload_param",
+    ),
+    "clipping unsaid": ("deepspeed", '{"zero_optimization": {"stage": 2}}', "DeepSpeed's own default is 1.0"),
+    "fsdp 1": ("fsdp_config", '{"version": 1}', "version"),
+}
+
+
+@pytest.mark.parametrize("name", ENGINE_FILES)
+def test_engine_files_that_no_test_has_seen(flags, tmp_path, name):
+    flag, text, message = ENGINE_FILES[name]
+    path = tmp_path / "engine.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"--{flag}.*{re.escape(message)}"):
+        parse(as_list(flags | {flag: path}))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "scripts/parallel").glob("*.json")), ids=lambda path: path.name)
+def test_the_shipped_engine_files_are_accepted(file):
+    check_json("fsdp_config" if "fsdp" in file.name else "deepspeed", str(file))
+
+
 def test_on_the_command_line_it_is_one_line_and_code_2(flags):
     done = run("-m", "gritlm", "train", *as_list(flags | {"temperature": 0}))
     assert done.returncode == 2
@@ -78,7 +109,7 @@ def test_on_the_command_line_it_is_one_line_and_code_2(flags):
     assert run("-m", "gritlm", "train", *as_list(flags), "--no_such_flag", "1").returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["train", "encode", "quickstart", "benchmark"])
+@pytest.mark.parametrize("verb", ["train", "plan", "encode", "quickstart", "benchmark", "verify-gradients"])
 def test_every_verb_has_help_with_examples(verb):
     done = run("-m", "gritlm", verb, "--help")
     assert done.returncode == 0

@@ -12,8 +12,12 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.pooling import POOLING, pool
 
 
-def backbone(folder, attn="bb", implementation="sdpa"):
-    return load_backbone(str(folder), load_config(str(folder), attn), implementation)
+def embedder(folder, attn="bb", implementation="sdpa", **options):
+    return Embedder(load_backbone(str(folder), load_config(str(folder), attn), implementation), **options)
+
+
+def probe(model, attn, exact=True):
+    return probe_attention(model, model.config.vocab_size, torch.device("cpu"), attn, exact)
 
 
 @pytest.fixture(params=["qwen2", "qwen3"])
@@ -23,36 +27,40 @@ def folder(request):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("attn", ["bb", "cc"])
-def test_the_probe_passes(folder, attn, implementation):
-    found = probe_attention(backbone(folder, attn, implementation), attn)
+@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+def test_the_probe_passes(folder, attn, implementation, pooling):
+    found = probe(embedder(folder, attn, implementation, pooling_method=pooling, projection=12), attn)
     assert (found["last_to_first"] > 1e-3) == (attn == "bb")
     assert found["leak"] == 0
 
 
 def test_the_probe_passes_under_bf16(folder):
-    assert probe_attention(backbone(folder), "bb", torch.bfloat16)["last_to_first"] > 1e-3
+    model = embedder(folder)
+    forward = model.forward
+    model.forward = torch.autocast("cpu", torch.bfloat16)(forward)
+    assert probe(model, "bb", exact=False)["last_to_first"] > 1e-3
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_the_probe_catches_a_causal_model(folder, implementation):
     with pytest.raises(AttentionError, match="wants bidirectional attention, found it causal"):
-        probe_attention(backbone(folder, "cc", implementation), "bb")
+        probe(embedder(folder, "cc", implementation), "bb")
     with pytest.raises(AttentionError, match="wants causal attention, found it bidirectional"):
-        probe_attention(backbone(folder, "bb", implementation), "cc")
+        probe(embedder(folder, "bb", implementation), "cc")
 
 
 def test_the_probe_catches_a_padding_leak(folder):
-    model = backbone(folder)
-    forward = model.forward
-    model.forward = lambda input_ids, attention_mask, **more: forward(input_ids=input_ids, **more)
-    with pytest.raises(AttentionError, match="padding changes a text's states"):
-        probe_attention(model, "bb")
+    model = embedder(folder)
+    forward = model.backbone.forward
+    model.backbone.forward = lambda input_ids, attention_mask, **more: forward(input_ids=input_ids, **more)
+    with pytest.raises(AttentionError, match="padding changes a text's vector"):
+        probe(model, "bb")
 
 
 def test_the_probe_leaves_the_model_as_it_was(folder):
-    model = backbone(folder).train()
+    model = embedder(folder).train()
     state = torch.get_rng_state()
-    probe_attention(model, "bb")
+    probe(model, "bb")
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
 
@@ -83,7 +91,7 @@ def test_reset_weight_is_the_models_own_initialisation(folder):
     config = load_config(str(folder))
     config.initializer_range = 0.02
     reset = load_backbone(str(folder), config, reset_weight=True, seed=1)
-    loaded = backbone(folder)
+    loaded = embedder(folder).backbone
     for (name, value), trained in zip(reset.named_parameters(), loaded.parameters(), strict=True):
         if "norm" in name:
             assert torch.equal(value, torch.ones_like(value))

@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from gritlm.data.plan import MIXED, Plan
+from gritlm.data.plan import MIXED, Documents, Plan, read_num_samples
 from gritlm.errors import UserError
 
 NAMES, SIZES = ["a", "b", "c"], [103, 57, 20]
@@ -50,13 +51,13 @@ def test_every_row_comes_in_some_epoch():
 
 def test_the_draw_is_pure_and_without_repeats():
     p = plan()
-    assert p.draw(1, 0, 7, 3, 10, 4) == plan().draw(1, 0, 7, 3, 10, 4)
-    draws = [p.draw(epoch, 0, row, 3, 10, 4) for epoch in range(5) for row in range(40)]
+    assert p.draw(1, 2, 0, 7, 3, 10, 4) == plan().draw(1, 2, 0, 7, 3, 10, 4)
+    draws = [p.draw(epoch, 2, 0, row, 3, 10, 4) for epoch in range(5) for row in range(40)]
     assert {positive for positive, _ in draws} == {0, 1, 2}
     assert {n for _, negatives in draws for n in negatives} == set(range(10))
     assert all(len(set(negatives)) == 4 for _, negatives in draws)
-    assert p.draw(0, 0, 0, 1, 2, 4)[1] in ([0, 1], [1, 0])
-    assert p.draw(0, 0, 0, 1, 0, 4)[1] == []
+    assert p.draw(0, 0, 0, 0, 1, 2, 4)[1] in ([0, 1], [1, 0])
+    assert p.draw(0, 0, 0, 0, 1, 0, 4)[1] == []
 
 
 def test_the_cap_is_one_draw_for_all_epochs():
@@ -75,3 +76,99 @@ def test_it_says_how_many_negatives_a_query_sees():
     text = plan().describe(ranks=4, group_size=3)
     assert "47 negatives: 2 hard, 9 in-batch, 36 from other ranks" in text
     assert "1 mixed batches, 4 rows wait" in text
+
+
+# ---- data-set weights
+
+
+def taken(p: Plan, epoch: int) -> Counter:
+    return Counter(NAMES[d] for batch in batches(p, epoch) for d, _ in batch.rows)
+
+
+def test_num_samples():
+    p = plan(num_samples={"a": 32, "c": 48})
+    assert p.used == [32, 57, 48]
+    assert taken(p, 0) == {"a": 32, "b": 48, "c": 48}  # the 9 rows of b that are left fill no batch
+    rows = Counter(row for batch in batches(p, 0) for d, row in batch.rows if d == 2)
+    assert len(rows) == 20
+    assert set(rows.values()) == {2, 3}, "every row twice before any comes a third time"
+    with pytest.raises(UserError, match="--num_samples: found data set 'd', wanted some of a, b, c"):
+        plan(num_samples={"d": 3})
+    assert "rows 20, 48 taken an epoch (2.40 times each)" in p.describe(1, 3)
+
+
+def test_the_file_of_num_samples(tmp_path):
+    path = tmp_path / "n.json"
+    for text, message in (("[1]", "found list"), ("{", "no JSON"), ('{"a": "many"}', "a: found 'many'")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_num_samples(str(path))
+    path.write_text('{"a": 5}')
+    assert read_num_samples(str(path)) == {"a": 5}
+    with pytest.raises(UserError, match="No such file"):
+        read_num_samples(str(tmp_path / "absent"))
+
+
+def test_temperature_sampling():
+    assert plan(temperature=1.0).used == SIZES
+    p = plan(temperature=2.0)
+    roots = np.sqrt(SIZES)
+    assert p.used == [int(180 * root / roots.sum()) for root in roots]
+    assert all(59 <= used <= 60 for used in plan(temperature=1e9).used)
+
+
+# ---- no document twice in a batch
+
+
+def documents(*sets: list[list[int]]) -> Documents:
+    rows = [row for rows in sets for row in rows]
+    return Documents(np.cumsum([0, *map(len, rows)]), np.array([i for row in rows for i in row]))
+
+
+def doubled(p: Plan, docs: Documents, epoch: int) -> int:
+    """Batches in which some document stands twice."""
+    count = 0
+    for batch in batches(p, epoch):
+        rows = [p.first_row[d] + row for d, row in batch.rows]
+        ids = [i for r in rows for i in docs.ids[docs.starts[r] : docs.starts[r + 1]]]
+        count += len(ids) != len(set(ids))
+    return count
+
+
+def test_no_document_twice_in_a_batch():
+    """Passages with several queries each, as in SQuAD, and some that stand in two data sets."""
+    sets = [[[1000 + i, i // 4, 500 + i % 30] for i in range(103)], [[2000 + i, i // 3] for i in range(57)]]
+    docs = documents(*sets, [[3000 + i, i] for i in range(20)])
+    p, careless = plan(documents=docs), plan()
+    for epoch in range(4):
+        assert doubled(p, docs, epoch) == 0
+        assert doubled(careless, docs, epoch) > 0, "control"
+        assert len(batches(p, epoch)) == p.steps_per_epoch == careless.steps_per_epoch
+        again = Counter(row for batch in batches(p, epoch) for row in batch.rows)
+        assert sum(again.values()) - len(again) < 10, "few rows stand in for those that repeat"
+    assert p.repeating(0) == 0
+    assert careless.batch(0, 0).rows != p.batch(0, 0).rows or doubled(careless, docs, 0)
+
+
+def test_rows_that_have_had_their_turn_stand_in():
+    """One passage in 40 of 64 rows cannot stand in more than one row of each of the 4 batches."""
+    docs = documents([[1000 + i, 7 if i < 40 else i] for i in range(64)])
+    p = Plan(["a"], [64], 16, seed=0, documents=docs)
+    for epoch in range(3):
+        assert doubled(p, docs, epoch) == 0
+        assert all(len(set(batch.rows)) == 16 for batch in batches(p, epoch))
+
+
+def test_too_few_documents_are_said():
+    docs = documents([[1000 + i, i % 5] for i in range(64)])  # a classification set: five labels
+    p = Plan(["a"], [64], 16, seed=0, documents=docs)
+    assert len({row for batch in batches(p, 0) for row in batch.rows}) == 64
+    assert "4 batches hold a query or a positive twice" in p.describe(1, 2)
+
+
+def test_first_seen():
+    docs = documents([[1, 2], [3], [2, 4], [3, 5], [6]])
+    assert docs.first_seen(np.arange(5)).tolist() == [True, True, False, False, True]
+    assert docs.first_seen(np.array([3, 1])).tolist() == [True, False]
+    joined = Documents.concatenate([documents([[1], [2, 3]]), documents([[4, 5]])])
+    assert joined.starts.tolist() == [0, 1, 3, 5] and joined.ids.tolist() == [1, 2, 3, 4, 5]

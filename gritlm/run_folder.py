@@ -1,0 +1,184 @@
+"""The output folder: whose run it holds, and its checkpoints, each whole or absent.
+
+run.json says which flags and data the run has; a checkpoint's own checkpoint.json, written last, lists its files.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from gritlm.arguments import EmbeddingTrainingArguments
+from gritlm.errors import UserError
+
+RUN_FILE = "run.json"
+MANIFEST = "checkpoint.json"
+UNFINISHED = ".unfinished"  # where a checkpoint is written before it is renamed
+KEPT = "nothing is overwritten, name another folder"
+
+
+# ---- the run
+
+
+def write_run_file(folder: str | Path, identity: dict, finished: bool) -> None:
+    path = Path(folder) / RUN_FILE
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps({"finished": finished, "flags": identity}, indent=2) + "\n")
+    aside.replace(path)
+
+
+def find_checkpoint(
+    args: EmbeddingTrainingArguments, identity: dict, engine: str | None
+) -> tuple[str | None, list[str]]:
+    """The newest whole checkpoint to go on from, or None for a fresh start; and what to say about damaged ones.
+
+    `engine` is the one that will go on (see `engine_of`), or None where that is not yet known.
+
+    Raises:
+        UserError: the folder holds something that is not an unfinished run of the same flags (nothing is overwritten),
+            or a checkpoint that this run cannot go on from.
+    """
+    folder, named = Path(args.output_dir), args.resume_from_checkpoint
+    if named:
+        problem = damage(named) or misfit(named, identity, engine, args.world_size)
+        if problem:
+            raise UserError(f"--resume_from_checkpoint {named}: {problem}")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return named, []
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
+    run = json.loads((folder / RUN_FILE).read_text())
+    difference = differing(run["flags"], identity)
+    if difference:
+        raise UserError(f"--output_dir {folder} holds another run: {difference}; {KEPT}")
+    if run["finished"]:
+        raise UserError(f"--output_dir {folder} holds the finished run of these flags; {KEPT}")
+    if named:
+        return named, []
+    checkpoints = sort_checkpoints(str(folder))[::-1]
+    damaged = []
+    for checkpoint in checkpoints:
+        problem = damage(checkpoint)
+        if not problem:
+            problem = misfit(checkpoint, identity, engine, args.world_size)
+            if problem:
+                raise UserError(f"{checkpoint}: {problem}")
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint} cannot be used: {problem}")
+    if checkpoints:
+        raise UserError(f"{'; '.join(damaged)}; no whole checkpoint is left, delete them to start over")
+    return None, []
+
+
+def differing(before: dict, now: dict, was: str = "was", is_: str = "now") -> str:
+    """The flags in which two runs differ, in words; empty where there are none."""
+    names = [name for name in now if before.get(name) != now[name]]
+    if not names:
+        return ""
+    more = f" (and {len(names) - 1} more: {', '.join(names[1:6])})" if names[1:] else ""
+    return f"{names[0]} {was} {before.get(names[0])!r}, {is_} {now[names[0]]!r}{more}"
+
+
+# ---- checkpoints
+
+
+def engine_of(args: EmbeddingTrainingArguments) -> str:
+    """Which engine's checkpoints a run writes and reads: "ddp" (one process included), "fsdp2" or "zero1/2/3"."""
+    if args.deepspeed:
+        return f"zero{args.hf_deepspeed_config.config['zero_optimization']['stage']}"
+    return "fsdp2" if args.fsdp else "ddp"
+
+
+def publish_checkpoint(aside: Path, target: Path, facts: dict, served: list[str]) -> None:
+    """List the files of a checkpoint that was written aside, bring all to the disk, and rename the folder."""
+    files = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
+    manifest = facts | {"served": served, "files": dict(sorted(files.items()))}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    for path in aside.rglob("*"):
+        _to_disk(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(aside, target)
+    _to_disk(target.parent)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_manifest(checkpoint: str | Path) -> dict:
+    return json.loads((Path(checkpoint) / MANIFEST).read_text())
+
+
+def damage(checkpoint: str | Path) -> str:
+    """What is wrong with a checkpoint folder, by its own list of files; empty where it is whole."""
+    folder = Path(checkpoint)
+    if not (folder / MANIFEST).is_file():
+        return f"found no {MANIFEST} there, wanted a whole checkpoint folder"
+    for name, size in read_manifest(folder)["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} is cut short: found {found} bytes, wanted {size}"
+    return ""
+
+
+def misfit(checkpoint: str | Path, identity: dict, engine: str | None, ranks: int) -> str:
+    """Why a whole checkpoint is not one of this run's, or not for this engine; empty where it is."""
+    manifest = read_manifest(checkpoint)
+    difference = differing(manifest["flags"], identity)
+    if difference:
+        return f"it is of another run: {difference}"
+    if engine and manifest["engine"] != engine:
+        return f"it was written by the engine {manifest['engine']}, this run has {engine}; use that engine"
+    if engine and engine.startswith("zero") and manifest["ranks"] != ranks:
+        return (
+            f"DeepSpeed wrote it on {manifest['ranks']} ranks and cannot go on with it on {ranks}; "
+            f"start {manifest['ranks']} ranks (plain DDP and FSDP2 go on with any number)"
+        )
+    return ""
+
+
+def is_last(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint holds the run's last step."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    return state.global_step >= state.max_steps
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def check_finite(weights: dict[str, torch.Tensor]) -> None:
+    """Refuse to save what no run can go on from.
+
+    Raises:
+        UserError: naming the weight.
+    """
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} is not finite any more: nothing was saved, the last checkpoint is as it was")
+
+
+def explain_unsaved(error: Exception, run: Path, name: str) -> None:
+    """Raise a UserError when a checkpoint could not be written for want of room or rights."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
+    if not writing and not isinstance(error, (OSError, SafetensorError)):
+        return
+    whole = sort_checkpoints(str(run))
+    last = f"{Path(whole[-1]).name} is whole" if whole else "there is no checkpoint before it"
+    free = shutil.disk_usage(run).free / 2**20
+    raise UserError(
+        f"{run / name} could not be written ({text}; {free:.0f} MiB are free there); {last}: "
+        "make room and start the same command again"
+    ) from error

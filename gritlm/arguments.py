@@ -219,12 +219,10 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
         raise UserError("--deepspeed and --fsdp: choose one")
     if training.fsdp_config and not training.fsdp:
         raise UserError("--fsdp_config without --fsdp has no effect")
-    if real and training.deepspeed and training.use_cpu:
-        raise UserError(
-            "--deepspeed with --use_cpu: leave --use_cpu out, DeepSpeed finds the CPU where there is no GPU"
-        )
-    if real and training.fsdp and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
-        raise UserError("--fsdp: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)")
+    sharded = "--deepspeed" if training.deepspeed else "--fsdp" if training.fsdp else ""
+    # accelerate would silently train without them: on one rank, or with plain DDP.
+    if real and sharded and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
+        raise UserError(f"{sharded}: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)")
     if training.global_batch_size % ranks:
         raise UserError(f"--global_batch_size {training.global_batch_size} is not a multiple of the {ranks} ranks")
     per_rank = training.global_batch_size // ranks

@@ -1,6 +1,5 @@
 """What a verb says: its own lines, and when the user has to act one clear line on stderr, exit code 2."""
 
-import logging
 import os
 import sys
 import warnings
@@ -30,4 +29,5 @@ def quieten() -> None:
     # where ranks have different numbers of chunks.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*reduce_scatter_tensor.* is deprecated.*")

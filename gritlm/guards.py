@@ -83,20 +83,24 @@ class Watchdog(threading.Thread):
         self.seconds = seconds
         self.store = shared_store()
         self.marks, self.where, self.since = 0, "start", time.monotonic()
-        self._ended = threading.Event()
+        self._moved, self._ended = threading.Event(), False
 
     def mark(self, where: str) -> None:
         """This rank begins something else: `where` names the step, the part of it and its batch."""
         self.marks, self.where, self.since = self.marks + 1, where, time.monotonic()
+        self._moved.set()
 
     def end(self) -> None:
-        self._ended.set()
+        self._ended = True
+        self._moved.set()
 
     def run(self) -> None:
-        while not self._ended.wait(self.seconds / 10):
-            standing = time.monotonic() - self.since
+        while not self._ended:
+            self._moved.wait(self.seconds / 4)
+            self._moved.clear()
             if self.store:
                 self.store.set(f"gritlm/marks/{rank()}", json.dumps([self.marks, self.where]))
+            standing = time.monotonic() - self.since
             if standing > self.seconds:
                 self._report(standing)
 

@@ -35,7 +35,7 @@ class Embedder(nn.Module):
         self.pooling_method = pooling_method
         self.normalized = normalized
         width = backbone.config.hidden_size
-        self.projection = nn.Linear(width, projection, dtype=torch.float32) if projection else None
+        self.projection = nn.Linear(width, projection, dtype=backbone.dtype) if projection else None
 
     @property
     def config(self):

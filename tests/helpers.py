@@ -148,6 +148,14 @@ def train(*flags: str, ranks: int = 1, **env: str) -> subprocess.CompletedProces
     return done
 
 
+DRIVER = ROOT / "tests" / "smoke" / "driver.py"
+
+
+def batches_of(rows_file: Path, rank: int) -> list:
+    """What the driver wrote: the data set and the rows of each step of a rank."""
+    return [json.loads(line) for line in open(f"{rows_file}.{rank}")]
+
+
 def losses(out: Path) -> list[float]:
     """The logged loss of every step of a finished run."""
     state = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])) / "trainer_state.json"

@@ -1,36 +1,72 @@
-"""`gritlm train` with an eye on it: writes the rows of every step to a file, and can kill itself like kill -9.
+"""`gritlm train` with an eye on it: writes the rows of every step to a file, and plants a fault in one rank's step.
 
-usage: driver.py ROWS_FILE KILL_AT_STEP flags of gritlm train ...
+usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
+
+FAULT is "-", or FAULT:STEP[:RANK]: kill (like kill -9), stop (SIGUSR1 to itself), sleep (for ever, before the step),
+freeze (SIGSTOP), nan (in one row's vector).
+
+With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 
+import torch
+import transformers
+from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from gritlm import train
 from gritlm.errors import run_verb
 
-rows_file, kill_at = sys.argv[1], int(sys.argv[2])
+rows_file = sys.argv[1]
+fault, at_step, on_rank = [*sys.argv[2].split(":"), "0", "0"][:3]
+
+if "--deepspeed" in sys.argv or "--fsdp" in sys.argv:
+    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+
+
+def is_due(name: str, step: int) -> bool:
+    return fault == name and step == int(at_step) and os.environ.get("RANK", "0") == on_rank
 
 
 class Watched(train.EmbeddingTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.add_callback(KillAtStep())
+        self.add_callback(AtStepEnd())
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches = super().get_batch_samples(*args, **kwargs)
+        if is_due("sleep", self.state.global_step + 1):
+            time.sleep(1000)
+        if is_due("freeze", self.state.global_step + 1):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return batches
 
     def training_step(self, model, inputs, *args):
         with open(f"{rows_file}.{self.args.process_index}", "a") as out:
             out.write(json.dumps([inputs["dataset"], inputs["rows"]]) + "\n")
-        return super().training_step(model, inputs, *args)
+        objective = self.objective
+        if is_due("nan", self.state.global_step + 1):
+            self.objective = lambda vectors, layout: objective(vectors, layout) * float("nan")
+        try:
+            return super().training_step(model, inputs, *args)
+        finally:
+            self.objective = objective
 
 
-class KillAtStep(TrainerCallback):
+class AtStepEnd(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == kill_at:
+        if is_due("kill", state.global_step):
             os.kill(os.getpid(), signal.SIGKILL)
+        if is_due("stop", state.global_step):
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 train.EmbeddingTrainer = Watched

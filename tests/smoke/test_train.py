@@ -7,14 +7,8 @@ import subprocess
 
 import pytest
 import torch
-from helpers import ROOT, run, train, train_flags, write_jsonl
+from helpers import DRIVER, batches_of, run, train, train_flags, write_jsonl
 from safetensors.torch import load_file, save_file
-
-DRIVER = ROOT / "tests" / "smoke" / "driver.py"
-
-
-def batches_of(rows_file, rank: int) -> list:
-    return [json.loads(line) for line in open(f"{rows_file}.{rank}")]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -22,16 +16,17 @@ def test_killed_and_resumed_is_undisturbed(qwen3_dropout, data, tmp_path, ranks)
     """6 steps == 3 steps, saved, kill -9 after 4, and again: bit for bit, dropout on, the same rows in every step."""
     cache = tmp_path / "cache"
 
-    def go(name: str, kill_at: int) -> subprocess.CompletedProcess:
+    def go(name: str, fault: str) -> subprocess.CompletedProcess:
         flags = train_flags(qwen3_dropout, data, tmp_path / name, cache)
-        return run(DRIVER, tmp_path / f"{name}-rows", str(kill_at), *flags, ranks=ranks)
+        return run(DRIVER, tmp_path / f"{name}-rows", fault, *flags, ranks=ranks)
 
-    assert go("whole", 0).returncode == 0
-    killed = go("cut", 4)
+    assert go("whole", "-").returncode == 0
+    killed = go("cut", "kill:4")
     assert killed.returncode != 0
     assert not (tmp_path / "cut" / "modules.json").exists()
-    assert [p.name for p in (tmp_path / "cut").glob("checkpoint-*")] == ["checkpoint-3"]
-    resumed = go("cut", 0)
+    saved = sorted(p.name for p in (tmp_path / "cut").glob("checkpoint-*"))
+    assert saved == ["checkpoint-1", "checkpoint-3"]  # the first step is saved so that a broken save shows at once
+    resumed = go("cut", "-")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resuming from" in resumed.stdout
 
@@ -56,6 +51,44 @@ def test_killed_and_resumed_is_undisturbed(qwen3_dropout, data, tmp_path, ranks)
         assert len(set(sets[0])) == 2
 
 
+def test_asked_to_stop(qwen3_dropout, data, tmp_path):
+    """SIGUSR1 to one rank: both end the step that they are in, save, and go on from there the next time."""
+    flags = {name: train_flags(qwen3_dropout, data, tmp_path / name, tmp_path / "cache") for name in ("whole", "cut")}
+    assert run(DRIVER, tmp_path / "rows", "-", *flags["whole"], ranks=2).returncode == 0
+    stopped = run(DRIVER, tmp_path / "rows", "stop:1:1", *flags["cut"], ranks=2)
+    assert stopped.returncode == 0, stopped.stderr[-3000:]
+    assert "stopped by a signal after step 2, saved; the same command goes on from there" in stopped.stdout
+    assert not (tmp_path / "cut" / "modules.json").exists()
+    assert (tmp_path / "cut" / "checkpoint-2").is_dir()
+    assert "resuming from" in train(*flags["cut"], ranks=2).stdout
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("fault", ["sleep", pytest.param("freeze", marks=pytest.mark.long)])
+def test_a_hang_is_named(qwen3, data, tmp_path, fault):
+    """Rank 1 stands still before step 3; one asleep says so itself, one that cannot even do that is named by rank 0."""
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", hang_timeout=4)
+    done = run(DRIVER, tmp_path / "rows", f"{fault}:3:1", *flags, ranks=2)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "no progress for" in line]
+    assert lines, done.stderr[-3000:]
+    for line in lines:
+        assert re.search(r"--hang_timeout\): rank 1 stands at step 3, .*, the others wait for it", line), line
+    if fault == "sleep":
+        assert "driver.py" in done.stderr, "the stack says where"
+
+
+def test_a_nan_on_one_rank_is_named_and_not_saved(qwen3, data, tmp_path):
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", save_steps=1, save_total_limit=9)
+    done = run(DRIVER, tmp_path / "rows", "nan:3:1", *flags, ranks=2)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gritlm: error:")]
+    dataset, rows = batches_of(tmp_path / "rows", 1)[2]
+    assert line == f"gritlm: error: step 3: the loss is nan; data set {dataset}, rows {', '.join(rows)}"
+    assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
 def test_epochs_differ_and_data_loader_workers_change_nothing(qwen3, data, tmp_path):
     flags = {"global_batch_size": 16, "max_steps": -1, "num_train_epochs": 2, "save_strategy": "no"}
     for workers in (0, 2):
@@ -63,7 +96,7 @@ def test_epochs_differ_and_data_loader_workers_change_nothing(qwen3, data, tmp_p
         done = run(
             DRIVER,
             tmp_path / f"rows{workers}",
-            "0",
+            "-",
             *train_flags(qwen3, data, out, tmp_path / "cache", dataloader_num_workers=workers, **flags),
         )
         assert done.returncode == 0, done.stderr[-3000:]
@@ -205,4 +238,4 @@ def test_broken_weights_are_noticed_before_the_first_step(qwen3, data, tmp_path)
     weights["layers.1.mlp.down_proj.weight"][0, 0] = float("inf")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     line = refused(*train_flags(broken, data, tmp_path / "out", tmp_path / "cache"))
-    assert "the model's states are not finite" in line
+    assert "the model's vectors are not finite" in line

@@ -85,6 +85,7 @@ class EmbeddingTrainingArguments(TrainingArguments):
     save_total_limit: int | None = flag(2, "How many checkpoints to keep; the oldest goes first.")
     logging_steps: float = flag(10, "A log line every so many steps, or below 1 every such share of all steps.")
     logging_nan_inf_filter: bool = flag(False, "Left off: a NaN must be seen.")
+    log_on_each_node: bool = flag(False, "Left off: the first rank speaks for all.")
     dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.")
     remove_unused_columns: bool = flag(False, "Left off: batches are made by this project's collator.")
     ddp_find_unused_parameters: bool | None = flag(False, "Left off: every parameter gets a gradient.")

@@ -29,5 +29,6 @@ def quieten() -> None:
     # where ranks have different numbers of chunks.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
+    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*reduce_scatter_tensor.* is deprecated.*")

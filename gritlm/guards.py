@@ -30,6 +30,10 @@ class StopSignals:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(signal.SIGTERM, self._note)
 
+    def end(self) -> None:
+        """From here on the run ends anyway: a signal that is repeated must not cut it short."""
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
     def _note(self, number: int, frame) -> None:
         self.received = number
 
@@ -93,6 +97,7 @@ class Watchdog(threading.Thread):
     def end(self) -> None:
         self._ended = True
         self._moved.set()
+        self.join(timeout=10)  # no thread may still speak to the store when the process ends
 
     def run(self) -> None:
         while not self._ended:

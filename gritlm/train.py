@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.stopped and trainer.state.global_step < trainer.state.max_steps:
         say(f"stopped by a signal after step {trainer.state.global_step}, saved; the same command goes on from there")
+        barrier()
         close()
         return 0
     return finish(args, identity, lambda aside: trainer.save_model(str(aside)))

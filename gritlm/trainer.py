@@ -123,6 +123,7 @@ class EmbeddingTrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
+            self.signals.end()
             if self.watchdog:
                 self.watchdog.end()
 

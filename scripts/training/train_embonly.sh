@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
+#SBATCH --job-name=gritlm
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@300
 # The main job. Edit the variables, or set them on the call:
 #   MODEL_NAME_OR_PATH=Qwen/Qwen3-0.6B TRAIN_DATA=data/ bash scripts/training/train_embonly.sh --seed 1
+# The same file under SLURM, from the repository's root; 300 s before its time is up it saves and requeues itself:
+#   sbatch --nodes 2 --gpus-per-node 8 --time 12:00:00 scripts/training/train_embonly.sh
 # With neither model nor data it trains the embedded default, which needs no download. More flags: gritlm train --help
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+fail() { echo "train_embonly: error: $*" >&2; exit 2; }
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then slurm=yes; else slurm=; fi
+# SLURM runs a copy of this file from elsewhere.
+if [ -n "$slurm" ]; then cd "$SLURM_SUBMIT_DIR"; else cd "$(dirname "${BASH_SOURCE[0]}")/../.."; fi
+[ -f scripts/training/node.sh ] || fail "found no scripts/training/node.sh in $PWD; submit from the repository's root"
 
 MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # Qwen2 or Qwen3: a hub name or a folder
 TRAIN_DATA=${TRAIN_DATA:-}                   # .jsonl, .jsonl.gz, .parquet, or a folder of them
@@ -24,8 +35,6 @@ MIN_FREE_GPU_PERCENT=${MIN_FREE_GPU_PERCENT:-90}
 EXTRA_FLAGS=()                               # such as (--pooling_method lasttoken --report_to wandb)
 
 # ---------------------------------------------------------------------------------------------------------------------
-fail() { echo "train_embonly: error: $*" >&2; exit 2; }
-
 [ -z "$MODEL_NAME_OR_PATH" ] || [ -n "$TRAIN_DATA" ] || fail "TRAIN_DATA is empty; set it beside MODEL_NAME_OR_PATH"
 [ -n "$MODEL_NAME_OR_PATH" ] || [ -z "$TRAIN_DATA" ] || fail "MODEL_NAME_OR_PATH is empty; set it beside TRAIN_DATA"
 [ -z "$TRAIN_DATA" ] || [ -e "$TRAIN_DATA" ] || fail "TRAIN_DATA=$TRAIN_DATA: no such file or folder"
@@ -72,7 +81,32 @@ flags=(
   --num_train_epochs "$NUM_TRAIN_EPOCHS" --max_steps "$MAX_STEPS"
   "${device[@]}" ${EXTRA_FLAGS[@]+"${EXTRA_FLAGS[@]}"} "$@"
 )
+nodes=1 launch=() head=localhost port=0
+if [ -n "$slurm" ]; then
+  nodes=$SLURM_NNODES
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  head=$(scontrol show node "$head" | grep -o 'NodeAddr=[^ ]*' | cut -d = -f 2)
+  port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+  launch=(srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=1)
+fi
 # Flags, paths and data are checked by one quick process before any GPU is touched: one clear line, exit code 2.
-CUDA_VISIBLE_DEVICES= $python -m gritlm.plan "${flags[@]}" --ranks "$processes" >/dev/null
-$python -m torch.distributed.run --standalone --nproc_per_node "$processes" -m gritlm.train "${flags[@]}"
+CUDA_VISIBLE_DEVICES= $python -m gritlm.plan "${flags[@]}" --ranks $((nodes * processes)) >/dev/null
+
+# SIGUSR1 and SIGTERM (preemption, the end of the job's time) go on to the workers: they save and end. Ctrl-C aborts.
+${launch[@]+"${launch[@]}"} bash scripts/training/node.sh "$head" "$port" "$nodes" "$processes" "${flags[@]}" &
+child=$!
+trap 'kill -USR1 $child' USR1
+trap 'kill -TERM $child' TERM
+trap 'kill -HUP $child' INT
+while kill -0 $child 2>/dev/null; do wait $child || true; done
+code=0; wait $child || code=$?
+
+if [ $code = 75 ] && ! grep -q '"finished": true' "$OUTPUT_DIR/run.json"; then  # asked to stop, and saved
+  [ -n "$slurm" ] || { echo "train_embonly: stopped; the same command goes on"; exit 75; }
+  case $(scontrol show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z]*') in
+    *CANCELLED) echo "train_embonly: cancelled; submitted again, it goes on" ;;
+    *) echo "train_embonly: requeueing job $SLURM_JOB_ID"; exec scontrol requeue "$SLURM_JOB_ID" ;;
+  esac
+fi
+[ $code = 0 ] || [ $code = 75 ] || exit $code
 [ -z "$task" ] || $python -m gritlm.quickstart report --folder "$task" --model "$OUTPUT_DIR"

@@ -95,18 +95,18 @@ CUDA_VISIBLE_DEVICES= $python -m gritlm.plan "${flags[@]}" --ranks $((nodes * pr
 # SIGUSR1 and SIGTERM (preemption, the end of the job's time) go on to the workers: they save and end. Ctrl-C aborts.
 ${launch[@]+"${launch[@]}"} bash scripts/training/node.sh "$head" "$port" "$nodes" "$processes" "${flags[@]}" &
 child=$!
+terminated=
 trap 'kill -USR1 $child' USR1
-trap 'kill -TERM $child' TERM
+trap 'terminated=yes; kill -TERM $child' TERM
 trap 'kill -HUP $child' INT
 while kill -0 $child 2>/dev/null; do wait $child || true; done
 code=0; wait $child || code=$?
 
 if [ $code = 75 ] && ! grep -q '"finished": true' "$OUTPUT_DIR/run.json"; then  # asked to stop, and saved
-  [ -n "$slurm" ] || { echo "train_embonly: stopped; the same command goes on"; exit 75; }
-  case $(scontrol show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z]*') in
-    *CANCELLED) echo "train_embonly: cancelled; submitted again, it goes on" ;;
-    *) echo "train_embonly: requeueing job $SLURM_JOB_ID"; exec scontrol requeue "$SLURM_JOB_ID" ;;
-  esac
+  # SIGTERM: cancelled, or preempted, and then SLURM requeues it itself.
+  if [ -z "$slurm" ] || [ -n "$terminated" ]; then echo "train_embonly: stopped; the same command goes on"; exit 75; fi
+  echo "train_embonly: requeueing job $SLURM_JOB_ID"
+  exec scontrol requeue "$SLURM_JOB_ID"
 fi
 [ $code = 0 ] || [ $code = 75 ] || exit $code
 [ -z "$task" ] || $python -m gritlm.quickstart report --folder "$task" --model "$OUTPUT_DIR"

@@ -3,7 +3,7 @@
 usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 
 FAULT is "-", or FAULT:STEP[:RANK]: kill (like kill -9), stop (SIGUSR1 to itself), sleep (for ever, before the step),
-freeze (SIGSTOP), nan (in one row's vector).
+freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in).
 
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
@@ -52,6 +52,8 @@ class Watched(train.EmbeddingTrainer):
     def training_step(self, model, inputs, *args):
         with open(f"{rows_file}.{self.args.process_index}", "a") as out:
             out.write(json.dumps([inputs["dataset"], inputs["rows"]]) + "\n")
+        if fault == "slow":
+            time.sleep(0.15)
         objective = self.objective
         if is_due("nan", self.state.global_step + 1):
             self.objective = lambda vectors, layout: objective(vectors, layout) * float("nan")

@@ -1,0 +1,150 @@
+"""Contract C6: killed anywhere, at any time, by a full disk too, a run goes on and ends with the same weights."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import DRIVER, ROOT, run, train_flags
+from safetensors.torch import load_file
+
+from gritlm.run_folder import UNFINISHED, damage
+
+pytestmark = pytest.mark.long
+
+KILLS = 20
+
+
+def start(rows, flags) -> subprocess.Popen:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, str(DRIVER), str(rows), "slow", *flags]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **silent)
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    listing = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in listing.stdout.split()]
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    for pid in [process.pid, *workers(process)]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def whole(out) -> bool:
+    return all(damage(path) == "" for path in out.glob("checkpoint-*"))
+
+
+def same(one, other) -> bool:
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
+    rng = random.Random(0)
+    options = {"max_steps": 40, "save_steps": 2, "save_total_limit": 2}
+    undisturbed = train_flags(qwen3_dropout, data, tmp_path / "undisturbed", tmp_path / "cache", **options)
+    assert run(DRIVER, tmp_path / "rows", "-", *undisturbed, ranks=2).returncode == 0
+
+    kills, in_a_save, runs = 0, 0, 0
+    while kills < KILLS:
+        out, rows = tmp_path / f"run{runs}", tmp_path / f"rows{runs}"
+        flags = train_flags(qwen3_dropout, data, out, tmp_path / "cache", **options)
+        finished = False
+        while not finished:
+            size = os.path.getsize(f"{rows}.1") if os.path.exists(f"{rows}.1") else 0
+            process = start(rows, flags)
+            while process.poll() is None and (not os.path.exists(f"{rows}.1") or os.path.getsize(f"{rows}.1") == size):
+                time.sleep(0.01)
+            if kills < KILLS:
+                time.sleep(rng.uniform(0, 2))
+                if kills % 2:
+                    while process.poll() is None and not (out / UNFINISHED).exists():
+                        pass
+                    time.sleep(rng.uniform(0, 0.05))
+            if kills < KILLS and process.poll() is None:
+                in_a_save += (out / UNFINISHED).exists()
+                if kills % 4 < 2:
+                    kill_all(process)
+                elif ranks := workers(process):
+                    os.kill(rng.choice(ranks), signal.SIGKILL)
+                kills += 1
+            finished = process.wait() == 0
+            assert whole(out)
+        assert same(out, tmp_path / "undisturbed"), f"run {runs}, after {kills} kills"
+        runs += 1
+    print(f"{kills} kills, {in_a_save} of them in a save, over {runs} runs")
+    assert in_a_save >= 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk(qwen3_dropout, data, tmp_path, small_disk, ranks):
+    options = {"max_steps": 6, "save_steps": 1, "save_total_limit": 9}
+    whole_flags = train_flags(qwen3_dropout, data, tmp_path / "undisturbed", tmp_path / "cache", **options)
+    assert run(DRIVER, tmp_path / "rows", "-", *whole_flags, ranks=ranks).returncode == 0
+    flags = train_flags(qwen3_dropout, data, small_disk / "out", tmp_path / "cache", **options)
+    failed = run("-m", "gritlm.train", *flags, ranks=ranks)
+    assert failed.returncode != 0
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("gritlm: error:")]
+    checkpoints = sorted(path.name for path in (small_disk / "out").glob("checkpoint-*"))
+    assert checkpoints and whole(small_disk / "out")
+    assert "could not be written" in line
+    assert f"{checkpoints[-1]} is whole: make room and start the same command again" in line
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    resumed = run("-m", "gritlm.train", *flags, ranks=ranks)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert f"{checkpoints[-1]}" in resumed.stdout
+    assert same(small_disk / "out", tmp_path / "undisturbed")
+
+
+def test_a_damaged_checkpoint_is_said_and_passed_over(qwen3_dropout, data, tmp_path):
+    options = {"save_steps": 2, "save_total_limit": 9}
+    flags = train_flags(qwen3_dropout, data, tmp_path / "out", tmp_path / "cache", **options)
+    assert run(DRIVER, tmp_path / "rows", "kill:5", *flags).returncode != 0
+    newest = tmp_path / "out" / "checkpoint-4"
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
+    shutil.copytree(newest, tmp_path / "cut")
+    named = run("-m", "gritlm.train", *flags, "--resume_from_checkpoint", tmp_path / "cut")
+    assert named.returncode == 2
+    assert f"--resume_from_checkpoint {tmp_path / 'cut'}: optimizer.pt is cut short: found 100" in named.stderr
+    other = train_flags(qwen3_dropout, data, tmp_path / "other", tmp_path / "cache", **options, temperature=0.5)
+    named = run("-m", "gritlm.train", *other, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2")
+    assert named.returncode == 2
+    assert "it is of another run: temperature was 0.02, now 0.5" in named.stderr
+    resumed = run("-m", "gritlm.train", *flags)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert f"{newest} cannot be used: optimizer.pt is cut short" in resumed.stdout
+    assert f"resuming from {tmp_path / 'out' / 'checkpoint-2'}" in resumed.stdout
+
+
+def test_ranks_that_were_not_started_alike(qwen3, data, tmp_path):
+    """Another temperature on rank 1: a shell that tells the ranks apart stands in for a user's mistake."""
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache")
+    unlike = tmp_path / "unlike.py"
+    unlike.write_text(
+        "import os, sys\nfrom gritlm import train\nfrom gritlm.errors import run_verb\n"
+        "sys.exit(run_verb(train.main, sys.argv[1:] + ['--temperature', '0.0' + str(2 + int(os.environ['RANK']))]))\n"
+    )
+    done = run(unlike, *flags, ranks=2)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gritlm: error:")]
+    assert line == "gritlm: error: the ranks were not started alike: temperature is 0.02, on rank 1 0.03"

@@ -1,0 +1,104 @@
+"""The real Trainer on every engine: one curve, resumed bit for bit, and on another number of ranks."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import DEEPSPEED, DRIVER, ROOT, losses, run, train_flags
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+pytestmark = pytest.mark.long
+
+PARALLEL = ROOT / "scripts" / "parallel"
+ENGINES = {
+    "fsdp2": ["--fsdp", "--fsdp_config", PARALLEL / "fsdp2.json"],
+    "zero1": ["--deepspeed", "ZERO1"],
+    "zero2": ["--deepspeed", PARALLEL / "zero2.json"],
+    "zero3": ["--deepspeed", PARALLEL / "zero3.json"],
+}
+needs_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="no DeepSpeed, or no g++ for its CPU communication")
+CASES = [pytest.param(e, marks=needs_deepspeed if e.startswith("zero") else []) for e in ENGINES]
+
+
+@pytest.fixture
+def go(qwen3_dropout, data, tmp_path):
+    """Train into tmp_path/name on an engine ("" for DDP); dropout would tell another order of random numbers apart."""
+
+    def go(name: str, engine: str, fault: str = "-", ranks: int = 2, model=qwen3_dropout, **more):
+        flags = train_flags(model, data, tmp_path / name, tmp_path / "cache", **more)
+        if engine:
+            at = flags.index("--use_cpu")
+            del flags[at : at + 2]
+            zero1 = tmp_path / "zero1.json"
+            config = json.loads((PARALLEL / "zero2.json").read_text())
+            zero1.write_text(json.dumps(config | {"zero_optimization": {"stage": 1}}))
+            flags += [str(zero1 if part == "ZERO1" else part) for part in ENGINES[engine]]
+        return run(DRIVER, tmp_path / f"rows-{name}", fault, *flags, ranks=ranks)
+
+    return go
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("engine", CASES)
+def test_one_curve_and_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
+    for name, on, model in (("ddp", "", qwen3), ("same", engine, qwen3)):  # without dropout: the chunks' order differs
+        done = go(name, on, model=model)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "same") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-4)
+
+    assert go("whole", engine).returncode == 0
+    assert go("cut", engine, "kill:4").returncode != 0
+    resumed = go("cut", engine)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resuming from" in resumed.stdout
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    for folder in ("whole", "whole/checkpoint-6"):
+        vectors = SentenceTransformer(str(tmp_path / folder), device="cpu").encode(["a river", "snow"])
+        assert vectors.shape == (2, 32)
+    again = weights(tmp_path / "whole" / "checkpoint-6")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("engine", CASES)
+def test_bf16_and_gradient_checkpointing(go, qwen3, tmp_path, engine):
+    options = {"model": qwen3, "max_steps": 3, "bf16": True, "gradient_checkpointing": True, "projection": 16}
+    for name, on in (("ddp", ""), ("same", engine)):
+        done = go(name, on, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, other = weights(tmp_path / "ddp"), weights(tmp_path / "same")
+    difference = max(((one[n] - other[n].float()).norm() / one[n].norm()).item() for n in one)
+    assert 0 < difference < 2e-2
+
+
+@pytest.mark.parametrize(("engine", "ranks"), [("", 1), ("", 4), ("fsdp2", 4)])
+def test_goes_on_with_another_number_of_ranks(go, qwen3, tmp_path, engine, ranks):
+    assert go("whole", engine, model=qwen3).returncode == 0
+    assert go("cut", engine, "kill:4", model=qwen3).returncode != 0
+    resumed = go("cut", engine, model=qwen3, ranks=ranks)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert f"on {ranks} rank(s)" in resumed.stdout
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@needs_deepspeed
+def test_what_an_engine_cannot_go_on_with_is_said(go, tmp_path):
+    assert go("cut", "zero2", "kill:4").returncode != 0
+    for engine, ranks, message in (
+        ("zero2", 4, "DeepSpeed wrote it on 2 ranks and cannot go on with it on 4; start 2 ranks"),
+        ("fsdp2", 2, "it was written by the engine zero2, this run has fsdp2; use that engine"),
+    ):
+        done = go("cut", engine, ranks=ranks)
+        assert done.returncode != 0
+        assert message in done.stderr
+    shard = next((tmp_path / "cut" / "checkpoint-3").rglob("*rank_1*optim_states.pt"))
+    shutil.move(shard, tmp_path / "moved")
+    done = go("cut", "zero2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{shard.relative_to(tmp_path / 'cut' / 'checkpoint-3')} is missing" in done.stdout
+    assert "resuming from" in done.stdout and "checkpoint-1" in done.stdout

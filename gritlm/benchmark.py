@@ -72,7 +72,7 @@ def peer_step(builder: BatchBuilder, folder: Path, **options) -> tuple[Callable[
     loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options)
     rows = [builder.records[d][r] for d, r in builder.plan.batch(0, 0).rows]
     draws = [
-        builder.plan.draw(0, d, r, 1, len(row.negatives), builder.group_size - 1)[1]
+        builder.plan.draw(0, 0, d, r, 1, len(row.negatives), builder.group_size - 1)[1]
         for (d, r), row in zip(builder.plan.batch(0, 0).rows, rows, strict=True)
     ]
     columns = [[row.query.text for row in rows], [row.positives[0].text for row in rows]]

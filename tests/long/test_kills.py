@@ -69,7 +69,7 @@ def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
                 if kills % 2:
                     while process.poll() is None and not (out / UNFINISHED).exists():
                         pass
-                    time.sleep(rng.uniform(0, 0.05))
+                    time.sleep(rng.uniform(0, 0.01))
             if kills < KILLS and process.poll() is None:
                 in_a_save += (out / UNFINISHED).exists()
                 if kills % 4 < 2:

@@ -25,7 +25,9 @@ class ModelArguments:
 
     model_name_or_path: str | None = flag(None, "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
     attn: Literal["bb", "cc"] = flag("bb", "Attention: bb bidirectional, cc causal.")
-    attn_implementation: str = flag("sdpa", "Attention kernel: sdpa, eager, flash_attention_2.")
+    attn_implementation: str = flag(
+        "packed", "Attention kernel: packed (no padding), or padded: sdpa, eager, flash_attention_2."
+    )
     pooling_method: Literal["mean", "weightedmean", "lasttoken", "cls"] = flag(
         "mean", "Token states to one vector: mean, weightedmean (by position), lasttoken, cls (first token)."
     )
@@ -71,6 +73,10 @@ class EmbeddingTrainingArguments(TrainingArguments):
     )
     chunk_tokens: int = flag(
         16384, "GradCache: tokens (padding included) encoded at once. Bounds memory; the gradient is the same for any."
+    )
+    activation_memory: str = flag(
+        "auto",
+        "GB of activations that pass 1 keeps for pass 2, which else makes them again. auto: what is free; 0: none.",
     )
     hang_timeout: float = flag(
         900.0, "Seconds without progress after which the run ends, naming the rank, step and batch. 0: wait for ever."
@@ -210,6 +216,12 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
             "--gradient_accumulation_steps: wanted 1. In-batch negatives make the sum of small batches another loss; "
             "memory is bounded by --chunk_tokens instead, with the exact gradient of the whole batch"
         )
+    try:
+        fits = training.activation_memory == "auto" or float(training.activation_memory) >= 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UserError(f"--activation_memory: found {training.activation_memory!r}, wanted auto, or GB from 0 up")
     if training.fp16:
         raise UserError("--fp16: not supported, use --bf16 (same speed, no loss scaling)")
     if training.auto_find_batch_size:

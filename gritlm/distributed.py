@@ -36,6 +36,10 @@ def shared_store() -> dist.TCPStore | None:
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
 
 
+def ranks_on_this_host() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier()

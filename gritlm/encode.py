@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gritlm.data.collator import TextContract, make_chunks
+from gritlm.data.collator import Chunking, TextContract, make_chunks, to_device
 from gritlm.data.rows import Text
 from gritlm.errors import UserError, run_verb
 from gritlm.model_folder import load_model_folder
+from gritlm.models.attention import PACKED
 from gritlm.models.backbone import probe_attention
 
 EXAMPLES = """examples:
@@ -41,7 +42,7 @@ class GritLM:
         contract: TextContract | None = None,
         device: str | None = None,
         dtype: torch.dtype | None = None,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str = PACKED,
     ):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.text_encoder = load_model_folder(str(folder), contract, attn_implementation)
@@ -49,7 +50,7 @@ class GritLM:
         self.model.to(self.device)
         self.model.backbone.to(dtype)
         attn = "cc" if self.model.config.is_causal else "bb"
-        probe_attention(self.model, self.model.config.vocab_size, self.device, attn, exact=dtype == torch.float32)
+        probe_attention(self.model, self.model, self.device, attn, exact=dtype == torch.float32)
 
     @property
     def contract(self) -> TextContract:
@@ -78,16 +79,17 @@ class GritLM:
         one = isinstance(texts, str)
         items = [Text(instruction, text) for text in ([texts] if one else texts)]
         limit = max_length or self.contract.passage_max_len
+        chunking = Chunking(chunk_tokens, self.model.packed)
         vectors = torch.empty(len(items), self.model.embedding_dim)
         with tqdm(total=len(items), desc="encoding", unit=" texts", disable=not show_progress) as progress:
             # A stretch at a time, so that a large corpus is not held in tokens all at once.
             for start in range(0, len(items), 16384):
                 stretch = items[start : start + 16384]
                 tokens = self.text_encoder(stretch, limit)
-                chunks, row_of_text = make_chunks(tokens, chunk_tokens, self.text_encoder.tokenizer.pad_token_id)
+                chunks, row_of_text = make_chunks(tokens, chunking, self.text_encoder.tokenizer.pad_token_id)
                 rows = []
                 for chunk in chunks:
-                    rows.append(self.model(**{k: v.to(self.device) for k, v in chunk.items()}).float().cpu())
+                    rows.append(self.model(**to_device(chunk, self.device)).float().cpu())
                     progress.update(len(rows[-1]))
                 vectors[start : start + len(stretch)] = torch.cat(rows)[row_of_text]
         result = vectors[0] if one else vectors

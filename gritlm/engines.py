@@ -29,6 +29,9 @@ class Engine(Protocol):
     def rounds(self, chunks: int) -> int:
         """How many chunks this rank must run, at least its own: the same on all ranks where a forward is collective."""
 
+    def may_keep(self, number: int, chunks: int) -> bool:
+        """Whether a chunk's graph may live from pass 1 to pass 2 on this engine."""
+
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         """Run and back-propagate each; gradients cross ranks once, with the last."""
 
@@ -47,6 +50,9 @@ class SingleEngine:
     def rounds(self, chunks: int) -> int:
         return chunks
 
+    def may_keep(self, number: int, chunks: int) -> bool:
+        return True
+
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for surrogate in surrogates:
             surrogate().backward()
@@ -61,6 +67,9 @@ class DDPEngine(SingleEngine):
     def __init__(self, wrapped: DistributedDataParallel):
         self.model, self.wrapped = wrapped.module, wrapped
         self.loss_scale = float(world_size())
+
+    def may_keep(self, number: int, chunks: int) -> bool:
+        return number < chunks - 1  # the last one's forward tells DDP that the reduction comes
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
@@ -78,6 +87,9 @@ class FSDP2Engine(SingleEngine):
     def rounds(self, chunks: int) -> int:
         return agree_max(chunks)[0]
 
+    def may_keep(self, number: int, chunks: int) -> bool:
+        return False  # a graph that outlives its forward would hold the whole weights that it gathered
+
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
             self.wrapped.set_requires_gradient_sync(number == len(surrogates))
@@ -93,6 +105,9 @@ class DeepSpeedEngine(SingleEngine):
 
     def rounds(self, chunks: int) -> int:
         return agree_max(chunks)[0]
+
+    def may_keep(self, number: int, chunks: int) -> bool:
+        return False  # a graph that outlives its forward would hold the whole weights that it gathered
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         with self.wrapped.coalesce_grad_reduction():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gritlm.data.collator import CONTRACT_FILE, TextContract, TextEncoder, load_tokenizer, save_tokenizer
 from gritlm.errors import UserError
+from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
 
@@ -81,7 +82,7 @@ def save_model_folder(
 
 
 def load_model_folder(
-    folder: str, contract: TextContract | None = None, attn_implementation: str = "sdpa"
+    folder: str, contract: TextContract | None = None, attn_implementation: str = PACKED
 ) -> tuple[Embedder, TextEncoder]:
     """Read what `save_model_folder` wrote. A folder without a contract is a bare backbone: give one.
 

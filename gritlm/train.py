@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from gritlm.arguments import DataArguments, EmbeddingTrainingArguments, ModelArguments, parse
-from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
+from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Documents, Plan, read_num_samples
 from gritlm.data.records import RecordSet, load_records
 from gritlm.distributed import barrier, close, gather_objects, rank
@@ -70,7 +70,9 @@ def main(argv: list[str]) -> int:
     embedder = Embedder(backbone, model_args.pooling_method, model_args.normalized, model_args.projection)
     args.per_device_train_batch_size = args.global_batch_size // args.world_size
     group_size = largest_group(data_args, records)
-    builder = BatchBuilder(plan, records, encoder, group_size, args.chunk_tokens, args.process_index, args.world_size)
+    dropout = getattr(config, "attention_dropout", 0.0) > 0
+    chunking = Chunking(args.chunk_tokens, embedder.packed, merge=not dropout)
+    builder = BatchBuilder(plan, records, encoder, group_size, chunking, args.process_index, args.world_size)
     trainer = EmbeddingTrainer(embedder, args, builder, model_args.attn, identity)
     if checkpoint:
         say(f"resuming from {checkpoint}")

@@ -14,9 +14,9 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.data.collator import BatchBuilder
-from gritlm.distributed import agree_max, all_reduce_sum, barrier
+from gritlm.distributed import agree_max, all_reduce_sum, barrier, ranks_on_this_host
 from gritlm.engines import make_engine, whole_weights
-from gritlm.gradcache import two_pass_step
+from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.guards import FiniteWatch, StopSignals, Watchdog
 from gritlm.model_folder import save_model_folder
 from gritlm.models.backbone import probe_attention
@@ -30,6 +30,8 @@ from gritlm.run_folder import (
     explain_unsaved,
     publish_checkpoint,
 )
+
+TOKEN_COUNTS = ("real_tokens", "encoded_tokens", "padded_tokens")  # of all texts; once per equal text; with padding
 
 
 class StepSampler(BatchSampler):
@@ -102,6 +104,7 @@ class EmbeddingTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         self.embedder, self.attn, self.identity = model, attn, identity
         self.objective = Objective(args.temperature, args.negatives_cross_device)
+        self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.clock = StepClock(args.device)
         self.finite = FiniteWatch(args.device)
         self.signals = StopSignals()
@@ -133,8 +136,8 @@ class EmbeddingTrainer(Trainer):
 
     def probe(self) -> dict[str, float]:
         """Contract C1 on the model as the engine has wrapped it."""
-        encoder, vocabulary = make_engine(self.model_wrapped).model, self.embedder.config.vocab_size
-        return probe_attention(encoder, vocabulary, self.args.device, self.attn, exact=not self.args.bf16)
+        encoder = make_engine(self.model_wrapped).model
+        return probe_attention(encoder, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
 
     # ---- data
 
@@ -171,7 +174,7 @@ class EmbeddingTrainer(Trainer):
         batch = f"; data set {dataset}, rows {', '.join(rows[:4])}{', ...' if len(rows) > 4 else ''}"
         self._mark("pass_1", batch)
         self.stopped = bool(agree_max(self.signals.received)[0])
-        self.counts.update(real_tokens=inputs["real_tokens"], padded_tokens=inputs["padded_tokens"])
+        self.counts.update(**{name: inputs[name] for name in TOKEN_COUNTS})
         inputs = self._prepare_inputs(inputs)
         layout = ContrastiveBatch(**inputs["layout"])
 
@@ -180,7 +183,9 @@ class EmbeddingTrainer(Trainer):
             self._mark(f"behind {part}", batch)
 
         engine = make_engine(model)
-        result = two_pass_step(engine, inputs["chunks"], lambda vectors: self.objective(vectors, layout), mark)
+        result = two_pass_step(
+            engine, inputs["chunks"], lambda vectors: self.objective(vectors, layout), mark, self.memory
+        )
         self.finite.loss(step, result.loss, dataset, rows)
         engine.step()
         return result.loss * self.args.world_size
@@ -201,13 +206,13 @@ class EmbeddingTrainer(Trainer):
         """Tokens a second over all ranks, the share of them that is not padding, and where rank 0's time went."""
         seconds = self.clock.read()
         total = sum(seconds.values()) or 1.0
-        counts = torch.tensor([self.counts["real_tokens"], self.counts["padded_tokens"]], device=self.args.device)
-        real, padded = all_reduce_sum(counts).tolist()
+        counts = torch.tensor([self.counts[name] for name in TOKEN_COUNTS], device=self.args.device)
+        real, encoded, padded = all_reduce_sum(counts).tolist()
         self.counts.clear()
         parts = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
         return {
             "tokens_per_second": round(real / total, 1),
-            "real_token_share": round(real / max(padded, 1), 4),
+            "real_token_share": round(encoded / max(padded, 1), 4),
             **{f"time_share/{part}": round(seconds[part] / total, 4) for part in parts},
         }
 

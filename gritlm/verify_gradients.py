@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import HfArgumentParser
 
 from gritlm.arguments import ModelArguments, flag
-from gritlm.data.collator import Tokens, assemble
+from gritlm.data.collator import Chunking, Tokens, assemble, to_device
 from gritlm.distributed import all_reduce_sum, close, gather_objects, rank, start, world_size
 from gritlm.engines import is_deepspeed, make_engine, whole_weights, wrap
 from gritlm.errors import UserError, quieten, run_verb
-from gritlm.gradcache import two_pass_step
+from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.losses import info_nce
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
@@ -45,6 +45,7 @@ class VerifyArguments:
     num_layers: int | None = flag(2, "Use only the model's first layers; 0 for all.")
     queries: int = flag(4, "Queries on each rank.")
     max_len: int = flag(64, "Longest text in tokens.")
+    activation_memory: str = flag("0", "GB of activations that pass 1 keeps for pass 2, as in training.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
 
 
@@ -91,7 +92,7 @@ class RandomTexts:
             groups[query][-1], ids[query][-1] = groups[query - 1][0], ids[query - 1][0]
         return cls([text() for _ in range(queries)], groups, ids)
 
-    def batch(self, rows: slice, chunk_tokens: int) -> tuple[list, ContrastiveBatch]:
+    def batch(self, rows: slice, chunking: Chunking) -> tuple[list, ContrastiveBatch]:
         groups, ids = self.groups[rows], self.ids[rows]
         passages = [passage for group in groups for passage in group]
         chunks, layout = assemble(
@@ -99,7 +100,7 @@ class RandomTexts:
             list(range(len(passages))),
             [number for group in ids for number in group],
             [group[:1] for group in ids],
-            chunk_tokens,
+            chunking,
             pad_id=0,
         )
         return chunks, ContrastiveBatch(**layout)
@@ -108,8 +109,8 @@ class RandomTexts:
 def one_process(model: nn.Module, batches: list[RandomTexts], device: torch.device) -> Iterator[tuple]:
     """Loss, gradient and weights after each of the SGD steps: no chunks, no ranks, one graph."""
     for texts in batches:
-        (chunk,), layout = texts.batch(slice(None), chunk_tokens=10**12)
-        vectors = model(**{name: value.to(device) for name, value in chunk.items()})
+        (chunk,), layout = texts.batch(slice(None), Chunking(10**12, packed=False, merge=False))
+        vectors = model(**to_device(chunk, device))
         queries, passages = vectors[layout.text_of_query_B], vectors[layout.text_of_slot_S]
         positive = torch.arange(len(queries), device=device) * (len(passages) // len(queries))
         used = torch.ones(len(passages), dtype=torch.bool, device=device)
@@ -125,7 +126,12 @@ def one_process(model: nn.Module, batches: list[RandomTexts], device: torch.devi
 
 
 def on_an_engine(
-    model: nn.Module, engine_name: str, batches: list[RandomTexts], chunk_tokens: int, device: torch.device
+    model: nn.Module,
+    engine_name: str,
+    batches: list[RandomTexts],
+    chunking: Chunking,
+    memory: ActivationMemory,
+    device: torch.device,
 ) -> Iterator[tuple]:
     """The same three steps through the two-pass step, on this rank's slice; also the number of chunks."""
     sgd = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -133,10 +139,10 @@ def on_an_engine(
     engine, objective = make_engine(wrapped), Objective(TEMPERATURE)
     share = len(batches[0].queries) // world_size()
     for texts in batches:
-        chunks, layout = texts.batch(slice(rank() * share, (rank() + 1) * share), chunk_tokens)
-        chunks = [{name: value.to(device) for name, value in chunk.items()} for chunk in chunks]
+        chunks, layout = texts.batch(slice(rank() * share, (rank() + 1) * share), chunking)
+        chunks = [to_device(chunk, device) for chunk in chunks]
         layout = ContrastiveBatch(**{name: value.to(device) for name, value in vars(layout).items()})
-        result = two_pass_step(engine, chunks, lambda vectors, layout=layout: objective(vectors, layout))
+        result = two_pass_step(engine, chunks, lambda vectors, layout=layout: objective(vectors, layout), memory=memory)
         gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
         if is_deepspeed(wrapped):
             engine.step()
@@ -167,21 +173,22 @@ def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float
     return (difference / torch.stack([b.double().norm() for _, b in pairs]).norm()).item()
 
 
-def compare(build, engine: str, hard: bool, many_chunks: bool, queries: int, max_len: int, device) -> Cell:
+def compare(build, engine: str, hard: bool, many_chunks: bool, args: VerifyArguments, device) -> Cell:
     """One cell of the table. All ranks must call it; all get the same answer.
 
     Args:
         build: makes the embedder, the same on every call and rank.
         hard: two hard negatives a query, or none.
         many_chunks: one chunk a rank, or as small ones as possible.
-        queries: per rank.
     """
     reference, model = build().to(device), build().to(device)
-    total = queries * world_size()
+    total = args.queries * world_size()
     vocabulary = reference.config.vocab_size
-    batches = [RandomTexts.draw(step, total, 3 if hard else 1, max_len, vocabulary) for step in range(STEPS)]
+    batches = [RandomTexts.draw(step, total, 3 if hard else 1, args.max_len, vocabulary) for step in range(STEPS)]
     errors, chunks = [], 1
-    steps = on_an_engine(model, engine, batches, max_len if many_chunks else 10**12, device)
+    chunking = Chunking(args.max_len if many_chunks else 10**12, model.packed)
+    memory = ActivationMemory(args.activation_memory, device)
+    steps = on_an_engine(model, engine, batches, chunking, memory, device)
     for wanted, found in zip(one_process(reference, batches, device), steps, strict=True):
         loss, gradient, weights, chunks = found
         errors.append(
@@ -265,7 +272,7 @@ def verify(model_args: ModelArguments, args: VerifyArguments) -> int:
     for engine in args.engines or available():
         for hard in (True, False):
             for many in (False, True):
-                cells.append(compare(build, engine, hard, many, args.queries, args.max_len, device))
+                cells.append(compare(build, engine, hard, many, args, device))
                 if rank() == 0:
                     print(line(cells[-1], args.tolerance, header=len(cells) == 1), flush=True)
     wrong = sum(not cell.worst <= args.tolerance for cell in cells)

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from gritlm.models.pooling import pool
+from gritlm.models.attention import PACKED, Packing
+from gritlm.models.pooling import pool, positions
 
 PROJECTION_FOLDER = "2_Dense"
 
@@ -42,22 +43,41 @@ class Embedder(nn.Module):
         return self.backbone.config
 
     @property
+    def packed(self) -> bool:
+        """Whether it takes packed texts; padded ones it takes always."""
+        return self.config._attn_implementation == PACKED
+
+    @property
     def embedding_dim(self) -> int:
         return self.projection.out_features if self.projection else self.config.hidden_size
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooling_mask: Tensor) -> Tensor:
-        """Encode N right-padded texts.
+    def forward(self, input_ids: Tensor, lengths: Tensor, skipped: Tensor, runs: tuple = ()) -> Tensor:
+        """Encode N texts, packed one after the other without padding, or right-padded.
 
         Args:
-            input_ids: int64 (N, L).
-            attention_mask: int64 (N, L), 1 where a token stands.
-            pooling_mask: bool (N, L), true where a token counts in pooling; at least one per row.
+            input_ids: int64 (T,) packed, or (N, L) padded.
+            lengths: int64 (N,), tokens of each text.
+            skipped: int64 (N,), how many of each text's first tokens do not count in pooling.
+            runs: packed only: (count, length) of each run of equally long texts, in order, as plain integers.
         Returns:
             float32 (N, D), unit norm if `normalized`.
         """
-        states_NLD = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        with torch.autocast(states_NLD.device.type, enabled=False):
-            vectors_ND = pool(states_NLD, pooling_mask, self.pooling_method)
+        if input_ids.dim() == 1:
+            ends_N = lengths.cumsum(0)
+            packing = Packing(runs, F.pad(ends_N, (1, 0)).int())
+            states_TD = self.backbone(
+                input_ids=input_ids[None],
+                position_ids=positions(lengths, len(input_ids))[None],
+                attention_mask={"full_attention": None},  # so that transformers makes none
+                use_cache=False,
+                packing=packing,
+            )[0][0]
+        else:
+            mask_NL = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
+            states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), use_cache=False)[0]
+            states_TD = states_NLD[mask_NL]
+        with torch.autocast(states_TD.device.type, enabled=False):
+            vectors_ND = pool(states_TD, lengths, skipped, self.pooling_method)
             if self.projection is not None:
                 vectors_ND = self.projection(vectors_ND.to(self.projection.weight.dtype)).float()
             return F.normalize(vectors_ND, dim=-1) if self.normalized else vectors_ND

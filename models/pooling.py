@@ -1,49 +1,43 @@
 """Pooling: token states to one vector per text. Pure functions; which tokens count is the caller's mask.
 
-Shape suffixes: N texts, L padded length, D width. Formulas are those of sentence-transformers' `Pooling`
-(the served folder is loaded by it), so positions are counted over the whole text, prompt included.
+Shape suffixes: N texts, L padded length, T tokens of all texts one after the other, D width. Formulas are those of
+sentence-transformers' `Pooling` (the served folder is loaded by it), so positions count from the text's first token.
 """
 
 import torch
 from torch import Tensor
 
-
-def mean(states_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-    """Mean of the states that count, accumulated in float32."""
-    weights_NL1 = mask_NL.unsqueeze(-1).float()
-    return (states_NLD.float() * weights_NL1).sum(1) / weights_NL1.sum(1)
+POOLING = ("mean", "weightedmean", "lasttoken", "cls")
 
 
-def weightedmean(states_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-    """Mean weighted by position, 1 for the first token of the text (SGPT, arXiv 2202.08904)."""
-    position_L = torch.arange(1, mask_NL.shape[1] + 1, device=mask_NL.device, dtype=torch.float32)
-    weights_NL1 = (mask_NL.float() * position_L).unsqueeze(-1)
-    return (states_NLD.float() * weights_NL1).sum(1) / weights_NL1.sum(1)
-
-
-def lasttoken(states_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-    """State of the last token that counts."""
-    last_N = mask_NL.shape[1] - 1 - mask_NL.int().flip(1).argmax(1)
-    return states_NLD[torch.arange(len(states_NLD), device=states_NLD.device), last_N].float()
-
-
-def cls(states_NLD: Tensor, mask_NL: Tensor) -> Tensor:
-    """State of the first token that counts."""
-    first_N = mask_NL.int().argmax(1)
-    return states_NLD[torch.arange(len(states_NLD), device=states_NLD.device), first_N].float()
-
-
-POOLING = {"mean": mean, "weightedmean": weightedmean, "lasttoken": lasttoken, "cls": cls}
-
-
-def pool(states_NLD: Tensor, mask_NL: Tensor, method: str) -> Tensor:
+def pool(states_TD: Tensor, lengths_N: Tensor, skipped_N: Tensor, method: str) -> Tensor:
     """One float32 vector per text.
 
     Args:
-        states_NLD: token states (N, L, D), any float dtype, right padded.
-        mask_NL: bool (N, L), true where a token counts; every row must hold at least one true.
-        method: a key of `POOLING`.
+        states_TD: token states (T, D), any float dtype, texts one after the other.
+        lengths_N: int64 (N,), tokens of each text; their sum is T.
+        skipped_N: int64 (N,), how many of its first tokens do not count, fewer than its length.
+        method: mean; weightedmean, by position, 1 for the first token (SGPT, arXiv 2202.08904); lasttoken; cls, the
+            first token that counts.
     Returns:
         float32 (N, D).
     """
-    return POOLING[method](states_NLD, mask_NL)
+    starts_N = lengths_N.cumsum(0) - lengths_N
+    if method == "lasttoken":
+        return states_TD[starts_N + lengths_N - 1].float()
+    if method == "cls":
+        return states_TD[starts_N + skipped_N].float()
+    position_T = positions(lengths_N, len(states_TD))
+    skipped_T = skipped_N.repeat_interleave(lengths_N, output_size=len(states_TD))
+    weights_T = (position_T >= skipped_T).float()
+    if method == "weightedmean":
+        weights_T = weights_T * (position_T + 1)
+    sums_ND = torch.segment_reduce(states_TD.float() * weights_T[:, None], "sum", lengths=lengths_N, unsafe=True)
+    return sums_ND / torch.segment_reduce(weights_T, "sum", lengths=lengths_N, unsafe=True)[:, None]
+
+
+def positions(lengths_N: Tensor, total: int) -> Tensor:
+    """int64 (T,): each token's place in its own text, from 0."""
+    starts_N = lengths_N.cumsum(0) - lengths_N
+    starts_T = starts_N.repeat_interleave(lengths_N, output_size=total)
+    return torch.arange(total, device=lengths_N.device) - starts_T

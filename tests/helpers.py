@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
+from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Documents, Plan
 from gritlm.data.records import load_records
 from gritlm.models.backbone import load_backbone, load_config
@@ -60,6 +60,8 @@ def make_builder(
     chunk_tokens: int = 64,
     rank=0,
     ranks=1,
+    packed: bool = True,
+    merge: bool = True,
     **text,
 ) -> BatchBuilder:
     records = load_records(data, cache)
@@ -67,7 +69,7 @@ def make_builder(
     encoder = TextEncoder(load_tokenizer(str(model), contract), contract)
     documents = Documents.concatenate([r.documents for r in records])
     plan = Plan([r.name for r in records], list(map(len, records)), batch, seed=3, documents=documents)
-    return BatchBuilder(plan, records, encoder, group, chunk_tokens, rank, ranks)
+    return BatchBuilder(plan, records, encoder, group, Chunking(chunk_tokens, packed, merge), rank, ranks)
 
 
 def make_embedder(model: Path, **options) -> Embedder:

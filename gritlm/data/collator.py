@@ -7,6 +7,7 @@ are pooled. It lives in the tokenizer itself wherever it can, so that every load
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -158,31 +159,62 @@ class TextEncoder:
             )
 
 
-def make_chunks(tokens: Sequence[Tokens], chunk_tokens: int, pad_id: int) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """All texts, longest first, cut into right-padded chunks of at most `chunk_tokens` tokens, padding included.
+@dataclass(frozen=True)
+class Chunking:
+    """How texts are cut into what the model takes at once.
+
+    tokens: at most so many a chunk (padding included), but at least one text.
+    packed: texts one after the other, without padding; else right-padded to the chunk's longest.
+    merge: texts that are equal as tokens are encoded once; right as long as nothing random (dropout) is in the model.
+    """
+
+    tokens: int
+    packed: bool = True
+    merge: bool = True
+
+
+def make_chunks(texts: Sequence[Tokens], chunking: Chunking, pad_id: int) -> tuple[list[dict], Tensor]:
+    """All texts, longest first, cut into chunks.
 
     Returns:
         the chunks (keyword arguments of `Embedder`), and int64 (T,): the chunks' row that holds each text.
     """
-    order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i].ids), i))
+    first_of: dict[tuple, int] = {}
+    if chunking.merge:
+        same = [first_of.setdefault((tuple(text.ids), text.instruction), i) for i, text in enumerate(texts)]
+    else:
+        same = list(range(len(texts)))
+    order = sorted(set(same), key=lambda i: (-len(texts[i].ids), i))
     chunks, start = [], 0
     while start < len(order):
-        longest = len(tokens[order[start]].ids)
-        rows = order[start : start + max(1, chunk_tokens // longest)]
-        input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        pooling_mask = np.zeros_like(input_ids, dtype=bool)
-        for row, i in enumerate(rows):
-            length = len(tokens[i].ids)
-            input_ids[row, :length] = tokens[i].ids
-            attention_mask[row, :length] = 1
-            pooling_mask[row, tokens[i].instruction : length] = True
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "pooling_mask": pooling_mask}
-        chunks.append({name: torch.from_numpy(array) for name, array in arrays.items()})
-        start += len(rows)
-    row_of_text = torch.empty(len(order), dtype=torch.long)
-    row_of_text[torch.tensor(order)] = torch.arange(len(order))
-    return chunks, row_of_text
+        size, total = 0, 0
+        longest = len(texts[order[start]].ids)
+        for i in order[start:]:
+            total += len(texts[i].ids) if chunking.packed else longest
+            if size and total > chunking.tokens:
+                break
+            size += 1
+        chunks.append(_chunk([texts[i] for i in order[start : start + size]], chunking.packed, pad_id))
+        start += size
+    row_of = {i: row for row, i in enumerate(order)}
+    return chunks, torch.tensor([row_of[i] for i in same])
+
+
+def _chunk(texts: list[Tokens], packed: bool, pad_id: int) -> dict:
+    lengths = [len(text.ids) for text in texts]
+    if packed:
+        runs = tuple((len(list(run)), length) for length, run in groupby(lengths))
+        ids = {"input_ids": torch.tensor([i for text in texts for i in text.ids]), "runs": runs}
+    else:
+        padded = np.full((len(texts), lengths[0]), pad_id, dtype=np.int64)
+        for row, text in enumerate(texts):
+            padded[row, : len(text.ids)] = text.ids
+        ids = {"input_ids": torch.from_numpy(padded)}
+    return ids | {"lengths": torch.tensor(lengths), "skipped": torch.tensor([text.instruction for text in texts])}
+
+
+def to_device(chunk: dict, device: torch.device | str) -> dict:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in chunk.items()}
 
 
 def assemble(
@@ -190,7 +222,7 @@ def assemble(
     slots: Sequence[int],
     ids: Sequence[int],
     known: Sequence[Sequence[int]],
-    chunk_tokens: int,
+    chunking: Chunking,
     pad_id: int,
 ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """The chunks of one rank's texts, and the fields of objective.ContrastiveBatch that say what is what.
@@ -201,7 +233,7 @@ def assemble(
         ids: hash of each passage's text.
         known: per query, the hashes of its known positives, the drawn one included.
     """
-    chunks, row_of_text = make_chunks(tokens, chunk_tokens, pad_id)
+    chunks, row_of_text = make_chunks(tokens, chunking, pad_id)
     slot_S, id_of_passage = torch.tensor(slots), torch.tensor(ids)
     used_S, passage_S = slot_S >= 0, slot_S.clamp(min=0)
     width = max(map(len, known))
@@ -222,12 +254,12 @@ class BatchBuilder(torch.utils.data.Dataset):
         records: Sequence[RecordSet],
         encoder: TextEncoder,
         group_size: int,
-        chunk_tokens: int,
+        chunking: Chunking,
         rank: int = 0,
         ranks: int = 1,
     ):
         self.plan, self.records, self.encoder = plan, records, encoder
-        self.group_size, self.chunk_tokens = group_size, chunk_tokens
+        self.group_size, self.chunking = group_size, chunking
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
@@ -255,11 +287,12 @@ class BatchBuilder(torch.utils.data.Dataset):
         contract = self.encoder.contract
         tokens = self.encoder(queries, contract.query_max_len) + self.encoder(passages, contract.passage_max_len)
         ids = [text_id(passage.text) for passage in passages]
-        chunks, layout = assemble(tokens, slots, ids, known, self.chunk_tokens, self.encoder.tokenizer.pad_token_id)
+        chunks, layout = assemble(tokens, slots, ids, known, self.chunking, self.encoder.tokenizer.pad_token_id)
         return {
             "chunks": chunks,
             "layout": layout,
             "real_tokens": sum(len(text.ids) for text in tokens),
+            "encoded_tokens": sum(int(chunk["lengths"].sum()) for chunk in chunks),
             "padded_tokens": sum(chunk["input_ids"].numel() for chunk in chunks),
             "dataset": planned.dataset,
             "rows": [f"{self.records[dataset].name}:{row}" for dataset, row in rows],

@@ -5,10 +5,10 @@ import torch
 from helpers import flat_gradient, flat_weights, make_builder, make_embedder, relative
 from torch import Tensor
 
-from gritlm.data.collator import make_chunks
+from gritlm.data.collator import Chunking, make_chunks
 from gritlm.data.rows import Text, text_id
 from gritlm.engines import SingleEngine
-from gritlm.gradcache import two_pass_step
+from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.objective import ContrastiveBatch, Objective
 
 TEMPERATURE = 0.05
@@ -29,7 +29,9 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
     passages = [passage for group in groups for passage in group]
 
     def vectors(texts: list[Text], limit: int) -> Tensor:
-        (chunk,), row_of_text = make_chunks(builder.encoder(texts, limit), 10**9, 0)
+        (chunk,), row_of_text = make_chunks(
+            builder.encoder(texts, limit), Chunking(10**9, packed=False, merge=False), 0
+        )
         return model(**chunk)[row_of_text]
 
     q, p = vectors(queries, 32), vectors(passages, 48)
@@ -42,23 +44,35 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
     return total / len(rows)
 
 
-def two_pass(model, batch: dict) -> Tensor:
+def two_pass(model, batch: dict, memory: ActivationMemory | None = None) -> Tensor:
     layout = ContrastiveBatch(**batch["layout"])
-    objective = Objective(TEMPERATURE)
-    return two_pass_step(SingleEngine(model), batch["chunks"], lambda vectors: objective(vectors, layout)).loss
+    objective, engine = Objective(TEMPERATURE), SingleEngine(model)
+    return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, layout), memory=memory).loss
 
 
+WAYS = {  # packed or padded, texts merged or not, chunks kept from pass 1: none, some, all
+    "packed, recomputed": ({"packed": True, "merge": True}, "0"),
+    "packed, some kept": ({"packed": True, "merge": True}, "0.002"),
+    "packed, all kept": ({"packed": True, "merge": False}, "9"),
+    "padded, recomputed": ({"packed": False, "merge": False}, "0"),
+    "padded, all kept": ({"packed": False, "merge": True}, "9"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["hard", "plain"])
 @pytest.mark.parametrize("chunk_tokens", [48, 300, 10**6])
-def test_chunked_is_unchunked(qwen3, data, tmp_path, name, chunk_tokens):
-    builder = make_builder(qwen3, data / f"{name}.jsonl", tmp_path, chunk_tokens=chunk_tokens)
+def test_chunked_is_unchunked(qwen3, data, tmp_path, name, chunk_tokens, way):
+    chunking, kept = WAYS[way]
+    builder = make_builder(qwen3, data / f"{name}.jsonl", tmp_path, chunk_tokens=chunk_tokens, **chunking)
+    memory = ActivationMemory(kept, torch.device("cpu"))
     model, reference = make_embedder(qwen3), make_embedder(qwen3)
     sgd = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (model, reference)]
     start = flat_weights(model)
     for step in range(3):
         batch = builder[0, step]
         assert (len(batch["chunks"]) > 3) == (chunk_tokens < 300) or chunk_tokens == 300
-        loss = two_pass(model, batch)
+        loss = two_pass(model, batch, memory)
         truth = naive_loss(reference, builder, 0, step)
         truth.backward()
         assert abs(loss - truth.detach()) / truth.detach() < 1e-5
@@ -68,6 +82,8 @@ def test_chunked_is_unchunked(qwen3, data, tmp_path, name, chunk_tokens):
             optimizer.zero_grad()
     assert relative(flat_weights(model), flat_weights(reference)) < 1e-5
     assert relative(start, flat_weights(model)) > 1e-3, "nothing was trained"
+    assert (memory.bytes_per_token is not None) == (kept != "0")
+    assert way != "packed, some kept" or chunk_tokens > 300 or memory.used <= memory.budget < 3 * memory.used
 
 
 def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
@@ -77,7 +93,7 @@ def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
     batch = builder[0, 0]
     forgetful = SingleEngine(model)
     forgetful.wrapped = lambda **chunk: (
-        model(**chunk) if chunk is not batch["chunks"][0] and len(chunk["input_ids"]) > 1 else model(**chunk) * 1.5
+        model(**chunk) if chunk is not batch["chunks"][0] and len(chunk["lengths"]) > 1 else model(**chunk) * 1.5
     )
     layout = ContrastiveBatch(**batch["layout"])
     two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, layout))
@@ -99,8 +115,10 @@ def test_every_pooling_and_the_projection(qwen2, data, tmp_path, pooling):
     assert relative(flat_gradient(model), flat_gradient(reference)) < 1e-5
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("kept", ["0", "0.002"], ids=["recomputed", "some kept"])
 @pytest.mark.parametrize("replay", [True, False], ids=["replayed", "control: not replayed"])
-def test_dropout(qwen3_dropout, data, tmp_path, replay, monkeypatch):
+def test_dropout(qwen3_dropout, data, tmp_path, replay, kept, packed, monkeypatch):
     """With dropout, two passes over the chunks are one pass over the same chunks that keeps its graphs."""
     import contextlib
 
@@ -108,12 +126,13 @@ def test_dropout(qwen3_dropout, data, tmp_path, replay, monkeypatch):
 
     if not replay:
         monkeypatch.setattr(gradcache.RandomState, "replayed", lambda self: contextlib.nullcontext())
-    builder = make_builder(qwen3_dropout, data / "hard.jsonl", tmp_path)
+    builder = make_builder(qwen3_dropout, data / "hard.jsonl", tmp_path, packed=packed, merge=False)
+    memory = ActivationMemory(kept, torch.device("cpu"))
     model, reference = make_embedder(qwen3_dropout).train(), make_embedder(qwen3_dropout).train()
     batch = builder[0, 0]
     assert len(batch["chunks"]) > 3
     torch.manual_seed(5)
-    loss = two_pass(model, batch)
+    loss = two_pass(model, batch, memory)
     torch.manual_seed(5)
     kept = torch.cat([reference(**chunk) for chunk in batch["chunks"]])
     truth = Objective(TEMPERATURE)(kept, ContrastiveBatch(**batch["layout"]))

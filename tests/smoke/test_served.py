@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from gritlm import GritLM
-from gritlm.data.collator import CONTRACT_FILE, TextContract, make_chunks
+from gritlm.data.collator import CONTRACT_FILE, Chunking, TextContract, make_chunks
 from gritlm.data.rows import Text
 from gritlm.errors import UserError
 from gritlm.models.backbone import AttentionError
@@ -98,7 +98,7 @@ def test_served_is_trained(trained, qwen3, data, tmp_path):
     model.config.is_causal = options.get("attn") == "cc"
     model.load_weights(folder / "checkpoint-3")
     encoder = make_builder(qwen3, data, tmp_path, **text).encoder
-    chunks, row_of_text = make_chunks(encoder([Text(INSTRUCTION, t) for t in PROBES], 48), 512, 0)
+    chunks, row_of_text = make_chunks(encoder([Text(INSTRUCTION, t) for t in PROBES], 48), Chunking(512), 0)
     with torch.no_grad():
         trainers = torch.cat([model(**chunk) for chunk in chunks])[row_of_text].numpy()
 
@@ -180,7 +180,11 @@ def test_the_probe_runs_on_load(trained, monkeypatch):
     def blind_to_padding(*args):
         embedder, text_encoder = load(*args)
         forward = embedder.backbone.forward
-        embedder.backbone.forward = lambda input_ids, attention_mask, **more: forward(input_ids=input_ids, **more)
+
+        def blind(attention_mask=None, packing=None, **inputs):
+            return forward(**inputs, packing=packing, attention_mask=attention_mask if packing else None)
+
+        embedder.backbone.forward = blind
         return embedder, text_encoder
 
     monkeypatch.setattr(encode, "load_model_folder", blind_to_padding)

@@ -238,4 +238,4 @@ def test_broken_weights_are_noticed_before_the_first_step(qwen3, data, tmp_path)
     weights["layers.1.mlp.down_proj.weight"][0, 0] = float("inf")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     line = refused(*train_flags(broken, data, tmp_path / "out", tmp_path / "cache"))
-    assert "the model's vectors are not finite" in line
+    assert "the model's states are not finite" in line

@@ -1,8 +1,10 @@
 """Contract C1: bidirectional where asked, padding without effect, and a probe that notices when it is not so."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from helpers import make_embedder, relative
+from helpers import flat_gradient, make_embedder, relative
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, BertConfig, Qwen3Config
 
@@ -12,12 +14,12 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.pooling import POOLING, pool
 
 
-def embedder(folder, attn="bb", implementation="sdpa", **options):
+def embedder(folder, attn="bb", implementation="packed", **options):
     return Embedder(load_backbone(str(folder), load_config(str(folder), attn), implementation), **options)
 
 
 def probe(model, attn, exact=True):
-    return probe_attention(model, model.config.vocab_size, torch.device("cpu"), attn, exact)
+    return probe_attention(model, model, torch.device("cpu"), attn, exact)
 
 
 @pytest.fixture(params=["qwen2", "qwen3"])
@@ -25,13 +27,14 @@ def folder(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["packed", "sdpa", "eager"])
 @pytest.mark.parametrize("attn", ["bb", "cc"])
 @pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
 def test_the_probe_passes(folder, attn, implementation, pooling):
     found = probe(embedder(folder, attn, implementation, pooling_method=pooling, projection=12), attn)
     assert (found["last_to_first"] > 1e-3) == (attn == "bb")
     assert found["leak"] == 0
+    assert ("packed" in found) == (implementation == "packed")
 
 
 def test_the_probe_passes_under_bf16(folder):
@@ -41,7 +44,7 @@ def test_the_probe_passes_under_bf16(folder):
     assert probe(model, "bb", exact=False)["last_to_first"] > 1e-3
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["packed", "sdpa", "eager"])
 def test_the_probe_catches_a_causal_model(folder, implementation):
     with pytest.raises(AttentionError, match="wants bidirectional attention, found it causal"):
         probe(embedder(folder, "cc", implementation), "bb")
@@ -52,8 +55,25 @@ def test_the_probe_catches_a_causal_model(folder, implementation):
 def test_the_probe_catches_a_padding_leak(folder):
     model = embedder(folder)
     forward = model.backbone.forward
-    model.backbone.forward = lambda input_ids, attention_mask, **more: forward(input_ids=input_ids, **more)
-    with pytest.raises(AttentionError, match="padding changes a text's vector"):
+
+    def careless(attention_mask=None, packing=None, **inputs):
+        return forward(**inputs, packing=packing, attention_mask=attention_mask if packing else None)
+
+    model.backbone.forward = careless
+    with pytest.raises(AttentionError, match="padding changes a text's states"):
+        probe(model, "bb")
+
+
+def test_the_probe_catches_a_leak_between_packed_texts(folder):
+    model = embedder(folder)
+    forward = model.backbone.forward
+
+    def as_one_text(packing=None, **inputs):
+        packing = packing and replace(packing, runs=((1, sum(count * length for count, length in packing.runs)),))
+        return forward(**inputs, packing=packing)
+
+    model.backbone.forward = as_one_text
+    with pytest.raises(AttentionError, match="a neighbour in the row changes a text's states"):
         probe(model, "bb")
 
 
@@ -65,26 +85,43 @@ def test_the_probe_leaves_the_model_as_it_was(folder):
     assert torch.equal(state, torch.get_rng_state())
 
 
+def packed_and_padded(texts: list[torch.Tensor], skipped: list[int]) -> list[dict]:
+    """The same texts (longest first) as one packed row, and as a padded batch."""
+    places = {"lengths": torch.tensor([len(t) for t in texts]), "skipped": torch.tensor(skipped)}
+    runs = tuple((1, len(t)) for t in texts)
+    padded = pad_sequence(texts, batch_first=True)
+    return [places | {"input_ids": torch.cat(texts), "runs": runs}, places | {"input_ids": padded}]
+
+
+@pytest.mark.parametrize("attn", ["bb", "cc"])
 @pytest.mark.parametrize("pooling", POOLING)
-def test_padded_is_unpadded(folder, pooling):
-    model = make_embedder(folder, pooling_method=pooling, projection=12).eval()
-    texts = [torch.randint(1, 600, (n,)) for n in (3, 17, 1, 40)]
-    ids = pad_sequence(texts, batch_first=True)
-    mask = pad_sequence([torch.ones_like(t) for t in texts], batch_first=True)
-    together = model(ids, mask, mask.bool())
-    for vector, text in zip(together, texts, strict=True):
-        one = torch.ones_like(text)[None]
-        assert relative(vector, model(text[None], one, one.bool())[0]) < 1e-5
-    assert torch.allclose(together.norm(dim=1), torch.ones(4), atol=1e-6)
+def test_packed_is_padded_is_alone(folder, attn, pooling):
+    model = embedder(folder, attn, pooling_method=pooling, projection=12).eval()
+    texts, skipped = [torch.randint(1, 600, (n,)) for n in (40, 17, 17, 3, 1)], [9, 0, 3, 2, 0]
+    packed, padded = (model(**chunk) for chunk in packed_and_padded(texts, skipped))
+    assert relative(packed, padded) < 1e-6
+    for vector, text, skip in zip(packed, texts, skipped, strict=True):
+        alone = model(text[None], torch.tensor([len(text)]), torch.tensor([skip]))
+        assert relative(vector, alone[0]) < 1e-5
+    assert torch.allclose(packed.norm(dim=1), torch.ones(5), atol=1e-6)
+
+
+def test_packed_gradients(folder):
+    texts = [torch.randint(1, 600, (n,)) for n in (40, 17, 17, 1)]
+    gradients = []
+    for chunk in packed_and_padded(texts, [9, 0, 3, 0]):
+        model = embedder(folder)
+        (model(**chunk) * torch.linspace(-1, 1, 4 * 32).view(4, 32)).sum().backward()
+        gradients.append(flat_gradient(model))
+    assert relative(*gradients) < 1e-5
 
 
 def test_pooling_by_hand():
-    states = torch.arange(24.0).view(2, 4, 3)
-    mask = torch.tensor([[False, True, True, False], [True, True, True, True]])
-    assert torch.equal(pool(states, mask, "mean")[0], (states[0, 1] + states[0, 2]) / 2)
-    assert torch.allclose(pool(states, mask, "weightedmean")[0], (2 * states[0, 1] + 3 * states[0, 2]) / 5)
-    assert torch.equal(pool(states, mask, "lasttoken"), torch.stack([states[0, 2], states[1, 3]]))
-    assert torch.equal(pool(states, mask, "cls"), torch.stack([states[0, 1], states[1, 0]]))
+    states, lengths, skipped = torch.arange(18.0).view(6, 3), torch.tensor([2, 4]), torch.tensor([0, 2])
+    assert torch.equal(pool(states, lengths, skipped, "mean")[1], (states[4] + states[5]) / 2)
+    assert torch.allclose(pool(states, lengths, skipped, "weightedmean")[1], (3 * states[4] + 4 * states[5]) / 7)
+    assert torch.equal(pool(states, lengths, skipped, "lasttoken"), states[[1, 5]])
+    assert torch.equal(pool(states, lengths, skipped, "cls"), states[[0, 4]])
 
 
 def test_reset_weight_is_the_models_own_initialisation(folder):

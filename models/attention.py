@@ -1,0 +1,94 @@
+"""Padding-free attention, registered with transformers under the name "packed"; no model code is touched.
+
+A chunk is one row of texts, one after the other; each attends to itself alone. On CUDA one varlen flash kernel does it,
+elsewhere one call per run of equally long texts (on a CPU the flash kernel's cost is then that of the real tokens).
+Padded batches take transformers' own sdpa path under the same name.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PACKED = "packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the texts of a packed row lie: as runs (count, length) on the host, and as their starts on the device."""
+
+    runs: tuple[tuple[int, int], ...]
+    cu_lengths: Tensor  # int32 (N + 1,), 0 and the end of each text
+
+    @property
+    def longest(self) -> int:
+        return max(length for _, length in self.runs)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HTd: Tensor,
+    key_1KTd: Tensor,
+    value_1KTd: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **more,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface. H query heads, K key heads (H a multiple of K), T tokens, head width d.
+
+    Returns:
+        (1, T, H, d), and no weights.
+    """
+    if packing is None:
+        return sdpa_attention_forward(
+            module, query_1HTd, key_1KTd, value_1KTd, attention_mask, dropout=dropout, scaling=scaling, **more
+        )
+    causal = module.config.is_causal
+    half = value_1KTd.dtype in (torch.bfloat16, torch.float16)
+    if query_1HTd.is_cuda and half and not dropout:
+        return _one_varlen_call(query_1HTd, key_1KTd, value_1KTd, packing, scaling, causal), None
+    return _a_call_per_run(query_1HTd, key_1KTd, value_1KTd, packing, dropout, scaling, causal), None
+
+
+def _one_varlen_call(query, key, value, packing: Packing, scaling: float | None, causal: bool) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Under autocast the norms before give float32; the kernel wants one dtype.
+    query_THd, key_TKd, value_TKd = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    starts, longest = packing.cu_lengths, packing.longest
+    window = (-1, 0) if causal else (-1, -1)
+    return varlen_attn(
+        *(query_THd, key_TKd, value_TKd, starts, starts, longest, longest),
+        scale=scaling,
+        window_size=window,
+        enable_gqa=True,
+    )[None]
+
+
+def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling: float | None, causal: bool) -> Tensor:
+    outputs, start = [], 0
+    for count, length in packing.runs:
+        end = start + count * length
+        query_nHLd, key_nKLd, value_nKLd = (
+            x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
+        )
+        output_nHLd = F.scaled_dot_product_attention(
+            *(query_nHLd, key_nKLd, value_nKLd),
+            dropout_p=dropout,
+            is_causal=causal and length > 1,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        outputs.append(output_nHLd.transpose(1, 2).flatten(0, 1))
+        start = end
+    return torch.cat(outputs)[None]
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

@@ -53,14 +53,18 @@ class Objective:
         offset = rank() * slots if gather else 0
 
         positive_B = offset + torch.arange(n_queries, device=vectors_TD.device) * (slots // n_queries)
-        masked_BP = mask_candidates(meta_P2[:, 0], meta_P2[:, 1].bool(), batch.known_BK, positive_B)
-        losses_B = info_nce(queries_BD, passages_PD, positive_B, self.temperature, masked_BP)
+        id_P, used_P = meta_P2[:, 0], meta_P2[:, 1].bool()
+
+        def masked(b: slice, p: slice) -> Tensor:
+            return mask_candidates(id_P[p], used_P[p], batch.known_BK[b])
+
+        losses_B = info_nce(queries_BD, passages_PD, positive_B, self.temperature, masked)
         return losses_B.sum() / (n_queries * world_size())
 
 
-def mask_candidates(id_P: Tensor, used_P: Tensor, known_BK: Tensor, positive_B: Tensor) -> Tensor:
-    """bool (B, P): true where a candidate is unused, or is a known positive of the query but not the one drawn."""
+def mask_candidates(id_P: Tensor, used_P: Tensor, known_BK: Tensor) -> Tensor:
+    """bool (B, P): true where a candidate is unused, or is a known positive of the query."""
     masked_BP = ~used_P.expand(len(known_BK), -1)
     for known_B1 in known_BK.split(1, dim=1):
         masked_BP = masked_BP | (id_P == known_B1)
-    return masked_BP.scatter(1, positive_B.unsqueeze(1), False)
+    return masked_BP

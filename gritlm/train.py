@@ -120,11 +120,9 @@ def check_ranks_agree(identity: dict) -> None:
     """
     first, *others = gather_objects(identity)
     for number, other in enumerate(others, start=1):
-        difference = differing(first, other)
+        difference = differing(first, other, "is", f"on rank {number}")
         if difference:
-            raise UserError(
-                f"rank {number} differs from rank 0: {difference.replace(' was ', ' is ')} on rank {number}"
-            )
+            raise UserError(f"the ranks were not started alike: {difference}")
 
 
 # ---- the data

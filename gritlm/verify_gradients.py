@@ -23,7 +23,6 @@ from gritlm.distributed import all_reduce_sum, close, gather_objects, rank, star
 from gritlm.engines import is_deepspeed, make_engine, whole_weights, wrap
 from gritlm.errors import UserError, quieten, run_verb
 from gritlm.gradcache import ActivationMemory, two_pass_step
-from gritlm.losses import info_nce
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
 from gritlm.objective import ContrastiveBatch, Objective, mask_candidates
@@ -114,8 +113,10 @@ def one_process(model: nn.Module, batches: list[RandomTexts], device: torch.devi
         queries, passages = vectors[layout.text_of_query_B], vectors[layout.text_of_slot_S]
         positive = torch.arange(len(queries), device=device) * (len(passages) // len(queries))
         used = torch.ones(len(passages), dtype=torch.bool, device=device)
-        masked = mask_candidates(layout.id_of_slot_S.to(device), used, layout.known_BK.to(device), positive)
-        loss = info_nce(queries, passages, positive, TEMPERATURE, masked).mean()
+        masked = mask_candidates(layout.id_of_slot_S.to(device), used, layout.known_BK.to(device))
+        masked[torch.arange(len(queries)), positive] = False
+        scores = (queries.float() @ passages.float().T / TEMPERATURE).masked_fill(masked, float("-inf"))
+        loss = torch.nn.functional.cross_entropy(scores, positive)
         model.zero_grad()
         loss.backward()
         gradient = {name: p.grad.clone() for name, p in model.named_parameters()}

@@ -236,6 +236,8 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
     # accelerate would silently train without them: on one rank, or with plain DDP.
     if real and sharded and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
         raise UserError(f"{sharded}: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)")
+    if training.bf16 and training.deepspeed and training.hf_deepspeed_config.config["zero_optimization"]["stage"] == 1:
+        raise UserError("--bf16 with ZeRO-1: DeepSpeed's optimizer there reduces at every chunk; use zero2.json")
     if training.global_batch_size % ranks:
         raise UserError(f"--global_batch_size {training.global_batch_size} is not a multiple of the {ranks} ranks")
     per_rank = training.global_batch_size // ranks

@@ -1,4 +1,7 @@
-"""Time of a training step on real texts of unequal lengths, and, in the same process, of a peer doing the same work."""
+"""Time, memory and machine use of a training step, and, in the same process, of a peer doing the same work.
+
+No network: a model by name from its config with random weights, texts from the machine's own Python or a file.
+"""
 
 import argparse
 import json
@@ -7,149 +10,369 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import psutil
 import torch
-import transformers
+from transformers import AutoModel, Qwen2Config, Qwen3Config, set_seed
+from transformers import __version__ as transformers_version
 
-from gritlm.data.collator import BatchBuilder, TextContract, TextEncoder, load_tokenizer
+from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer, to_device
 from gritlm.data.plan import Plan
 from gritlm.data.records import RecordSet, load_records
 from gritlm.engines import SingleEngine
-from gritlm.errors import UserError, run_verb
-from gritlm.gradcache import two_pass_step
+from gritlm.errors import UserError, quieten, run_verb
+from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.model_folder import save_model_folder
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
 from gritlm.objective import ContrastiveBatch, Objective
-from gritlm.quickstart import build_model, collect
+from gritlm.quickstart import build_tokenizer, collect
 
 EXAMPLES = """examples:
-  gritlm benchmark
-  gritlm benchmark --compare sentence-transformers --rounds 5"""
+  gritlm benchmark --compare sentence-transformers
+  gritlm benchmark --attn_implementation packed sdpa --activation_memory 0 8 --rounds 3
+  gritlm benchmark --model qwen3-0.6b --queries 2048 --bf16 --chunk_tokens 65536 --activation_memory 0 auto
+  gritlm benchmark --lengths uniform:256 --compare sentence-transformers --json out.json"""
 
 TEMPERATURE = 0.05
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+MODELS = {
+    "tiny": (Qwen3Config, (256, 768, 4, 8, 4), {"head_dim": 32, "vocab_size": 8192}),
+    "qwen2.5-0.5b": (Qwen2Config, (896, 4864, 24, 14, 2), {"vocab_size": 151936}),
+    "qwen2.5-1.5b": (Qwen2Config, (1536, 8960, 28, 12, 2), {"vocab_size": 151936}),
+    "qwen3-0.6b": (Qwen3Config, (1024, 3072, 28, 16, 8), {"head_dim": 128, "vocab_size": 151936}),
+    "qwen3-1.7b": (Qwen3Config, (2048, 6144, 28, 16, 8), {"head_dim": 128, "vocab_size": 151936}),
+    "qwen3-4b": (Qwen3Config, (2560, 9728, 36, 32, 8), {"head_dim": 128, "vocab_size": 151936}),
+}
+PEER_SETTINGS = [{"mini_batch_size": size} for size in (4, 8, 16, 32)]
+PEER_SETTINGS += [{"mini_batch_num_tokens": tokens} for tokens in (2048, 8192)]
 
 
-def make_task(folder: Path, rows: int, group: int, max_len: int) -> tuple[RecordSet, TextEncoder, Embedder]:
-    """Docstring -> code pairs of the standard library with other code as hard negatives; Qwen3 of 4 layers x 256."""
-    pairs, _ = collect(max_pairs=0)
-    pairs = pairs[:: max(1, len(pairs) // (rows * group))][: rows * group]
-    with open(folder / "pairs.jsonl", "w") as out:
-        for i, (summary, code) in enumerate(pairs[:rows]):
-            # Each text stands once: the peer does not mask identical texts, and the losses are to be compared.
-            negatives = [negative for _, negative in pairs[rows + i :: rows]]
-            out.write(json.dumps({"query": summary, "pos": [code], "neg": negatives}) + "\n")
-    size = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8}
-    build_model(folder / "model", [text for pair in pairs for text in pair], **size, num_key_value_heads=4)
-    contract = TextContract(query_max_len=max_len, passage_max_len=max_len)
+# ---- the work
+
+
+@dataclass
+class Task:
+    """The same model and texts for every side."""
+
+    folder: Path
+    records: RecordSet
+    encoder: TextEncoder
+    plan: Plan
+    group: int
+    device: torch.device
+    bf16: bool
+
+    def builder(self, chunking: Chunking) -> BatchBuilder:
+        return BatchBuilder(self.plan, [self.records], self.encoder, self.group, chunking)
+
+    def embedder(self, attn_implementation: str) -> Embedder:
+        folder = str(self.folder / "model")
+        return Embedder(load_backbone(folder, load_config(folder), attn_implementation)).to(self.device)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def make_task(folder: Path, args: argparse.Namespace) -> Task:
+    """Queries and passages of real code or of a given file; every text stands once, so that losses can be compared."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    limit = args.max_len
+    if args.lengths not in ("stdlib",) and not args.lengths.startswith("uniform:"):
+        (records,) = load_records(args.lengths, folder / "cache")
+        texts = [record.query.text for record in map(records.__getitem__, range(min(len(records), 2000)))]
+    else:
+        pairs, _ = collect(max_pairs=0)
+        texts = [text for pair in pairs for text in pair]
+        needed, group = 2 * args.queries, args.group
+        codes = [code for _, code in pairs]
+        if args.lengths.startswith("uniform:"):
+            limit = int(args.lengths.split(":")[1])
+            codes = ["\n".join(codes[i : i + 40]) for i in range(len(codes))]  # each longer than the limit
+        summaries = codes[::-1] if args.lengths.startswith("uniform:") else [summary for summary, _ in pairs]
+        stride = max(1, len(pairs) // (needed * (group + 1)))
+
+        def text(source: list[str], number: int) -> str:
+            again, place = divmod(number * stride, len(source))
+            return f"{again} {source[place]}" if again else source[place]
+
+        with open(folder / "pairs.jsonl", "w") as out:
+            for row in range(needed):
+                passages = [text(codes, row + part * needed) for part in range(group)]
+                out.write(json.dumps({"query": text(summaries, row), "pos": passages[:1], "neg": passages[1:]}) + "\n")
+        (records,) = load_records(folder / "pairs.jsonl", folder / "cache")
+    build_model(folder / "model", args.model, texts)
+    contract = TextContract(query_max_len=limit, passage_max_len=limit)
     encoder = TextEncoder(load_tokenizer(str(folder / "model"), contract), contract)
-    embedder = Embedder(load_backbone(str(folder / "model"), load_config(str(folder / "model"))))
-    (records,) = load_records(folder / "pairs.jsonl", folder / "cache")
-    return records, encoder, embedder
+    plan = Plan([records.name], [len(records)], args.queries, seed=0)
+    return Task(folder, records, encoder, plan, args.group, device, args.bf16)
 
 
-def our_step(builder: BatchBuilder, embedder: Embedder) -> Callable[[], torch.Tensor]:
-    """One step as the trainer takes it, tokenisation included; leaves the gradient in `.grad`, returns the loss."""
-    engine, objective = SingleEngine(embedder), Objective(TEMPERATURE)
+def build_model(folder: Path, name: str, texts: list[str]) -> None:
+    config_class, sizes, more = MODELS[name]
+    build_tokenizer(folder, texts, 8192)
+    config = config_class(**dict(zip(SIZES, sizes, strict=True)), **more, max_position_embeddings=32768)
+    set_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+
+
+# ---- the sides
+
+
+@dataclass
+class Side:
+    """One way to do the work: `step` leaves the gradient in `model` and returns the loss."""
+
+    model: torch.nn.Module
+    step: Callable[[], torch.Tensor]
+    seconds: list[float] = field(default_factory=list)
+    parts: Counter = field(default_factory=Counter)
+    peak: float = 0.0
+    loss: float = 0.0
+
+    def gradient(self) -> torch.Tensor:
+        return torch.cat([p.grad.flatten().cpu() for p in self.model.parameters()])
+
+
+def our_side(task: Task, embedder: Embedder, chunking: Chunking, memory: str) -> Side:
+    """One step as the trainer takes it, tokenisation included."""
+    builder, engine, objective = task.builder(chunking), SingleEngine(embedder), Objective(TEMPERATURE)
+    activation_memory = ActivationMemory(memory, task.device)
+    forward = embedder.forward
+    if task.bf16:
+        embedder.forward = torch.autocast(task.device.type, torch.bfloat16)(forward)
 
     def step() -> torch.Tensor:
         embedder.zero_grad()
+        last = time.perf_counter()
+
+        def mark(part: str) -> None:
+            nonlocal last
+            synchronize(task.device)
+            now = time.perf_counter()
+            side.parts[part] += now - last
+            last = now
+
         batch = builder[0, 0]
-        layout = ContrastiveBatch(**batch["layout"])
-        return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, layout)).loss
+        layout = ContrastiveBatch(**to_device(batch["layout"], task.device))
+        chunks = [to_device(chunk, task.device) for chunk in batch["chunks"]]
+        mark("data")
+        return two_pass_step(engine, chunks, lambda vectors: objective(vectors, layout), mark, activation_memory).loss
 
-    return step
+    side = Side(embedder, step)
+    return side
 
 
-def peer_step(builder: BatchBuilder, folder: Path, **options) -> tuple[Callable[[], torch.Tensor], torch.nn.Module]:
+def peer_side(task: Task, **options) -> Side:
     """The same batch through sentence-transformers' CachedMultipleNegativesRankingLoss, tokenisation included."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(task.folder / "served"), device=str(task.device))
     loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options)
-    rows = [builder.records[d][r] for d, r in builder.plan.batch(0, 0).rows]
-    draws = [
-        builder.plan.draw(0, 0, d, r, 1, len(row.negatives), builder.group_size - 1)[1]
-        for (d, r), row in zip(builder.plan.batch(0, 0).rows, rows, strict=True)
-    ]
-    columns = [[row.query.text for row in rows], [row.positives[0].text for row in rows]]
-    columns += [
-        [row.negatives[draw[k]].text for row, draw in zip(rows, draws, strict=True)]
-        for k in range(builder.group_size - 1)
-    ]
+    columns: list[list[str]] = [[] for _ in range(1 + task.group)]
+    for dataset, row in task.plan.batch(0, 0).rows:
+        record = task.records[row]
+        _, draw = task.plan.draw(0, 0, dataset, row, 1, len(record.negatives), task.group - 1)
+        texts = [record.query, record.positives[0], *(record.negatives[i] for i in draw)]
+        for column, text in zip(columns, texts, strict=True):
+            column.append(text.text)
 
     def step() -> torch.Tensor:
         model.zero_grad()
-        value = loss([model.preprocess(column) for column in columns], None)
+        with task.autocast():
+            value = loss([to_device(model.preprocess(column), task.device) for column in columns], None)
         value.backward()
         return value.detach()
 
-    return step, model
+    return Side(model, step)
 
 
-def timed(step: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+# ---- measuring
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+
+
+def read_peak(device: torch.device) -> float:
+    """Bytes: allocated on the device at the most, or this process's high-water mark."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def measure(side: Side, device: torch.device, count: bool) -> None:
+    """Take a step; write it down where `count`."""
+    reset_peak(device)
+    synchronize(device)
     started = time.perf_counter()
-    loss = step()
-    return time.perf_counter() - started, loss
+    loss = side.step()
+    synchronize(device)
+    taken = time.perf_counter() - started
+    side.loss = loss.item()
+    if count:
+        side.seconds.append(taken)
+        side.peak = max(side.peak, read_peak(device))
+    else:
+        side.parts.clear()
 
 
-def main(argv: list[str]) -> int:
+def matrix_rate(device: torch.device, bf16: bool) -> float:
+    """Floating-point operations a second of a large square matrix product, the best of some."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = float("inf")
+    for _ in range(6):
+        synchronize(device)
+        started = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def useful_flops(task: Task, lengths: np.ndarray) -> float:
+    """What one forward and backward need at least: 6NT for the N non-embedding weights, and 12 for attention."""
+    config = load_config(str(task.folder / "model"))
+    heads = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
+    return 6 * weights * lengths.sum() + 12 * config.num_hidden_layers * heads * (lengths.astype(float) ** 2).sum()
+
+
+# ---- the verb
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gritlm benchmark",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--model", choices=MODELS, default="tiny")
+    parser.add_argument("--lengths", default="stdlib", help="stdlib (default), uniform:N tokens, or a file of rows")
     parser.add_argument("--queries", type=int, default=64, help="default 64")
     parser.add_argument("--group", type=int, default=4, help="passages per query, default 4")
     parser.add_argument("--max_len", type=int, default=512, help="tokens, default 512")
-    parser.add_argument("--chunk_tokens", type=int, default=2048, help="default 2048")
+    parser.add_argument("--chunk_tokens", type=int, default=4096, help="default 4096")
+    parser.add_argument("--attn_implementation", nargs="+", default=["packed"], help="one or more, default packed")
+    parser.add_argument(
+        "--activation_memory", nargs="+", default=["0"], help="GB kept, auto or 0; one or more, default 0"
+    )
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, default 5; medians are reported")
-    parser.add_argument("--compare", choices=("sentence-transformers",), help="time the peer in the same rounds")
-    parser.add_argument("--mini_batch_size", type=int, default=16, help="the peer's, default 16")
-    arguments = parser.parse_args(argv)
-    if not (2 <= arguments.queries <= 256 and 1 <= arguments.group <= 5 and arguments.rounds > 0):
-        raise UserError("wanted 2 to 256 --queries, 1 to 5 passages a --group, and at least 1 of --rounds")
-    transformers.utils.logging.disable_progress_bar()
+    parser.add_argument("--compare", choices=("sentence-transformers",), help="time the peer, at its best setting")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    args = parser.parse_args(argv)
+    if args.queries < 2 or args.group < 1 or args.rounds < 1:
+        raise UserError("wanted at least 2 --queries, 1 passage a --group, and 1 of --rounds")
+    return args
 
+
+def main(argv: list[str]) -> int:
+    args = parse(argv)
+    quieten()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        records, encoder, embedder = make_task(folder, 4 * arguments.queries, arguments.group, arguments.max_len)
-        save_model_folder(embedder, encoder, folder / "served")
-        plan = Plan([records.name], [len(records)], arguments.queries, seed=0)
-        builder = BatchBuilder(plan, [records], encoder, arguments.group, arguments.chunk_tokens)
-        steps = {"gritlm": our_step(builder, embedder)}
-        if arguments.compare:
-            options = {"mini_batch_size": arguments.mini_batch_size}
-            steps[arguments.compare], peer = peer_step(builder, folder / "served", **options)
-        seconds, losses = {name: [] for name in steps}, {}
-        for number in range(arguments.rounds + 1):
-            for name, step in steps.items():
-                taken, losses[name] = timed(step)
-                if number:  # the first round warms up
-                    seconds[name].append(taken)
-
-        batch = builder[0, 0]
-        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
-        print(f"{arguments.queries} queries x {arguments.group} passages, {batch['real_tokens']} tokens")
-        for name, times in seconds.items():
-            median = statistics.median(times)
-            print(
-                f"  {name:22} {median:7.2f} s/step  (min {min(times):.2f}, max {max(times):.2f})"
-                f"  {batch['real_tokens'] / median:8.0f} tokens/s  loss {losses[name].item():.6f}"
-            )
-        if arguments.compare:
-            ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-            ours = torch.cat([p.grad.flatten() for p in embedder.parameters()])
-            theirs = torch.cat([p.grad.flatten() for p in peer.parameters()])
-            print(
-                f"  ratio, paired, median {statistics.median(ratios):.2f}; gradients agree to "
-                f"{((ours - theirs).norm() / theirs.norm()).item():.1e} in relative norm"
-            )
+        task = make_task(Path(name), args)
+        report = run(task, args)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def run(task: Task, args: argparse.Namespace) -> dict:
+    sides: dict[str, Side] = {}
+    for implementation in args.attn_implementation:
+        embedder = task.embedder(implementation)
+        if args.gradient_checkpointing:
+            embedder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        chunking = Chunking(args.chunk_tokens, embedder.packed)
+        for memory in args.activation_memory:
+            sides[f"gritlm {implementation}, keeps {memory}"] = our_side(task, embedder, chunking, memory)
+    if args.compare:
+        save_model_folder(embedder, task.encoder, task.folder / "served")
+        tried = {}
+        for options in PEER_SETTINGS:
+            side = peer_side(task, **options)
+            measure(side, task.device, count=True)
+            ((option, value),) = options.items()
+            tried[f"{args.compare} {option} {value}"] = side
+        best = min(tried, key=lambda name: tried[name].seconds[0])
+        print(
+            "peer, one step each: "
+            + ", ".join(f"{name.split(' ', 1)[1]} {s.seconds[0]:.1f} s" for name, s in tried.items())
+        )
+        sides[best] = tried[best]
+        sides[best].seconds.clear()
+    base = psutil.Process().memory_info().rss if task.device.type == "cpu" else torch.cuda.memory_allocated()
+    for number in range(args.rounds + 2):  # two rounds warm up; auto keeps nothing in the first
+        for side in sides.values():
+            measure(side, task.device, count=number > 1)
+    return say(task, args, sides, base)
+
+
+def say(task: Task, args: argparse.Namespace, sides: dict[str, Side], base: float) -> dict:
+    batch = task.builder(Chunking(args.chunk_tokens, merge=False))[0, 0]
+    lengths = torch.cat([chunk["lengths"] for chunk in batch["chunks"]]).numpy()
+    rate, flops = matrix_rate(task.device, args.bf16), useful_flops(task, lengths)
+    device = torch.cuda.get_device_name() if task.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, transformers {transformers_version}, {device}, {platform.machine()}")
+    print(
+        f"{args.model}, {args.queries} queries x {args.group} passages, {len(lengths)} texts, {lengths.sum()} tokens "
+        f"(median {np.median(lengths):.0f}, longest {lengths.max()}); matrix products at {rate / 1e9:.0f} GFLOP/s: "
+        f"{flops / rate:.2f} s a step at best"
+    )
+    first = next(iter(sides.values()))
+    report: dict = {"arguments": {k: str(v) for k, v in vars(args).items()}, "limit_s": flops / rate, "sides": {}}
+    for name, side in sides.items():
+        median = statistics.median(side.seconds)
+        ratios = [b / a for a, b in zip(first.seconds, side.seconds, strict=True)]
+        found = {
+            "s_per_step": median,
+            "tokens_per_s": int(lengths.sum() / median),
+            "pairs_per_s": args.queries / median,
+            "mfu": flops / median / rate,
+            "peak_above_model_gb": (side.peak - base) / 1e9,
+            "loss": side.loss,
+            "times_the_first": statistics.median(ratios),
+            "parts": {part: seconds / len(side.seconds) for part, seconds in side.parts.items()},
+        }
+        if side is not first and side.model is not first.model:
+            ours, theirs = first.gradient(), side.gradient()
+            found["gradients_differ_by"] = ((ours - theirs).norm() / theirs.norm()).item()
+        report["sides"][name] = found
+        print(
+            f"  {name:42} {median:7.2f} s/step  {found['tokens_per_s']:8d} tokens/s  MFU {found['mfu']:4.0%}  "
+            f"peak +{found['peak_above_model_gb']:.2f} GB  loss {side.loss:.6f}"
+            + (f"  x{found['times_the_first']:.2f}" if side is not first else "")
+            + (f"  gradients differ by {found['gradients_differ_by']:.1e}" if "gradients_differ_by" in found else "")
+        )
+        if side.parts:
+            print("    " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in found["parts"].items()))
+    return report
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class ActivationMemory:
         if self.auto:
             self.budget = self._free(model) if self.steps > 1 else 0.0
         self.budget *= self.share
-        self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.model = model
 
     def _free(self, model: nn.Module) -> float:
         if self.device.type == "cuda":
@@ -96,11 +96,12 @@ class ActivationMemory:
         if self.bytes_per_token is not None:
             yield
             return
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
         saved: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self.weights:
+            if storage.data_ptr() not in weights:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 

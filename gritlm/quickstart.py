@@ -121,8 +121,8 @@ def collect(max_pairs: int) -> tuple[list[Pair], list[Pair]]:
 # ---- the untrained model
 
 
-def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: int = 0, **size: int) -> None:
-    """A byte-level BPE trained on the texts, and a tiny Qwen3 with random weights; `size` overrides parts of TINY."""
+def build_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> None:
+    """A byte-level BPE trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -132,7 +132,12 @@ def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: in
     )
     tokenizer.train_from_iterator(texts, trainer)
     save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END), folder)
-    config = Qwen3Config(vocab_size=vocabulary, max_position_embeddings=1024, eos_token_id=0, **TINY | size)
+
+
+def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: int = 0) -> None:
+    """A tokenizer of the texts, and a tiny Qwen3 with random weights."""
+    build_tokenizer(folder, texts, vocabulary)
+    config = Qwen3Config(vocab_size=vocabulary, max_position_embeddings=1024, eos_token_id=0, **TINY)
     set_seed(seed)
     model = AutoModel.from_config(config)
     with torch.no_grad():

@@ -72,12 +72,13 @@ def _one_varlen_call(query, key, value, packing: Packing, scaling: float | None,
 
 
 def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling: float | None, causal: bool) -> Tensor:
-    outputs, start = [], 0
-    for count, length in packing.runs:
-        end = start + count * length
-        query_nHLd, key_nKLd, value_nKLd = (
-            x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value)
-        )
+    # split, not slices: its backward is one concatenation, not a whole tensor of zeros for each run.
+    sizes = [count * length for count, length in packing.runs]
+    outputs = []
+    for (count, length), *parts in zip(
+        packing.runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
+    ):
+        query_nHLd, key_nKLd, value_nKLd = (x.unflatten(1, (count, length)).transpose(0, 1) for x in parts)
         output_nHLd = F.scaled_dot_product_attention(
             *(query_nHLd, key_nKLd, value_nKLd),
             dropout_p=dropout,
@@ -86,7 +87,6 @@ def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling
             enable_gqa=True,
         )
         outputs.append(output_nHLd.transpose(1, 2).flatten(0, 1))
-        start = end
     return torch.cat(outputs)[None]
 
 

@@ -68,9 +68,12 @@ def test_one_curve_and_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
 @pytest.mark.parametrize("engine", CASES)
 def test_bf16_and_gradient_checkpointing(go, qwen3, tmp_path, engine):
     options = {"model": qwen3, "max_steps": 3, "bf16": True, "gradient_checkpointing": True, "projection": 16}
-    for name, on in (("ddp", ""), ("same", engine)):
-        done = go(name, on, **options)
-        assert done.returncode == 0, done.stderr[-3000:]
+    assert go("ddp", "", **options).returncode == 0
+    done = go("same", engine, **options)
+    if engine == "zero1":
+        assert "gritlm: error: --bf16 with ZeRO-1" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
     one, other = weights(tmp_path / "ddp"), weights(tmp_path / "same")
     difference = max(((one[n] - other[n].float()).norm() / one[n].norm()).item() for n in one)
     assert 0 < difference < 2e-2

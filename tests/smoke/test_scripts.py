@@ -154,3 +154,17 @@ def test_a_wheel_holds_everything(tmp_path):
     assert done.stdout.split() == [
         str(tmp_path / "site" / "gritlm" / name) for name in ("models/backbone.py", "data/plan.py")
     ]
+
+
+def test_the_benchmark_beside_its_peer(tmp_path):
+    """Both sides do the same work: equal losses and gradients. Its times are for benchmarks.md, not for a test."""
+    flags = ["--queries", "4", "--max_len", "64", "--rounds", "1", "--activation_memory", "0", "1"]
+    done = run("-m", "gritlm", "benchmark", *flags, "--compare", "sentence-transformers", "--json", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    sides = json.loads((tmp_path / "out").read_text())["sides"]
+    (peer,) = [side for name, side in sides.items() if name.startswith("sentence-transformers")]
+    ours = [side for name, side in sides.items() if name.startswith("gritlm packed")]
+    assert len(ours) == 2
+    assert peer["gradients_differ_by"] < 1e-5
+    assert all(abs(side["loss"] - peer["loss"]) < 1e-5 for side in ours)
+    assert set(ours[0]["parts"]) == {"data", "pass_1", "loss", "pass_2"}

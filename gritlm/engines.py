@@ -77,27 +77,8 @@ class DDPEngine(SingleEngine):
                 surrogate().backward()
 
 
-class FSDP2Engine(SingleEngine):
-    """FSDP2: every forward gathers weights, so all ranks run as many; gradients stay whole until the last chunk."""
-
-    def __init__(self, sharded: FSDPModule):
-        super().__init__(sharded)
-        self.loss_scale = float(world_size())
-
-    def rounds(self, chunks: int) -> int:
-        return agree_max(chunks)[0]
-
-    def may_keep(self, number: int, chunks: int) -> bool:
-        return False  # a graph that outlives its forward would hold the whole weights that it gathered
-
-    def backward(self, surrogates: Sequence[Surrogate]) -> None:
-        for number, surrogate in enumerate(surrogates, start=1):
-            self.wrapped.set_requires_gradient_sync(number == len(surrogates))
-            surrogate().backward()
-
-
-class DeepSpeedEngine(SingleEngine):
-    """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step."""
+class ShardedEngine(SingleEngine):
+    """Weights or optimizer in shards: a forward may gather weights, so all ranks run as many."""
 
     def __init__(self, wrapped: nn.Module):
         super().__init__(wrapped)
@@ -108,6 +89,19 @@ class DeepSpeedEngine(SingleEngine):
 
     def may_keep(self, number: int, chunks: int) -> bool:
         return False  # a graph that outlives its forward would hold the whole weights that it gathered
+
+
+class FSDP2Engine(ShardedEngine):
+    """FSDP2: gradients stay whole until the last chunk."""
+
+    def backward(self, surrogates: Sequence[Surrogate]) -> None:
+        for number, surrogate in enumerate(surrogates, start=1):
+            self.wrapped.set_requires_gradient_sync(number == len(surrogates))
+            surrogate().backward()
+
+
+class DeepSpeedEngine(ShardedEngine):
+    """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step."""
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         with self.wrapped.coalesce_grad_reduction():

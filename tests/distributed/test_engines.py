@@ -11,7 +11,7 @@ def table(output: str) -> list[list[str]]:
     return [row.split() for row in output.splitlines() if row.endswith(("  ok", "  WRONG"))]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_many_ranks_are_one_process(qwen3, ranks):
     engines = (["plain"] if ranks == 1 else []) + ["ddp", "fsdp2", *ZERO]
     done = run(

@@ -37,7 +37,7 @@ def test_padded_and_with_kept_graphs(qwen3, flags):
     assert len(table(done.stdout)) == 8
 
 
-@pytest.mark.parametrize("fault", ["gather", "divided"])
+@pytest.mark.parametrize("fault", ["gather", pytest.param("divided", marks=pytest.mark.long)])
 def test_controls_fail(qwen3, fault):
     engines = ["ddp", "fsdp2", *ZERO[-1:]]
     command = [

@@ -4,10 +4,11 @@ import sys
 from dataclasses import dataclass
 
 from gritlm.arguments import build, check, flag, make_parser
+from gritlm.data.records import load_records
 from gritlm.errors import quieten, run_verb
 from gritlm.models.backbone import load_config
 from gritlm.run_folder import find_checkpoint
-from gritlm.train import build_encoder, describe, load_records, make_plan, run_identity, show_examples
+from gritlm.train import build_encoder, describe, make_plan, run_identity, show_examples
 
 EXAMPLES = """examples:
   gritlm plan --model_name_or_path Qwen/Qwen3-0.6B --train_data data/ --output_dir out --ranks 8 --batches 10"""

@@ -228,7 +228,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
         if engine not in ENGINES:
             raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")
         if engine.startswith("zero") and not importlib.util.find_spec("deepspeed"):
-            raise UserError(f"--engines {engine}: DeepSpeed is not installed (pip install 'gritlm[deepspeed]')")
+            raise UserError(f"--engines {engine}: DeepSpeed is not installed (pip install deepspeed)")
     return model_args, args
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from helpers import DRIVER, batches_of, run, train, train_flags, write_jsonl
+from helpers import DRIVER, ROOT, batches_of, run, train, train_flags, write_jsonl
 from safetensors.torch import load_file, save_file
 
 
@@ -164,6 +164,20 @@ def test_what_a_run_says_at_its_start(finished):
     assert "each query sees up to 23 negatives: 2 hard, 21 in-batch, 0 from other ranks" in said
     assert said.count(" tokens: [") == 6
     assert "attention probe: passed" in said
+
+
+def test_a_plan_says_what_a_run_would_do(qwen3, data, tmp_path):
+    """As for four ranks on one process, DeepSpeed asked for; nothing is made."""
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache")
+    engine = ["--deepspeed", ROOT / "scripts/parallel/zero2.json"]
+    done = run("-m", "gritlm", "plan", *flags, *engine, "--ranks", "4", "--batches", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "plan: 11 steps an epoch of 8 queries on 4 rank(s)" in done.stdout
+    assert "23 negatives: 2 hard, 3 in-batch, 18 from other ranks" in done.stdout
+    assert "6 steps in all" in done.stdout
+    assert len(re.findall(r"^batch [12], (hard|plain): rows ", done.stdout, re.MULTILINE)) == 2
+    assert not (tmp_path / "out").exists()
+    assert "not a multiple of the 3 ranks" in run("-m", "gritlm", "plan", *flags, "--ranks", "3").stderr
 
 
 def test_a_finished_run_is_never_touched(finished, qwen3, data):

@@ -1,5 +1,6 @@
 """Contract C6: killed anywhere, at any time, by a full disk too, a run goes on and ends with the same weights."""
 
+import contextlib
 import json
 import os
 import random
@@ -34,9 +35,14 @@ def workers(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in listing.stdout.split()]
 
 
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself, or with its launcher
+        os.kill(pid, signal.SIGKILL)
+
+
 def kill_all(process: subprocess.Popen) -> None:
     for pid in [process.pid, *workers(process)]:
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
     process.wait()
 
 
@@ -76,7 +82,7 @@ def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
                 if kills % 4 < 2:
                     kill_all(process)
                 elif ranks := workers(process):
-                    os.kill(rng.choice(ranks), signal.SIGKILL)
+                    kill(rng.choice(ranks))
                 kills += 1
             process.wait()
             # Not its exit code: a kill may have come when all was done.

@@ -71,6 +71,10 @@ class EmbeddingTrainingArguments(TrainingArguments):
         True,
         "Contrast with the passages of all ranks. False: of the own rank only, so the run depends on their number.",
     )
+    negatives_ring: bool = flag(
+        False,
+        "Pass the other ranks' passage vectors around in a ring; none holds them all. Slower, the same numbers.",
+    )
     chunk_tokens: int = flag(
         16384, "GradCache: tokens (padding included) encoded at once. Bounds memory; the gradient is the same for any."
     )
@@ -228,6 +232,12 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
         raise UserError("--auto_find_batch_size: not supported, the batch is part of the loss; lower --chunk_tokens")
     if training.save_on_each_node:
         raise UserError("--save_on_each_node: not supported, --output_dir must be a folder that all nodes share")
+    if training.negatives_ring and not training.negatives_cross_device:
+        raise UserError(
+            "--negatives_ring passes other ranks' passages around, --negatives_cross_device False wants none"
+        )
+    if training.torch_compile and training.deepspeed:
+        raise UserError("--torch_compile with --deepspeed: not supported; with --fsdp it is")
     if training.deepspeed and training.fsdp:
         raise UserError("--deepspeed and --fsdp: choose one")
     if training.fsdp_config and not training.fsdp:

@@ -1,6 +1,7 @@
-"""Time, memory and machine use of a training step, and, in the same process, of a peer doing the same work.
+"""Time, memory and machine use of a training step, of the loss alone, or of encoding; and of a peer doing the same.
 
-No network: a model by name from its config with random weights, texts from the machine's own Python or a file.
+No network: a model by name from its config with random weights, texts from the machine's own Python or a file. All
+sides run in one process and take turns. Rounds that are not counted come first.
 """
 
 import argparse
@@ -10,258 +11,43 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from transformers import AutoModel, Qwen2Config, Qwen3Config, set_seed
+from torch import Tensor
 from transformers import __version__ as transformers_version
 
-from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer, to_device
-from gritlm.data.plan import Plan
-from gritlm.data.records import RecordSet, load_records
-from gritlm.engines import SingleEngine
+from gritlm.data.collator import Chunking
+from gritlm.encode import GritLM
 from gritlm.errors import UserError, quieten, run_verb
-from gritlm.gradcache import ActivationMemory, two_pass_step
+from gritlm.losses import info_nce
+from gritlm.measure import (
+    MODELS,
+    Side,
+    Task,
+    make_task,
+    matrix_rate,
+    measure,
+    our_side,
+    read_peak,
+    reset_peak,
+    synchronize,
+    useful_flops,
+)
 from gritlm.model_folder import save_model_folder
-from gritlm.models.backbone import load_backbone, load_config
-from gritlm.models.embedder import Embedder
-from gritlm.objective import ContrastiveBatch, Objective
-from gritlm.quickstart import build_tokenizer, collect
+from gritlm.models.compiled import compile_layers
 
+PEER = "sentence-transformers"
 EXAMPLES = """examples:
   gritlm benchmark --compare sentence-transformers
   gritlm benchmark --attn_implementation packed sdpa --activation_memory 0 8 --rounds 3
   gritlm benchmark --model qwen3-0.6b --queries 2048 --bf16 --chunk_tokens 65536 --activation_memory 0 auto
-  gritlm benchmark --lengths uniform:256 --compare sentence-transformers --json out.json"""
-
-TEMPERATURE = 0.05
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-MODELS = {
-    "tiny": (Qwen3Config, (256, 768, 4, 8, 4), {"head_dim": 32, "vocab_size": 8192}),
-    "qwen2.5-0.5b": (Qwen2Config, (896, 4864, 24, 14, 2), {"vocab_size": 151936}),
-    "qwen2.5-1.5b": (Qwen2Config, (1536, 8960, 28, 12, 2), {"vocab_size": 151936}),
-    "qwen3-0.6b": (Qwen3Config, (1024, 3072, 28, 16, 8), {"head_dim": 128, "vocab_size": 151936}),
-    "qwen3-1.7b": (Qwen3Config, (2048, 6144, 28, 16, 8), {"head_dim": 128, "vocab_size": 151936}),
-    "qwen3-4b": (Qwen3Config, (2560, 9728, 36, 32, 8), {"head_dim": 128, "vocab_size": 151936}),
-}
-PEER_SETTINGS = [{"mini_batch_size": size} for size in (4, 8, 16, 32)]
-PEER_SETTINGS += [{"mini_batch_num_tokens": tokens} for tokens in (2048, 8192)]
-
-
-# ---- the work
-
-
-@dataclass
-class Task:
-    """The same model and texts for every side."""
-
-    folder: Path
-    records: RecordSet
-    encoder: TextEncoder
-    plan: Plan
-    group: int
-    device: torch.device
-    bf16: bool
-
-    def builder(self, chunking: Chunking) -> BatchBuilder:
-        return BatchBuilder(self.plan, [self.records], self.encoder, self.group, chunking)
-
-    def embedder(self, attn_implementation: str) -> Embedder:
-        folder = str(self.folder / "model")
-        return Embedder(load_backbone(folder, load_config(folder), attn_implementation)).to(self.device)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def make_task(folder: Path, args: argparse.Namespace) -> Task:
-    """Queries and passages of real code or of a given file; every text stands once, so that losses can be compared."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    limit = args.max_len
-    if args.lengths not in ("stdlib",) and not args.lengths.startswith("uniform:"):
-        (records,) = load_records(args.lengths, folder / "cache")
-        texts = [record.query.text for record in map(records.__getitem__, range(min(len(records), 2000)))]
-    else:
-        pairs, _ = collect(max_pairs=0)
-        texts = [text for pair in pairs for text in pair]
-        needed, group = 2 * args.queries, args.group
-        codes = [code for _, code in pairs]
-        if args.lengths.startswith("uniform:"):
-            limit = int(args.lengths.split(":")[1])
-            codes = ["\n".join(codes[i : i + 40]) for i in range(len(codes))]  # each longer than the limit
-        summaries = codes[::-1] if args.lengths.startswith("uniform:") else [summary for summary, _ in pairs]
-        stride = max(1, len(pairs) // (needed * (group + 1)))
-
-        def text(source: list[str], number: int) -> str:
-            again, place = divmod(number * stride, len(source))
-            return f"{again} {source[place]}" if again else source[place]
-
-        with open(folder / "pairs.jsonl", "w") as out:
-            for row in range(needed):
-                passages = [text(codes, row + part * needed) for part in range(group)]
-                out.write(json.dumps({"query": text(summaries, row), "pos": passages[:1], "neg": passages[1:]}) + "\n")
-        (records,) = load_records(folder / "pairs.jsonl", folder / "cache")
-    build_model(folder / "model", args.model, texts)
-    contract = TextContract(query_max_len=limit, passage_max_len=limit)
-    encoder = TextEncoder(load_tokenizer(str(folder / "model"), contract), contract)
-    plan = Plan([records.name], [len(records)], args.queries, seed=0)
-    return Task(folder, records, encoder, plan, args.group, device, args.bf16)
-
-
-def build_model(folder: Path, name: str, texts: list[str]) -> None:
-    config_class, sizes, more = MODELS[name]
-    build_tokenizer(folder, texts, 8192)
-    config = config_class(**dict(zip(SIZES, sizes, strict=True)), **more, max_position_embeddings=32768)
-    set_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
-
-
-# ---- the sides
-
-
-@dataclass
-class Side:
-    """One way to do the work: `step` leaves the gradient in `model` and returns the loss."""
-
-    model: torch.nn.Module
-    step: Callable[[], torch.Tensor]
-    seconds: list[float] = field(default_factory=list)
-    parts: Counter = field(default_factory=Counter)
-    peak: float = 0.0
-    loss: float = 0.0
-
-    def gradient(self) -> torch.Tensor:
-        return torch.cat([p.grad.flatten().cpu() for p in self.model.parameters()])
-
-
-def our_side(task: Task, embedder: Embedder, chunking: Chunking, memory: str) -> Side:
-    """One step as the trainer takes it, tokenisation included."""
-    builder, engine, objective = task.builder(chunking), SingleEngine(embedder), Objective(TEMPERATURE)
-    activation_memory = ActivationMemory(memory, task.device)
-    forward = embedder.forward
-    if task.bf16:
-        embedder.forward = torch.autocast(task.device.type, torch.bfloat16)(forward)
-
-    def step() -> torch.Tensor:
-        embedder.zero_grad()
-        last = time.perf_counter()
-
-        def mark(part: str) -> None:
-            nonlocal last
-            synchronize(task.device)
-            now = time.perf_counter()
-            side.parts[part] += now - last
-            last = now
-
-        batch = builder[0, 0]
-        layout = ContrastiveBatch(**to_device(batch["layout"], task.device))
-        chunks = [to_device(chunk, task.device) for chunk in batch["chunks"]]
-        mark("data")
-        return two_pass_step(engine, chunks, lambda vectors: objective(vectors, layout), mark, activation_memory).loss
-
-    side = Side(embedder, step)
-    return side
-
-
-def peer_side(task: Task, **options) -> Side:
-    """The same batch through sentence-transformers' CachedMultipleNegativesRankingLoss, tokenisation included."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
-
-    model = SentenceTransformer(str(task.folder / "served"), device=str(task.device))
-    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options)
-    columns: list[list[str]] = [[] for _ in range(1 + task.group)]
-    for dataset, row in task.plan.batch(0, 0).rows:
-        record = task.records[row]
-        _, draw = task.plan.draw(0, 0, dataset, row, 1, len(record.negatives), task.group - 1)
-        texts = [record.query, record.positives[0], *(record.negatives[i] for i in draw)]
-        for column, text in zip(columns, texts, strict=True):
-            column.append(text.text)
-
-    def step() -> torch.Tensor:
-        model.zero_grad()
-        with task.autocast():
-            value = loss([to_device(model.preprocess(column), task.device) for column in columns], None)
-        value.backward()
-        return value.detach()
-
-    return Side(model, step)
-
-
-# ---- measuring
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-
-
-def read_peak(device: torch.device) -> float:
-    """Bytes: allocated on the device at the most, or this process's high-water mark."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-
-def measure(side: Side, device: torch.device, count: bool) -> None:
-    """Take a step; write it down where `count`."""
-    reset_peak(device)
-    synchronize(device)
-    started = time.perf_counter()
-    loss = side.step()
-    synchronize(device)
-    taken = time.perf_counter() - started
-    side.loss = loss.item()
-    if count:
-        side.seconds.append(taken)
-        side.peak = max(side.peak, read_peak(device))
-    else:
-        side.parts.clear()
-
-
-def matrix_rate(device: torch.device, bf16: bool) -> float:
-    """Floating-point operations a second of a large square matrix product, the best of some."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    best = float("inf")
-    for _ in range(6):
-        synchronize(device)
-        started = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def useful_flops(task: Task, lengths: np.ndarray) -> float:
-    """What one forward and backward need at least: 6NT for the N non-embedding weights, and 12 for attention."""
-    config = load_config(str(task.folder / "model"))
-    heads = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    return 6 * weights * lengths.sum() + 12 * config.num_hidden_layers * heads * (lengths.astype(float) ** 2).sum()
-
-
-# ---- the verb
+  gritlm benchmark --lengths uniform:256 --compare sentence-transformers --json out.json
+  gritlm benchmark loss --queries 8192 --passages 32768 --width 256
+  gritlm benchmark encode --compare sentence-transformers
+on a CPU the peak is that of the process so far: for its figure, one side a call"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -271,10 +57,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("what", nargs="?", choices=("step", "loss", "encode"), default="step")
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--lengths", default="stdlib", help="stdlib (default), uniform:N tokens, or a file of rows")
-    parser.add_argument("--queries", type=int, default=64, help="default 64")
+    parser.add_argument("--queries", type=int, default=64, help="default 64; encode: texts are 10 times as many")
     parser.add_argument("--group", type=int, default=4, help="passages per query, default 4")
+    parser.add_argument("--passages", type=int, help="loss: default 4 times the queries")
+    parser.add_argument("--width", type=int, default=256, help="loss: of a vector, default 256")
     parser.add_argument("--max_len", type=int, default=512, help="tokens, default 512")
     parser.add_argument("--chunk_tokens", type=int, default=4096, help="default 4096")
     parser.add_argument("--attn_implementation", nargs="+", default=["packed"], help="one or more, default packed")
@@ -282,9 +71,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--activation_memory", nargs="+", default=["0"], help="GB kept, auto or 0; one or more, default 0"
     )
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--torch_compile", nargs="+", choices=("no", "yes"), default=["no"], help="default no")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, default 5; medians are reported")
-    parser.add_argument("--compare", choices=("sentence-transformers",), help="time the peer, at its best setting")
+    parser.add_argument("--compare", choices=(PEER,), help="time the peer, at its best setting")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     args = parser.parse_args(argv)
     if args.queries < 2 or args.group < 1 or args.rounds < 1:
@@ -295,38 +85,35 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse(argv)
     quieten()
-    with tempfile.TemporaryDirectory() as name:
-        task = make_task(Path(name), args)
-        report = run(task, args)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"torch {torch.__version__}, transformers {transformers_version}, {device}, {platform.machine()}")
+    with tempfile.TemporaryDirectory() as folder:
+        report = {"step": steps, "loss": losses, "encode": encoding}[args.what](Path(folder), args)
     if args.json:
+        report["arguments"] = {name: str(value) for name, value in vars(args).items()}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
-def run(task: Task, args: argparse.Namespace) -> dict:
+# ---- a training step
+
+
+def steps(folder: Path, args: argparse.Namespace) -> dict:
+    task = make_task(folder, args)
     sides: dict[str, Side] = {}
     for implementation in args.attn_implementation:
-        embedder = task.embedder(implementation)
-        if args.gradient_checkpointing:
-            embedder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        chunking = Chunking(args.chunk_tokens, embedder.packed)
-        for memory in args.activation_memory:
-            sides[f"gritlm {implementation}, keeps {memory}"] = our_side(task, embedder, chunking, memory)
+        for compiled in args.torch_compile:
+            embedder = task.embedder(implementation)
+            if args.gradient_checkpointing:
+                embedder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if compiled == "yes" and (problem := compile_layers(embedder, task.device, task.bf16)):
+                raise UserError(f"--torch_compile: {problem}")
+            for memory in args.activation_memory:
+                name = f"gritlm {implementation}{', compiled' if compiled == 'yes' else ''}, keeps {memory}"
+                sides[name] = our_side(task, embedder, Chunking(args.chunk_tokens, embedder.packed), memory)
     if args.compare:
-        save_model_folder(embedder, task.encoder, task.folder / "served")
-        tried = {}
-        for options in PEER_SETTINGS:
-            side = peer_side(task, **options)
-            measure(side, task.device, count=True)
-            ((option, value),) = options.items()
-            tried[f"{args.compare} {option} {value}"] = side
-        best = min(tried, key=lambda name: tried[name].seconds[0])
-        print(
-            "peer, one step each: "
-            + ", ".join(f"{name.split(' ', 1)[1]} {s.seconds[0]:.1f} s" for name, s in tried.items())
-        )
-        sides[best] = tried[best]
-        sides[best].seconds.clear()
+        save_model_folder(embedder, task.encoder, folder / "served")
+        name, sides[name] = best_peer(task)
     base = psutil.Process().memory_info().rss if task.device.type == "cpu" else torch.cuda.memory_allocated()
     for number in range(args.rounds + 2):  # two rounds warm up; auto keeps nothing in the first
         for side in sides.values():
@@ -334,22 +121,40 @@ def run(task: Task, args: argparse.Namespace) -> dict:
     return say(task, args, sides, base)
 
 
+def best_peer(task: Task) -> tuple[str, Side]:
+    """The peer at the setting that took the least time for one step."""
+    from gritlm import peer
+
+    tried, taken = {}, []
+    for options in peer.GPU_STEP_SETTINGS if task.device.type == "cuda" else peer.STEP_SETTINGS:
+        side = peer.step_side(task, **options)
+        name = " ".join(map(str, *options.items()))
+        try:
+            measure(side, task.device, count=True)
+        except torch.OutOfMemoryError:
+            taken.append(f"{name} out of memory")
+            continue
+        taken.append(f"{name} {side.seconds.pop():.1f} s")
+        tried[name] = side, float(taken[-1].split()[-2])
+        side.model.zero_grad()
+    print(f"{PEER}, one step each: {', '.join(taken)}")
+    best = min(tried, key=lambda name: tried[name][1])
+    return f"{PEER} {best}", tried[best][0]
+
+
 def say(task: Task, args: argparse.Namespace, sides: dict[str, Side], base: float) -> dict:
     batch = task.builder(Chunking(args.chunk_tokens, merge=False))[0, 0]
     lengths = torch.cat([chunk["lengths"] for chunk in batch["chunks"]]).numpy()
     rate, flops = matrix_rate(task.device, args.bf16), useful_flops(task, lengths)
-    device = torch.cuda.get_device_name() if task.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"torch {torch.__version__}, transformers {transformers_version}, {device}, {platform.machine()}")
     print(
         f"{args.model}, {args.queries} queries x {args.group} passages, {len(lengths)} texts, {lengths.sum()} tokens "
         f"(median {np.median(lengths):.0f}, longest {lengths.max()}); matrix products at {rate / 1e9:.0f} GFLOP/s: "
         f"{flops / rate:.2f} s a step at best"
     )
     first = next(iter(sides.values()))
-    report: dict = {"arguments": {k: str(v) for k, v in vars(args).items()}, "limit_s": flops / rate, "sides": {}}
+    report: dict = {"limit_s": flops / rate, "sides": {}}
     for name, side in sides.items():
         median = statistics.median(side.seconds)
-        ratios = [b / a for a, b in zip(first.seconds, side.seconds, strict=True)]
         found = {
             "s_per_step": median,
             "tokens_per_s": int(lengths.sum() / median),
@@ -357,7 +162,7 @@ def say(task: Task, args: argparse.Namespace, sides: dict[str, Side], base: floa
             "mfu": flops / median / rate,
             "peak_above_model_gb": (side.peak - base) / 1e9,
             "loss": side.loss,
-            "times_the_first": statistics.median(ratios),
+            "times_the_first": statistics.median(b / a for a, b in zip(first.seconds, side.seconds, strict=True)),
             "parts": {part: seconds / len(side.seconds) for part, seconds in side.parts.items()},
         }
         if side is not first and side.model is not first.model:
@@ -372,6 +177,118 @@ def say(task: Task, args: argparse.Namespace, sides: dict[str, Side], base: floa
         )
         if side.parts:
             print("    " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in found["parts"].items()))
+    return report
+
+
+# ---- the loss alone
+
+
+def dense_info_nce(queries_BD: Tensor, passages_PD: Tensor, positive_B: Tensor, temperature: float) -> Tensor:
+    """What everybody writes: all scores at once."""
+    return torch.nn.functional.cross_entropy(queries_BD @ passages_PD.T / temperature, positive_B, reduction="none")
+
+
+def in_float64(queries_BD: Tensor, passages_PD: Tensor, positive_B: Tensor, temperature: float) -> list[Tensor]:
+    """The truth, some queries at a time: the mean loss, and its gradients."""
+    q_BD, p_PD = queries_BD.detach().double(), passages_PD.detach().double()
+    losses, q_grads, p_grad = [], [], torch.zeros_like(p_PD)
+    for q_bD, positive_b in zip(q_BD.split(256), positive_B.split(256), strict=True):
+        scores_bP = q_bD @ p_PD.T / temperature
+        losses.append(torch.nn.functional.cross_entropy(scores_bP, positive_b, reduction="none"))
+        slope_bP = scores_bP.softmax(1)
+        slope_bP[torch.arange(len(q_bD)), positive_b] -= 1
+        q_grads.append(slope_bP @ p_PD)
+        p_grad += slope_bP.T @ q_bD
+    scale = 1 / (temperature * len(q_BD))
+    return [torch.cat(losses).mean(), torch.cat(q_grads) * scale, p_grad * scale]
+
+
+def losses(folder: Path, args: argparse.Namespace) -> dict:
+    """Tiled against dense, forward and backward; both against float64. The dense one only where it fits easily."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    passages, temperature = args.passages or 4 * args.queries, 0.02
+    if passages < args.queries:
+        raise UserError(f"--passages {passages}: wanted at least one for each of the {args.queries} queries")
+    generator = torch.Generator().manual_seed(0)
+    q_BD = torch.randn(args.queries, args.width, generator=generator)
+    p_PD = torch.randn(passages, args.width, generator=generator)
+    p_PD[: len(q_BD)] += 0.35 * q_BD  # a loss of about 1
+    q_BD, p_PD = (torch.nn.functional.normalize(x, dim=1).to(device).requires_grad_() for x in (q_BD, p_PD))
+    positive_B = torch.arange(len(q_BD), device=device)
+    ways = {"tiled": info_nce}
+    if args.queries * passages * 4 < 4e9:
+        ways["dense"] = dense_info_nce
+        truth = in_float64(q_BD, p_PD, positive_B, temperature)
+    report: dict = {name: {"seconds": []} for name in ways}
+    print(f"InfoNCE of {args.queries} queries x {passages} passages x {args.width}, float32, forward and backward")
+    for number in range(args.rounds + 1):
+        for name, way in ways.items():
+            q_BD.grad = p_PD.grad = None
+            base = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+            reset_peak(device)
+            synchronize(device)
+            started = time.perf_counter()
+            value = way(q_BD, p_PD, positive_B, temperature).mean()
+            value.backward()
+            synchronize(device)
+            taken, found = time.perf_counter() - started, report[name]
+            found["peak_gb"] = (read_peak(device) - base) / 1e9
+            if number or args.rounds == 1:
+                found["seconds"].append(taken)
+            if len(ways) > 1:
+                pairs = zip([value.detach(), q_BD.grad, p_PD.grad], truth, strict=True)
+                found["errors"] = [((a.double() - b).norm() / b.norm()).item() for a, b in pairs]
+        if args.rounds == 1:
+            break
+    for name, found in report.items():
+        errors = "".join(
+            f", {what} {error:.0e}"
+            for what, error in zip(("loss", "queries' gradient", "passages'"), found.get("errors", ()), strict=False)
+        )
+        print(
+            f"  {name}: {statistics.median(found['seconds']):.2f} s, peak +{found['peak_gb']:.3f} GB"
+            + (f"; relative error against float64: {errors[2:]}" if errors else "")
+        )
+    return report
+
+
+# ---- encoding
+
+
+def encoding(folder: Path, args: argparse.Namespace) -> dict:
+    """Texts a second of `GritLM.encode`, and of the peer's at the best of its batch sizes."""
+    task = make_task(folder, args)
+    embedder = task.embedder("packed")
+    save_model_folder(embedder, task.encoder, folder / "served")
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    ours = GritLM(folder / "served", dtype=dtype, device=str(task.device))
+    texts = [text.text for row in range(len(task.records)) for text in task.records[row].positives]
+    texts = texts[: 10 * args.queries]
+    ways = {"gritlm": lambda: ours.encode(texts, chunk_tokens=args.chunk_tokens, convert_to_tensor=True)}
+    if args.compare:
+        from gritlm import peer
+
+        theirs = peer.encoder(folder / "served", dtype, task.device)
+        for options in peer.ENCODE_SETTINGS:
+            name = " ".join(map(str, (PEER, *next(iter(options.items())))))
+            ways[name] = lambda options=options: theirs(texts, **options)
+    vectors, seconds = {}, {name: [] for name in ways}
+    for number in range(args.rounds + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            vectors[name] = way()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    tokens = sum(len(ids) for ids in task.encoder.tokenizer(texts, truncation=True, max_length=args.max_len).input_ids)
+    print(f"{args.model}, {len(texts)} texts, {tokens} tokens, {dtype}")
+    report: dict = {}
+    for name in ways:
+        median = statistics.median(seconds[name])
+        cosine = (vectors[name] * vectors["gritlm"]).sum(1).min().item()
+        report[name] = {"seconds": median, "texts_per_s": len(texts) / median, "least_cosine": cosine}
+        print(
+            f"  {name:42} {len(texts) / median:8.1f} texts/s  {tokens / median:8.0f} tokens/s  cosine >= {cosine:.6f}"
+        )
     return report
 
 

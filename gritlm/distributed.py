@@ -56,7 +56,7 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     out = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(out, x.contiguous())
+    dist.all_gather_single(out, x.contiguous())
     return out
 
 
@@ -76,12 +76,26 @@ class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         # Each rank's loss depends on this rank's rows: the gradient of their sum is the sum of the slices.
-        return all_reduce_sum(grad.contiguous()).chunk(world_size())[rank()]
+        own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
+        dist.reduce_scatter_single(own, grad.contiguous())
+        return own
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
     """`all_gather` whose backward returns the gradient of the sum of all ranks' losses."""
     return _GatherWithGradient.apply(x) if world_size() > 1 else x
+
+
+def pass_on(x: Tensor) -> Tensor:
+    """Give `x` to the next rank of the ring and take the one of the rank before (same shape). No gradient."""
+    if world_size() == 1:
+        return x
+    taken = torch.empty_like(x)
+    give = dist.P2POp(dist.isend, x.contiguous(), (rank() + 1) % world_size())
+    take = dist.P2POp(dist.irecv, taken, (rank() - 1) % world_size())
+    for transfer in dist.batch_isend_irecv([give, take]):
+        transfer.wait()
+    return taken
 
 
 @functools.cache

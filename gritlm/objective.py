@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gritlm.distributed import all_gather, gather_with_gradient, rank, world_size
-from gritlm.losses import info_nce
+from gritlm.distributed import all_gather, gather_with_gradient, pass_on, rank, world_size
+from gritlm.losses import Ring, info_nce
 
 
 @dataclass
@@ -30,10 +30,15 @@ class ContrastiveBatch:
 
 @dataclass
 class Objective:
-    """The mean InfoNCE over the global batch, as seen from one rank."""
+    """The mean InfoNCE over the global batch, as seen from one rank.
+
+    cross_device: with the passages of all ranks, gathered on each; or, with `ring`, passed around the ranks, so that
+    none ever holds more than two ranks' (and their gradients).
+    """
 
     temperature: float
     cross_device: bool = True
+    ring: bool = False
 
     def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> Tensor:
         """This rank's share: the sum of its queries' losses over the number of queries of all ranks.
@@ -46,11 +51,16 @@ class Objective:
         slots_SD = vectors_TD[batch.text_of_slot_S.clamp(min=0)] * used_S.unsqueeze(1)
         n_queries, slots = len(queries_BD), len(slots_SD)
 
-        gather = self.cross_device and world_size() > 1
-        passages_PD = gather_with_gradient(slots_SD) if gather else slots_SD
+        across = self.cross_device and world_size() > 1
         meta_P2 = torch.stack([batch.id_of_slot_S, used_S.long()], dim=1)
-        meta_P2 = all_gather(meta_P2) if gather else meta_P2
-        offset = rank() * slots if gather else 0
+        meta_P2 = all_gather(meta_P2) if across else meta_P2
+        passages_PD, offset, ring = slots_SD, 0, None
+        if across and self.ring:
+            ring = Ring(world_size(), pass_on)
+            by_rank = meta_P2.chunk(world_size())
+            meta_P2 = torch.cat([by_rank[rank() - hop] for hop in range(world_size())])  # as the blocks come
+        elif across:
+            passages_PD, offset = gather_with_gradient(slots_SD), rank() * slots
 
         positive_B = offset + torch.arange(n_queries, device=vectors_TD.device) * (slots // n_queries)
         id_P, used_P = meta_P2[:, 0], meta_P2[:, 1].bool()
@@ -58,7 +68,7 @@ class Objective:
         def masked(b: slice, p: slice) -> Tensor:
             return mask_candidates(id_P[p], used_P[p], batch.known_BK[b])
 
-        losses_B = info_nce(queries_BD, passages_PD, positive_B, self.temperature, masked)
+        losses_B = info_nce(queries_BD, passages_PD, positive_B, self.temperature, masked, ring)
         return losses_B.sum() / (n_queries * world_size())
 
 

@@ -16,6 +16,7 @@ from gritlm.data.records import RecordSet, load_records
 from gritlm.distributed import barrier, close, gather_objects, rank
 from gritlm.errors import UserError, quieten, run_verb
 from gritlm.model_folder import move_model_folder
+from gritlm.models.attention import why_a_call_per_run
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
 from gritlm.run_folder import UNFINISHED, differing, engine_of, find_checkpoint, is_last, read_manifest, write_run_file
@@ -73,6 +74,9 @@ def main(argv: list[str]) -> int:
     dropout = getattr(config, "attention_dropout", 0.0) > 0
     chunking = Chunking(args.chunk_tokens, embedder.packed, merge=not dropout)
     builder = BatchBuilder(plan, records, encoder, group_size, chunking, args.process_index, args.world_size)
+    why = why_a_call_per_run(args.device, args.bf16, getattr(config, "attention_dropout", 0.0))
+    if embedder.packed and args.device.type == "cuda" and why:
+        say(f"attention: one kernel call for each run of equally long texts, not one for all ({why})")
     trainer = EmbeddingTrainer(embedder, args, builder, model_args.attn, identity)
     if checkpoint:
         say(f"resuming from {checkpoint}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import DynamoBackend
 from safetensors import SafetensorError
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback
@@ -16,10 +17,12 @@ from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.data.collator import BatchBuilder
 from gritlm.distributed import agree_max, all_reduce_sum, barrier, ranks_on_this_host
 from gritlm.engines import make_engine, whole_weights
+from gritlm.errors import UserError
 from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.guards import FiniteWatch, StopSignals, Watchdog
 from gritlm.model_folder import save_model_folder
 from gritlm.models.backbone import probe_attention
+from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.objective import ContrastiveBatch, Objective
 from gritlm.run_folder import (
@@ -103,7 +106,7 @@ class EmbeddingTrainer(Trainer):
     ):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         self.embedder, self.attn, self.identity = model, attn, identity
-        self.objective = Objective(args.temperature, args.negatives_cross_device)
+        self.objective = Objective(args.temperature, args.negatives_cross_device, args.negatives_ring)
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.clock = StepClock(args.device)
         self.finite = FiniteWatch(args.device)
@@ -119,6 +122,8 @@ class EmbeddingTrainer(Trainer):
             # accelerate would also add gradients up in bfloat16, over chunks and over ranks.
             plugin = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+        if args.torch_compile:
+            self._compile()
 
     def train(self, *args, **kwargs):
         if self.watchdog:
@@ -134,10 +139,22 @@ class EmbeddingTrainer(Trainer):
         if self.watchdog:
             self.watchdog.mark(f"step {self.state.global_step + 1}, {part}{batch}")
 
+    def _compile(self) -> None:
+        """Layer by layer, where accelerate would compile the model whole, and again for every packing."""
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        args = self.args
+        options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+        problem = compile_layers(self.embedder, args.device, args.bf16, **options)
+        if agree_max(problem != "")[0]:
+            uncompile_layers(self.embedder)
+            if args.process_index == 0:
+                print(f"--torch_compile: going on without. {problem or 'It failed on another rank.'}")
+
     def probe(self) -> dict[str, float]:
         """Contract C1 on the model as the engine has wrapped it."""
         encoder = make_engine(self.model_wrapped).model
-        return probe_attention(encoder, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
+        with torch.compiler.set_stance("force_eager"):  # what is probed here is not compiled: attention
+            return probe_attention(encoder, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
 
     # ---- data
 
@@ -183,9 +200,16 @@ class EmbeddingTrainer(Trainer):
             self._mark(f"behind {part}", batch)
 
         engine = make_engine(model)
-        result = two_pass_step(
-            engine, inputs["chunks"], lambda vectors: self.objective(vectors, layout), mark, self.memory
-        )
+        try:
+            result = two_pass_step(
+                engine, inputs["chunks"], lambda vectors: self.objective(vectors, layout), mark, self.memory
+            )
+        except torch.OutOfMemoryError as error:
+            why = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"step {step}, rank {self.args.process_index}: {why} "
+                f"Lower --chunk_tokens (now {self.args.chunk_tokens}), or set --gradient_checkpointing"
+            ) from error
         self.finite.loss(step, result.loss, dataset, rows)
         engine.step()
         return result.loss * self.args.world_size

@@ -24,6 +24,7 @@ from gritlm.engines import is_deepspeed, make_engine, whole_weights, wrap
 from gritlm.errors import UserError, quieten, run_verb
 from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.objective import ContrastiveBatch, Objective, mask_candidates
 
@@ -45,6 +46,7 @@ class VerifyArguments:
     queries: int = flag(4, "Queries on each rank.")
     max_len: int = flag(64, "Longest text in tokens.")
     activation_memory: str = flag("0", "GB of activations that pass 1 keeps for pass 2, as in training.")
+    torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
 
 
@@ -183,6 +185,8 @@ def compare(build, engine: str, hard: bool, many_chunks: bool, args: VerifyArgum
         many_chunks: one chunk a rank, or as small ones as possible.
     """
     reference, model = build().to(device), build().to(device)
+    if args.torch_compile and (problem := compile_layers(model, device)):
+        raise UserError(f"--torch_compile: {problem}")
     total = args.queries * world_size()
     vocabulary = reference.config.vocab_size
     batches = [RandomTexts.draw(step, total, 3 if hard else 1, args.max_len, vocabulary) for step in range(STEPS)]
@@ -207,10 +211,10 @@ def compare(build, engine: str, hard: bool, many_chunks: bool, args: VerifyArgum
 # ---- the verb
 
 
-def available() -> list[str]:
+def available(compiled: bool) -> list[str]:
     engines = ["plain"] if world_size() == 1 else []
     engines += ["ddp", "fsdp2"]
-    return engines + (["zero1", "zero2", "zero3"] if importlib.util.find_spec("deepspeed") else [])
+    return engines + (["zero1", "zero2", "zero3"] if importlib.util.find_spec("deepspeed") and not compiled else [])
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
@@ -227,6 +231,8 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     for engine in args.engines or ():
         if engine not in ENGINES:
             raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")
+        if engine.startswith("zero") and args.torch_compile:
+            raise UserError(f"--torch_compile with --engines {engine}: not supported")
         if engine.startswith("zero") and not importlib.util.find_spec("deepspeed"):
             raise UserError(f"--engines {engine}: DeepSpeed is not installed (pip install deepspeed)")
     return model_args, args
@@ -270,7 +276,7 @@ def verify(model_args: ModelArguments, args: VerifyArguments) -> int:
         return Embedder(backbone, model_args.pooling_method, model_args.normalized, model_args.projection)
 
     cells = []
-    for engine in args.engines or available():
+    for engine in args.engines or available(args.torch_compile):
         for hard in (True, False):
             for many in (False, True):
                 cells.append(compare(build, engine, hard, many, args, device))

@@ -51,9 +51,21 @@ def packed_attention(
         )
     causal = module.config.is_causal
     half = value_1KTd.dtype in (torch.bfloat16, torch.float16)
-    if query_1HTd.is_cuda and half and not dropout:
+    if not why_a_call_per_run(query_1HTd.device, half, dropout):
         return _one_varlen_call(query_1HTd, key_1KTd, value_1KTd, packing, scaling, causal), None
     return _a_call_per_run(query_1HTd, key_1KTd, value_1KTd, packing, dropout, scaling, causal), None
+
+
+def why_a_call_per_run(device: torch.device, half: bool, dropout: float) -> str:
+    """What keeps a row's texts from one varlen kernel (slow on a GPU, not on a CPU); "" if nothing does."""
+    if device.type != "cuda":
+        return "no GPU"
+    if dropout:
+        return "attention dropout"
+    if not half:
+        return "float32; --bf16 is faster"
+    major, minor = torch.cuda.get_device_capability(device)
+    return "" if major >= 8 else f"a GPU of compute capability {major}.{minor}, older than 8.0"
 
 
 def _one_varlen_call(query, key, value, packing: Packing, scaling: float | None, causal: bool) -> Tensor:

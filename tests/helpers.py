@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -23,6 +24,7 @@ from gritlm.models.embedder import Embedder
 
 ROOT = Path(__file__).resolve().parents[1]
 # DeepSpeed compiles its CPU communication at first use.
+NEEDS_A_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
 INSTRUCTION = "Instruct: Find the answer\nQuery: "
 WORDS = (  # noqa: SIM905

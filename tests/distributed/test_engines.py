@@ -1,7 +1,7 @@
 """Contract C2 on every engine: {1, 2, 4} ranks x {plain, DDP, FSDP2, ZeRO-1/2/3} x {one, many chunks} x {negatives}."""
 
 import pytest
-from helpers import DEEPSPEED, ROOT, run
+from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, run
 
 ZERO = ["zero1", "zero2", "zero3"] if DEEPSPEED else []
 
@@ -33,6 +33,15 @@ def test_padded_and_with_kept_graphs(qwen3, flags):
     """The table above is without padding and keeps nothing of pass 1; here padded, or kept as far as an engine may."""
     command = ["-m", "gritlm", "verify-gradients", "--model_name_or_path", qwen3, "--ranks", "2"]
     done = run(*command, "--engines", "ddp", "fsdp2", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert len(table(done.stdout)) == 8
+
+
+@NEEDS_A_COMPILER
+@pytest.mark.long
+def test_with_compiled_layers(qwen3):
+    command = ["-m", "gritlm", "verify-gradients", "--model_name_or_path", qwen3, "--ranks", "2", "--torch_compile"]
+    done = run(*command, "--engines", "ddp", "fsdp2", "--activation_memory", "1")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert len(table(done.stdout)) == 8
 

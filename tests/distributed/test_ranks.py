@@ -1,9 +1,11 @@
 """Contract C2 across real gloo ranks: DDP on 2 ranks is one process, for loss, gradient and weights."""
 
+import functools
 import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import (
     flat_gradient,
     flat_weights,
@@ -14,7 +16,9 @@ from helpers import (
     run_ranks,
     train,
     train_flags,
+    write_jsonl,
 )
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from gritlm import objective as objective_module
@@ -26,25 +30,26 @@ from gritlm.objective import ContrastiveBatch, Objective
 STEPS = 3
 
 
-def three_steps(model_folder, data, cache, fault: str | None = None) -> dict:
+def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool = False, batch: int = 8) -> dict:
     """Three SGD steps on this rank's slices; what every rank must agree on."""
-    builder = make_builder(model_folder, data, cache, rank=rank(), ranks=world_size())
+    builder = make_builder(model_folder, data, cache, batch=batch, rank=rank(), ranks=world_size())
     model = make_embedder(model_folder)
     wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+    objective = Objective(0.05, ring=ring)
     if fault == "gather without gradient":
         objective_module.gather_with_gradient = all_gather_own_gradient
     seen = {"loss": [], "gradient": [], "chunks": []}
     for step in range(STEPS):
-        batch = builder[0, step]
-        layout = ContrastiveBatch(**batch["layout"])
+        item = builder[0, step]
+        layout = ContrastiveBatch(**item["layout"])
         engine = make_engine(wrapped)
         if fault == "divided by the world size":
             engine.loss_scale = 1.0
-        result = two_pass_step(engine, batch["chunks"], lambda v, layout=layout: Objective(0.05)(v, layout))
+        result = two_pass_step(engine, item["chunks"], lambda v, layout=layout: objective(v, layout))
         seen["loss"].append(all_reduce_sum(result.loss))
         seen["gradient"].append(flat_gradient(model).clone())
-        seen["chunks"].append(len(batch["chunks"]))
+        seen["chunks"].append(len(item["chunks"]))
         sgd.step()
         sgd.zero_grad()
     return seen | {"weights": flat_weights(model)}
@@ -71,6 +76,15 @@ def test_two_ranks_are_one_process(qwen3, data, tmp_path, name):
     for many in run_ranks(three_steps, qwen3, data / f"{name}.jsonl", tmp_path):
         assert max(error(many, one).values()) < 1e-5, error(many, one)
     assert max(one["chunks"]) > 3
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_ring_is_a_gather(qwen3, tmp_path, ranks):
+    write_jsonl(tmp_path / "data.jsonl", rows=48, negatives=3, seed=1)
+    arguments = (qwen3, tmp_path / "data.jsonl", tmp_path)
+    one = three_steps(*arguments, batch=12)
+    for many in run_ranks(functools.partial(three_steps, batch=12), *arguments, None, True, ranks=ranks):
+        assert max(error(many, one).values()) < 1e-5, error(many, one)
 
 
 @pytest.mark.parametrize("fault", ["gather without gradient", "divided by the world size"])
@@ -101,29 +115,51 @@ def test_negatives_of_the_own_rank_only(qwen3, data, tmp_path):
         assert cross > own
 
 
-def count_collectives(model_folder, data, cache) -> tuple[dict, float]:
-    """Calls of each collective in one step, by what torch itself records."""
-    from torch.profiler import profile
+def count_collectives(model_folder, data, cache, batch: int) -> dict:
+    """Every collective of one step: its name and the bytes that this rank hands over, as they are called."""
+    calls: list[tuple[str, int]] = []
 
-    builder = make_builder(model_folder, data, cache, rank=rank(), ranks=world_size())
+    def counted(name: str, given: int):
+        function = getattr(dist, name)
+
+        def call(*args, **kwargs):
+            calls.append((name, args[given].nbytes))
+            return function(*args, **kwargs)
+
+        return call
+
+    builder = make_builder(model_folder, data, cache, batch=batch, rank=rank(), ranks=world_size())
     model = DistributedDataParallel(make_embedder(model_folder), broadcast_buffers=False)
+    model.register_comm_hook(None, default_hooks.allreduce_hook)  # as DDP does it, but called from Python
     engine = make_engine(model)
     assert isinstance(engine, DDPEngine)
+    names = {"all_gather_single": 1, "reduce_scatter_single": 1, "all_reduce": 0, "batch_isend_irecv": 0}
     for step in range(2):  # the first step also arranges DDP's buckets
-        batch = builder[0, step]
-        layout = ContrastiveBatch(**batch["layout"])
-        with profile() as profiler:
-            two_pass_step(engine, batch["chunks"], lambda v, layout=layout: Objective(0.05)(v, layout))
-    return {e.key: e.count for e in profiler.key_averages() if e.key.startswith("gloo:")}, len(batch["chunks"])
+        item = builder[0, step]
+        layout = ContrastiveBatch(**item["layout"])
+        calls.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, given in names.items():
+                patch.setattr(dist, name, counted(name, given))
+            two_pass_step(engine, item["chunks"], lambda v, layout=layout: Objective(0.05)(v, layout))
+    weights = sum(p.nbytes for p in model.parameters())
+    return {"calls": calls, "chunks": len(item["chunks"]), "slots": len(layout.text_of_slot_S), "weights": weights}
 
 
-def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path):
-    for calls, chunks in run_ranks(count_collectives, qwen3, data / "hard.jsonl", tmp_path):
-        gathers = sum(count for name, count in calls.items() if "all_gather" in name)
-        reductions = sum(count for name, count in calls.items() if "all_reduce" in name)
-        assert chunks > 2
-        assert gathers == 2  # the vectors, and the texts' ids
-        assert reductions == 2  # the vectors' gradient, and DDP's one bucket of the weights' gradient
+@pytest.mark.parametrize("ranks, batch", [(2, 8), (2, 16), (4, 16)])
+def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch):
+    """Whatever the chunks. What a rank gives grows with its own batch, what it gets with the global one."""
+    width = 32
+    for found in run_ranks(count_collectives, qwen3, data / "hard.jsonl", tmp_path, batch, ranks=ranks):
+        slots = batch // ranks * 3
+        assert found["chunks"] > 2
+        assert found["slots"] == slots
+        assert sorted(found["calls"]) == [
+            ("all_gather_single", slots * 2 * 8),  # a hash of each passage, and whether there is one
+            ("all_gather_single", slots * width * 4),  # their vectors
+            ("all_reduce", found["weights"]),  # the weights' gradient
+            ("reduce_scatter_single", ranks * slots * width * 4),  # the gradient of all ranks' vectors
+        ]
 
 
 def test_the_trainer_gives_one_curve_on_one_and_two_ranks(qwen3, data, tmp_path):

@@ -2,8 +2,8 @@
 
 usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 
-FAULT is "-", or FAULT:STEP[:RANK]: kill (like kill -9), stop (SIGUSR1 to itself), sleep (for ever, before the step),
-freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in).
+FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), stop (SIGUSR1 to itself), sleep (for
+ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in).
 
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
@@ -57,10 +57,16 @@ class Watched(train.EmbeddingTrainer):
         objective = self.objective
         if is_due("nan", self.state.global_step + 1):
             self.objective = lambda vectors, layout: objective(vectors, layout) * float("nan")
+        if is_due("oom", self.state.global_step + 1):
+            self.objective = out_of_memory
         try:
             return super().training_step(model, inputs, *args)
         finally:
             self.objective = objective
+
+
+def out_of_memory(vectors, layout):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 class AtStepEnd(TrainerCallback):

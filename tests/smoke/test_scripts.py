@@ -168,3 +168,17 @@ def test_the_benchmark_beside_its_peer(tmp_path):
     assert peer["gradients_differ_by"] < 1e-5
     assert all(abs(side["loss"] - peer["loss"]) < 1e-5 for side in ours)
     assert set(ours[0]["parts"]) == {"data", "pass_1", "loss", "pass_2"}
+
+
+def test_the_benchmark_of_the_loss_and_of_encoding(tmp_path):
+    flags = ["loss", "--queries", "300", "--passages", "5000", "--width", "16", "--rounds", "1"]
+    done = run("-m", "gritlm", "benchmark", *flags, "--json", tmp_path / "loss")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(json.loads((tmp_path / "loss").read_text())["tiled"]["errors"]) < 1e-5
+    flags = ["encode", "--queries", "3", "--rounds", "1", "--compare", "sentence-transformers"]
+    done = run("-m", "gritlm", "benchmark", *flags, "--json", tmp_path / "encode")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "encode").read_text())
+    sides = [side for name, side in found.items() if name.startswith("sentence-transformers")]
+    assert sides
+    assert min(side["least_cosine"] for side in sides) > 0.9999

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from helpers import DRIVER, ROOT, batches_of, run, train, train_flags, write_jsonl
+from helpers import DRIVER, NEEDS_A_COMPILER, ROOT, batches_of, losses, run, train, train_flags, write_jsonl
 from safetensors.torch import load_file, save_file
 
 
@@ -87,6 +87,45 @@ def test_a_nan_on_one_rank_is_named_and_not_saved(qwen3, data, tmp_path):
     dataset, rows = batches_of(tmp_path / "rows", 1)[2]
     assert line == f"gritlm: error: step 3: the loss is nan; data set {dataset}, rows {', '.join(rows)}"
     assert sorted(p.name for p in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_out_of_memory_says_what_to_lower(qwen3, data, tmp_path):
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache")
+    done = run(DRIVER, tmp_path / "rows", "oom:2", *flags)
+    assert done.returncode == 2
+    assert (
+        "gritlm: error: step 2, rank 0: CUDA out of memory. Tried to allocate 20.00 MiB. "
+        "Lower --chunk_tokens (now 128), or set --gradient_checkpointing"
+    ) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "fast"])
+def test_an_attention_kernel_that_is_not_there(qwen3, data, tmp_path, name):
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", attn_implementation=name)
+    assert f"--attn_implementation {name}: " in refused(*flags)
+
+
+@NEEDS_A_COMPILER
+@pytest.mark.long
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True, "bf16": True}], ids=["plain", "checkpointed"])
+def test_compiled_layers_give_the_same_curve(qwen3, data, tmp_path, more):
+    curves = {}
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        flags = train_flags(qwen3, data, out, tmp_path / "cache", torch_compile=compiled, **more)
+        done = train(*flags, ranks=2)
+        assert "going on without" not in done.stdout
+        curves[compiled] = losses(out)
+    tolerance = 2e-2 if more else 1e-4
+    assert max(abs(a - b) / a for a, b in zip(*curves.values(), strict=True)) < tolerance, curves
+
+
+def test_a_compiler_that_fails_is_said_once(qwen3, data, tmp_path):
+    flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", torch_compile=True, max_steps=1)
+    done = train(*flags, ranks=2, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("--torch_compile: going on without.")]
+    assert len(lines) == 1, done.stdout
+    assert (tmp_path / "out" / "modules.json").exists()
 
 
 def test_epochs_differ_and_data_loader_workers_change_nothing(qwen3, data, tmp_path):

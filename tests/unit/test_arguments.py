@@ -59,6 +59,7 @@ WRONG = {
     "no such engine file": ({"deepspeed": "absent.json"}, "--deepspeed absent.json: No such file"),
     "fsdp on a CPU": ({"fsdp": "full_shard"}, "--fsdp: found no GPUs under torchrun"),
     "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
+    "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring passes other"),
     "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
     "nothing to contrast": ({"global_batch_size": 1, "train_group_size": 1}, "no negative"),
     "hugging face's own": ({"lr_scheduler_type": "sine"}, "sine"),

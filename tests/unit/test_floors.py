@@ -27,7 +27,9 @@ FLOORS = {
     "plan": 6,
     "encode": 4,
     "quickstart": 5,
-    "benchmark": 6,
+    "measure": 6,
+    "peer": 7,
+    "benchmark": 8,
     "verify_gradients": 4,
 }
 SIBLINGS = ("models", "data")

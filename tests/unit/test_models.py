@@ -37,6 +37,13 @@ def test_the_probe_passes(folder, attn, implementation, pooling):
     assert ("packed" in found) == (implementation == "packed")
 
 
+@pytest.mark.parametrize("name", ["flash_attention_2", "fast"])
+def test_an_attention_kernel_that_is_not_there(folder, name):
+    with pytest.raises(UserError, match=f"--attn_implementation {name}: .*; packed works everywhere") as error:
+        embedder(folder, implementation=name)
+    assert "\n" not in str(error.value)
+
+
 def test_the_probe_passes_under_bf16(folder):
     model = embedder(folder)
     forward = model.forward

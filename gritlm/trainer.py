@@ -227,16 +227,19 @@ class EmbeddingTrainer(Trainer):
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Tokens a second over all ranks, the share of them that is not padding, and where rank 0's time went."""
+        """Tokens a second over all ranks, the share of them that is not padding; rank 0's memory and time."""
         seconds = self.clock.read()
         total = sum(seconds.values()) or 1.0
         counts = torch.tensor([self.counts[name] for name in TOKEN_COUNTS], device=self.args.device)
         real, encoded, padded = all_reduce_sum(counts).tolist()
         self.counts.clear()
+        cuda = self.args.device.type == "cuda"
+        memory = {"peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if cuda else {}
         parts = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
         return {
             "tokens_per_second": round(real / total, 1),
             "real_token_share": round(encoded / max(padded, 1), 4),
+            **memory,
             **{f"time_share/{part}": round(seconds[part] / total, 4) for part in parts},
         }
 

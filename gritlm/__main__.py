@@ -9,6 +9,7 @@ from gritlm.errors import run_verb
 VERBS = {
     "train": "train an embedding model (under torchrun: -m gritlm.train)",
     "plan": "say what a training run would do; load no model",
+    "check-data": "read all training data and say what is wrong with it",
     "encode": "turn texts into vectors with a trained model",
     "verify-gradients": "prove that many ranks, on any engine, get the gradient of one process",
     "quickstart": "build, and report on, the task made of this machine's own Python",

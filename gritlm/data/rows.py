@@ -7,6 +7,7 @@ a passage being text | [instruction, text]. An instruction is put before its tex
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from datasets import Features, Sequence, Value
 from gritlm.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+BLOCK_BYTES = 1 << 20  # of a file, read at once
 FORMAT_VERSION = 1  # of the cached form; a change of the schema or of the rules below raises it
 
 _text, _id = Value("large_string"), Value("int64")
@@ -31,6 +33,9 @@ FEATURES = Features(
         "dropped_negatives": Value("int32"),
     }
 )
+
+
+Block = list[tuple[int, Any]]
 
 
 class Text(NamedTuple):
@@ -143,7 +148,7 @@ def _decode_line(line: bytes, where: str) -> Any:
         raise UserError(f"{where}: found {error}, wanted one JSON object a line") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[Any, str]]:
+def _jsonl_blocks(path: Path) -> Iterator[Block]:
     zipped = path.name.endswith(".gz")
     with open(path, "rb") as stream:
         start = stream.read(4)
@@ -153,11 +158,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[Any, str]]:
         raise UserError(f"{path}: found UTF-16 text, wanted UTF-8")
     if start[:1] == b"[" and _is_one_array(path, zipped):
         raise UserError(f"{path}: found one JSON array, wanted one object a line")
-    with gzip.open(path, "rb") if zipped else open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield _decode_line(line, where), where
+    with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
+        first = 1
+        while lines := stream.readlines(BLOCK_BYTES):
+            yield [(number, line) for number, line in enumerate(lines, start=first) if line.strip()]
+            first += len(lines)
 
 
 def _is_one_array(path: Path, zipped: bool) -> bool:
@@ -167,12 +172,36 @@ def _is_one_array(path: Path, zipped: bool) -> bool:
     return not first.endswith(b"]")
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:
-    number = 0
+def _parquet_blocks(path: Path) -> Iterator[Block]:
+    first = 1
     for batch in pq.ParquetFile(path).iter_batches(1000):
-        for row in batch.to_pylist():
-            number += 1
-            yield row, f"{path}:{number}"
+        rows = batch.to_pylist()
+        yield list(enumerate(rows, start=first))
+        first += len(rows)
+
+
+def read_blocks(path: Path) -> Iterator[Block]:
+    """A file in stretches of (line number from 1, the line or the parquet row as it stands), blank lines left out.
+
+    Raises:
+        UserError: for the file as a whole: it cannot be read, is of another kind, or holds no row.
+    """
+    rows = 0
+    try:
+        for block in _parquet_blocks(path) if path.suffix == ".parquet" else _jsonl_blocks(path):
+            yield block
+            rows += len(block)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    if not rows:
+        raise UserError(f"{path}: found no row, wanted at least one")
+
+
+def decode(path: Path, number: int, raw: Any) -> Any:
+    """What stands in a line; a parquet row is decoded already."""
+    return _decode_line(raw, f"{path}:{number}") if isinstance(raw, bytes) else raw
 
 
 def read_rows(path: Path) -> Iterator[dict]:
@@ -181,14 +210,6 @@ def read_rows(path: Path) -> Iterator[dict]:
     Raises:
         UserError: at the first bad row, or for the file as a whole.
     """
-    rows = 0
-    try:
-        for row, where in _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path):
-            yield parse_row(row, where)
-            rows += 1
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from error
-    if not rows:
-        raise UserError(f"{path}: found no row, wanted at least one")
+    for block in read_blocks(path):
+        for number, raw in block:
+            yield parse_row(decode(path, number, raw), f"{path}:{number}")

@@ -10,8 +10,8 @@ from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 from gritlm.data.collator import to_device
 from gritlm.measure import TEMPERATURE, Side, Task
 
-STEP_SETTINGS = [{"mini_batch_size": size} for size in (2, 4, 8, 16, 32)]
-STEP_SETTINGS += [{"mini_batch_num_tokens": tokens} for tokens in (2048, 8192)]
+STEP_SETTINGS = [{"mini_batch_size": size} for size in (1, 2, 4, 16)]
+STEP_SETTINGS += [{"mini_batch_num_tokens": tokens} for tokens in (512, 8192)]
 GPU_STEP_SETTINGS = [{"mini_batch_size": size} for size in (16, 64, 256)] + [{"mini_batch_num_tokens": 32768}]
 ENCODE_SETTINGS = [{"batch_size": size} for size in (4, 8, 32, 128)]
 

@@ -10,6 +10,8 @@ VERBS = {
     "train": "train an embedding model (under torchrun: -m gritlm.train)",
     "plan": "say what a training run would do; load no model",
     "check-data": "read all training data and say what is wrong with it",
+    "mine": "find hard negatives for a data set with any embedding model",
+    "prepare": "bring public data of a common shape into the training format",
     "encode": "turn texts into vectors with a trained model",
     "verify-gradients": "prove that many ranks, on any engine, get the gradient of one process",
     "quickstart": "build, and report on, the task made of this machine's own Python",

@@ -68,6 +68,18 @@ class RecordSet:
         ids[~of_query] = pc.list_flatten(positives).to_numpy(zero_copy_only=False)
         return Documents(starts, ids)
 
+    def positive_ids(self, row: int) -> np.ndarray:
+        """The ids of a row's positives."""
+        documents = self.documents
+        return documents.ids[documents.starts[row] + 1 : documents.starts[row + 1]]
+
+    @property
+    def most_positives(self) -> int:
+        """Of any query, all its rows taken together."""
+        counts = np.diff(self.documents.starts) - 1
+        _, query = np.unique(self._column("query_id"), return_inverse=True)
+        return int(np.bincount(query, weights=counts).max())
+
     def fingerprint(self) -> str:
         """A short hash of all queries and positives in their order; the same file on another machine has the same."""
         ids = self.documents.ids

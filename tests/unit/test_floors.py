@@ -28,6 +28,8 @@ FLOORS = {
     "plan": 6,
     "encode": 4,
     "check_data": 3,
+    "prepare": 3,
+    "mine": 5,
     "quickstart": 5,
     "measure": 6,
     "peer": 7,

@@ -1,0 +1,166 @@
+"""Mining: the candidates of sentence-transformers, killed and gone on with, and rules that remove what they say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from helpers import INSTRUCTION, ROOT, run, words
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer
+from gritlm.errors import UserError
+from gritlm.mine import main
+from gritlm.model_folder import load_model_folder, save_model_folder
+
+
+@pytest.fixture(scope="module")
+def served(qwen3, tmp_path_factory):
+    """A model folder that both sides load."""
+    contract = TextContract(query_max_len=64, passage_max_len=64)
+    embedder, _ = load_model_folder(str(qwen3), contract)
+    folder = tmp_path_factory.mktemp("served")
+    save_model_folder(embedder, TextEncoder(load_tokenizer(str(qwen3), contract), contract), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """300 rows; some queries have several positives, some positives several queries."""
+    import random
+
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    common = [words(rng, 4, 12) for _ in range(5)]
+    with open(path, "w") as out:
+        for number in range(300):
+            query = words(rng, 3, 9) if number % 10 else common[number % 4]
+            positive = words(rng, 4, 14) if number % 7 else common[number % 5]
+            out.write(json.dumps({"query": [INSTRUCTION, query], "pos": [positive], "neg": []}) + "\n")
+    return path
+
+
+def mined(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+
+
+def flags(pairs, out, served, tmp_path, *more) -> list[str]:
+    return [*map(str, (pairs, out, "--model", served, "--data_cache", tmp_path / "cache", *more))]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"range_min": 5, "max_score": 0.9}, {"absolute_margin": 0.01, "num_negatives": 7}]
+)
+def test_it_agrees_with_sentence_transformers(pairs, served, tmp_path, more):
+    options = [part for name, value in more.items() for part in (f"--{name}", value)]
+    main(flags(pairs, tmp_path / "out", served, tmp_path, "--output_scores", *options))
+    ours = mined(tmp_path / "out")
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    data = Dataset.from_dict({"query": [r["query"][1] for r in rows], "positive": [r["pos"][0] for r in rows]})
+    settings = {"range_max": 100, "relative_margin": 0.05, "num_negatives": 3} | more
+    model = SentenceTransformer(str(served), device="cpu")
+    prompts = {"query_prompt": "", "corpus_prompt": ""}
+    theirs = mine_hard_negatives(data, model, output_format="labeled-list", verbose=False, **prompts, **settings)
+    wanted = {}
+    for row in theirs:
+        for document, label in zip(row["positive"], row["labels"], strict=True):
+            if not label:
+                wanted.setdefault(row["query"], set()).add(document)
+    same = sum(set(row["neg"]) == wanted.get(row["query"][1], set()) for row in ours)
+    assert same >= 0.99 * len(ours), f"{same} of {len(ours)}"
+    assert sum(len(row["neg"]) for row in ours) > 300
+    for row in ours:
+        assert not set(row["neg"]) & set(row["pos"])
+        assert row["scores"]["neg"] == sorted(row["scores"]["neg"], reverse=True)
+
+
+def test_the_rules(pairs, served, tmp_path, capsys):
+    extra = tmp_path / "extra.jsonl"
+    extra.write_text("".join(json.dumps(f"an extra passage, number {n}") + "\n" for n in range(40)))
+    more = ["--corpus", extra, "--corpus_only", "--relative_margin", "none", "--max_score", 0.1, "--num_negatives", 4]
+    main(flags(pairs, tmp_path / "out", served, tmp_path, *more, "--sampling_strategy", "random", "--output_scores"))
+    said = capsys.readouterr().out
+    assert "scores of positives |" in said
+    assert "    max_score " in said
+    for row in mined(tmp_path / "out"):
+        assert all(text.startswith("an extra passage") for text in row["neg"])
+        assert all(score <= 0.1 for score in row["scores"]["neg"])
+    main(flags(pairs, tmp_path / "out", served, tmp_path))
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_killed_and_gone_on_with(pairs, served, tmp_path):
+    """kill -9 while embedding: what is embedded stays, and the result is the undisturbed one."""
+    command = [*flags(pairs, tmp_path / "out", served, tmp_path), "--num_negatives", "5"]
+    slow = (
+        "import sys, time, gritlm.mine as m\n"
+        "m.STRETCH = 64\n"
+        "load = m.load_encoder\n"
+        "def slowly(*a):\n"
+        "    encode = load(*a)\n"
+        "    def one(texts):\n"
+        "        print('embedding', len(texts), flush=True); time.sleep(float(sys.argv[1])); return encode(texts)\n"
+        "    return one\n"
+        "m.load_encoder = slowly\n"
+        "m.main(sys.argv[2:])\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "1", *command], cwd=ROOT, env=environment, stdout=-1, text=True
+    )
+    for _ in range(4):
+        while "embedding" not in process.stdout.readline():
+            time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (work,) = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert int((work / "queries.done").read_text()) == 192
+    before = np.load(work / "queries.npy")[:192].copy()
+    assert np.abs(before).sum(1).min() > 0
+    resumed = run("-c", slow, "0", *command)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    corpus = len({json.loads(line)["pos"][0] for line in pairs.read_text().splitlines()})
+    assert resumed.stdout.count("embedding") == -(-(300 - 192) // 64) + -(-corpus // 64)
+    assert not work.exists()
+    undisturbed = run("-c", slow, "0", *flags(pairs, tmp_path / "whole", served, tmp_path), "--num_negatives", "5")
+    assert undisturbed.returncode == 0
+    assert mined(tmp_path / "out") == mined(tmp_path / "whole")
+
+
+def test_bad_flags(pairs, served, tmp_path):
+    for model, more, message in (
+        ("nowhere/nothing", [], "--model nowhere/nothing: cannot be loaded"),
+        (served, ["--range_min", "99", "--num_negatives", "3"], "wanted room for --num_negatives 3"),
+        (served, ["--corpus_only"], "leaves nothing to look in"),
+        (served, ["--cross_encoder", "nowhere/nothing"], "--cross_encoder nowhere/nothing: cannot be loaded"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            main(flags(pairs, tmp_path / "out", model, tmp_path, *more))
+        assert "\n" not in str(error.value)
+
+
+def test_a_cross_encoder_scores_the_candidates_again(pairs, served, qwen2, tmp_path, monkeypatch):
+    """A tiny one with random weights: its order is another than that of the vectors, and its scores are written."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=600, num_labels=1, initializer_range=0.5, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "cross")
+    AutoTokenizer.from_pretrained(qwen2).save_pretrained(tmp_path / "cross")
+    few = tmp_path / "pairs.jsonl"
+    few.write_text("\n".join(pairs.read_text().splitlines()[:20]) + "\n")
+    more = ["--relative_margin", "none", "--range_max", 8, "--output_scores"]
+    main(flags(few, tmp_path / "plain", served, tmp_path, *more))
+    main(flags(few, tmp_path / "again", served, tmp_path, *more, "--cross_encoder", tmp_path / "cross"))
+    plain, again = mined(tmp_path / "plain"), mined(tmp_path / "again")
+    assert [row["neg"] for row in plain] != [row["neg"] for row in again]
+    model = CrossEncoder(str(tmp_path / "cross"))
+    for row in again[:5]:
+        wanted = model.predict([(row["query"][1], text) for text in row["neg"]])
+        assert np.allclose(wanted, row["scores"]["neg"], atol=1e-5)

@@ -1,0 +1,165 @@
+"""Public shapes into the training format: nothing lost, nothing leaked, and bad input named."""
+
+import csv
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gritlm.data.records import load_records
+from gritlm.data.rows import Text
+from gritlm.errors import UserError
+from gritlm.prepare import main
+
+PAIRS = [{"question": f"what is {n}?", "answer": f'the "number", {n}\nand more', "id": n} for n in range(6)]
+
+
+def rows_of(folder, name="data") -> list[dict]:
+    return [json.loads(line) for line in (folder / "train" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def write(path, text: str):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["csv", "tsv", "jsonl", "parquet"])
+def columns(request, tmp_path):
+    """The same pairs in a file of each kind."""
+    path = tmp_path / f"data.{request.param}"
+    if request.param == "csv":
+        with open(path, "w", newline="", encoding="utf-8-sig") as out:
+            writer = csv.DictWriter(out, ["question", "answer", "id"])
+            writer.writeheader()
+            writer.writerows(PAIRS)
+    elif request.param == "tsv":
+        lines = [
+            "question\tanswer\tid",
+            *(f"{p['question']}\t{p['answer']}\t{p['id']}".replace("\n", " ") for p in PAIRS),
+        ]
+        write(path, "\n".join(lines) + "\n")
+    elif request.param == "jsonl":
+        write(path, "".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    else:
+        pq.write_table(pa.Table.from_pylist(PAIRS), path)
+    return path
+
+
+def test_columns(columns, tmp_path):
+    assert main([str(columns), str(tmp_path / "out"), "--instruction", "Answer it", "--licence", "MIT"]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["query"] for row in rows] == [["Instruct: Answer it\nQuery: ", p["question"]] for p in PAIRS]
+    wanted = [p["answer"].replace("\n", " ") if columns.suffix == ".tsv" else p["answer"] for p in PAIRS]
+    assert [row["pos"] for row in rows] == [[text] for text in wanted]
+    (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
+    assert records[3].query == Text("Instruct: Answer it\nQuery: ", "what is 3?")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "licence: MIT" in card and "train: 6 rows" in card
+
+
+def test_triples_and_negative_columns(tmp_path):
+    write(tmp_path / "data.tsv", 'q1\tp1\tn1\nq2 "\tp2\tn2\n')
+    main([str(tmp_path / "data.tsv"), str(tmp_path / "out"), "--no_header"])
+    assert rows_of(tmp_path / "out")[1] == {"query": 'q2 "', "pos": ["p2"], "neg": ["n2"]}
+    row = {"anchor": "q", "positive": ["p", "r"], "negative_1": "n1", "negative_2": "p", "negative_10": None}
+    write(tmp_path / "more.jsonl", json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    main([str(tmp_path / "more.jsonl"), str(tmp_path / "two")])
+    assert rows_of(tmp_path / "two", "more") == [{"query": "q", "pos": ["p", "r"], "neg": ["n1"]}]
+    assert "1 repeated rows, 1 negatives that repeat" in (tmp_path / "two" / "README.md").read_text()
+
+
+def beir(folder):
+    (folder / "qrels").mkdir(parents=True)
+    write(
+        folder / "queries.jsonl", "".join(json.dumps({"_id": f"q{n}", "text": f"query {n}"}) + "\n" for n in range(3))
+    )
+    documents = [{"_id": f"d{n}", "title": "T" * (n % 2), "text": f"document {n}"} for n in range(4)]
+    write(folder / "corpus.jsonl", "".join(json.dumps(document) + "\n" for document in documents))
+    write(folder / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\nq0\td1\t1\nq0\td2\t1\nq1\td3\t0\nq2\td0\t2\n")
+    return folder
+
+
+def test_beir(tmp_path):
+    main([str(beir(tmp_path / "set")), str(tmp_path / "out")])
+    assert rows_of(tmp_path / "out", "set") == [
+        {"query": "query 0", "pos": ["T. document 1", "document 2"], "neg": []},
+        {"query": "query 2", "pos": ["document 0"], "neg": []},
+    ]
+    with pytest.raises(UserError, match="found the splits train"):
+        main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "test"])
+    write(tmp_path / "set" / "qrels" / "bad.tsv", "query-id\tcorpus-id\tscore\nq0\td9\t1\n")
+    with pytest.raises(UserError, match=r"bad\.tsv:2: found the id 'd9'"):
+        main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "bad"])
+
+
+def test_nothing_held_out_stands_in_train(tmp_path):
+    """Rows that share documents, in chains too, and negatives that are others' positives."""
+    rng = random.Random(0)
+    rows = []
+    for n in range(400):
+        pos = [f"d{rng.choice([n, n, n, n - 1, 7])}" for _ in range(rng.randint(1, 2))]
+        rows.append({"query": f"q{n if n % 9 else n + 1}", "positive": pos, "negatives": [f"d{rng.randrange(400)}"]})
+    write(tmp_path / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    main([str(tmp_path / "data.jsonl"), str(tmp_path / "out"), "--held_out", "60"])
+    train, held = rows_of(tmp_path / "out"), tmp_path / "out" / "held_out"
+    texts = {row["_id"]: row["text"] for row in map(json.loads, (held / "corpus.jsonl").read_text().splitlines())}
+    queries = {row["text"] for row in map(json.loads, (held / "queries.jsonl").read_text().splitlines())}
+    pairs = [line.split("\t") for line in (held / "qrels" / "test.tsv").read_text().splitlines()[1:]]
+    relevant = {texts[document] for _, document, _ in pairs}
+    assert 40 <= len({query for query, _, _ in pairs}) <= 60
+    assert not relevant & {text for row in train for side in ("pos", "neg") for text in row[side]}
+    assert not queries & {row["query"] for row in train}
+    assert len(train) + len({query for query, _, _ in pairs}) >= 390  # less the rows that stand twice
+    control = {text for row in rows for text in row["positive"]}
+    assert relevant & control, "the check would see a leak"
+
+
+BAD = {
+    "no such column": ("a,b\n1,2\n", "data.csv: found the columns a, b; wanted one of query, anchor"),
+    "empty positive": ("query,positive\nq,p\nq,\n", "data.csv:3: pos[0]: found an empty text"),
+    "too many columns": ("query,positive\nq,p,x\n", "data.csv:2: found 3 columns, wanted 2"),
+    "no row": ("query,positive\n", "data.csv: found no row"),
+    "open quote": ('query,positive\nq,"p\n', "data.csv:"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(tmp_path, name):
+    content, message = BAD[name]
+    path = write(tmp_path / "data.csv", content)
+    with pytest.raises(UserError) as error:
+        main([str(path), str(tmp_path / "out")])
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_can_be_skipped_and_are_listed(tmp_path):
+    path = write(tmp_path / "data.csv", "query,positive\nq,p\nr,\n")
+    main([str(path), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out")) == 1
+    assert "data.csv:3: pos[0]: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="hub:nobody/nothing: cannot be read: ") as error:
+        main(["hub:nobody/nothing", str(tmp_path / "out")])
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_data_set(tmp_path):
+    """A folder stands in for a hub's repository; the library reads both alike."""
+    (tmp_path / "repo").mkdir()
+    write(tmp_path / "repo" / "train.jsonl", "".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    main([f"hub:{tmp_path / 'repo'}", str(tmp_path / "out")])
+    assert len(rows_of(tmp_path / "out", "repo")) == 6
+
+
+def test_real_sets(shared_data, tmp_path):
+    main([str(shared_data / "beir" / "scifact"), str(tmp_path / "out"), "--held_out", "100"])
+    train = rows_of(tmp_path / "out", "scifact")
+    assert len(train) + 100 >= 800
+    (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
+    assert len(records) == len(train)

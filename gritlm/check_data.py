@@ -7,24 +7,21 @@ a row, instructions, lengths and what would be cut off, scripts.
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import unicodedata
 from array import array
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer
 from gritlm.data.overlap import TextSet, read_evaluation_queries
+from gritlm.data.parallel import in_order
 from gritlm.data.records import find_files
 from gritlm.data.rows import Block, Text, decode, parse_row, read_blocks
 from gritlm.errors import UserError, run_verb
@@ -67,7 +64,7 @@ class Facts:
 
 
 class Worker:
-    """Looks at stretches of files; made once, copied into each process."""
+    """Looks at stretches of files, in any process."""
 
     def __init__(self, encoder: TextEncoder | None, evaluation: TextSet | None):
         self.encoder, self.evaluation = encoder, evaluation
@@ -118,45 +115,7 @@ def scripts_of(text: str) -> set[str]:
     return {unicodedata.name(letter, "?").split()[0] for letter in set(text) if letter.isalpha()}
 
 
-_worker: Worker | None = None
-
-
-def _start(worker: Worker) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = worker
-
-
-def _work(*arguments) -> Facts:
-    return _worker(*arguments)
-
-
-def in_order(pool: ProcessPoolExecutor | None, work: Callable, items: Iterable[tuple], ahead: int) -> Iterator[Any]:
-    """`work(*item)` of each, in order, so many at a time, so that memory is bounded; no pool: here."""
-    if pool is None:
-        yield from (work(*item) for item in items)
-        return
-    running: deque = deque()
-    for item in items:
-        running.append(pool.submit(work, *item))
-        if len(running) >= ahead:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
-
-
-@contextmanager
-def start_pool(worker: Worker, processes: int) -> Iterator[ProcessPoolExecutor | None]:
-    if processes < 2:
-        _start(worker)
-        yield None
-        return
-    # Forked, so that the evaluation texts are shared.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _start, (worker,)) as pool:
-        yield pool
-
-
-def read_facts(path: Path, pool: ProcessPoolExecutor | None, processes: int) -> tuple[Facts, str]:
+def read_facts(path: Path, worker: Worker, processes: int) -> tuple[Facts, str]:
     """All facts of a file, and what is wrong with it as a whole, if anything."""
     facts, problem = Facts(), ""
 
@@ -171,7 +130,7 @@ def read_facts(path: Path, pool: ProcessPoolExecutor | None, processes: int) -> 
             problem = str(error)
 
     with tqdm(desc=f"checking {path.name}", unit=" rows", delay=2) as progress:
-        for part in in_order(pool, _work, stretches(), 2 * processes):
+        for part in in_order(worker, stretches(), processes):
             facts.add(part)
             progress.update(len(part.lines))
     return facts, problem
@@ -334,8 +293,8 @@ def main(argv: list[str]) -> int:
         TextEncoder(load_tokenizer(args.model_name_or_path, contract), contract) if args.model_name_or_path else None
     )
     evaluation = TextSet(text for path in args.eval for text in read_evaluation_queries(path)) if args.eval else None
-    with start_pool(Worker(encoder, evaluation), args.processes) as pool:
-        read = [read_facts(path, pool, args.processes) for path in paths]
+    worker = Worker(encoder, evaluation)
+    read = [read_facts(path, worker, args.processes) for path in paths]
     duplicates = find_duplicates([facts for facts, _ in read])
     reports = [FileReport(path, *part, lines) for path, part, lines in zip(paths, read, duplicates, strict=True)]
 

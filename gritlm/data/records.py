@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from gritlm.data.parallel import in_order
 from gritlm.data.plan import Documents
-from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, read_rows, text_id
+from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, parse_block, read_blocks, text_id
 from gritlm.errors import UserError
+
+LARGE = 16 << 20  # bytes of a file that is worth several processes
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,15 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
     The cached form is keyed by the file's path, size, time and this format's version, written aside and renamed, so
     any number of processes may race. Let one rank of a machine go first all the same.
     """
+    processes = os.cpu_count() or 1
     folder = Path(cache) if cache else Path(datasets.config.HF_DATASETS_CACHE) / "gritlm"
     return [
-        RecordSet(name, [_cached(path, folder) for path in paths]) for name, paths in find_files(train_data).items()
+        RecordSet(name, [_cached(path, folder, processes) for path in paths])
+        for name, paths in find_files(train_data).items()
     ]
 
 
-def _cached(path: Path, folder: Path) -> Path:
+def _cached(path: Path, folder: Path, processes: int) -> Path:
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{FORMAT_VERSION}"
     target = folder / f"{_stem(path)}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.arrow"
@@ -162,8 +167,11 @@ def _cached(path: Path, folder: Path) -> Path:
             with datasets.arrow_writer.ArrowWriter(
                 features=FEATURES, path=str(aside), writer_batch_size=1000
             ) as writer:
-                for row in tqdm(read_rows(path), f"reading {path.name}", unit=" rows", delay=2):
-                    writer.write(row)
+                with tqdm(desc=f"reading {path.name}", unit=" rows", delay=2) as progress:
+                    blocks = ((path, block) for block in read_blocks(path))
+                    for table in in_order(parse_block, blocks, processes if stat.st_size > LARGE else 1):
+                        writer.write_table(table)
+                        progress.update(len(table))
                 writer.finalize()
             os.replace(aside, target)
         except OSError as error:

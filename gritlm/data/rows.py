@@ -204,12 +204,11 @@ def decode(path: Path, number: int, raw: Any) -> Any:
     return _decode_line(raw, f"{path}:{number}") if isinstance(raw, bytes) else raw
 
 
-def read_rows(path: Path) -> Iterator[dict]:
-    """Every row of a file in the cached form, in order.
+def parse_block(path: Path, block: Block) -> pa.Table:
+    """A stretch of a file in the cached form.
 
     Raises:
-        UserError: at the first bad row, or for the file as a whole.
+        UserError: at its first bad row.
     """
-    for block in read_blocks(path):
-        for number, raw in block:
-            yield parse_row(decode(path, number, raw), f"{path}:{number}")
+    rows = [parse_row(decode(path, number, raw), f"{path}:{number}") for number, raw in block]
+    return pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)

@@ -14,6 +14,7 @@ FLOORS = {
     "losses": 1,
     "data.rows": 1,
     "data.overlap": 1,
+    "data.parallel": 0,
     "data.records": 1,
     "data.plan": 2,
     "data.collator": 2,

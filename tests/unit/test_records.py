@@ -158,3 +158,18 @@ def test_every_malformed_file_gets_its_verdict(shared_data, tmp_path):
         if found != wanted:
             wrong.append((name, number, verdict, found))
     assert not wrong
+
+
+def test_many_processes_read_the_same(tmp_path, monkeypatch):
+    """In order, and the first bad row is the one that is named."""
+    rows = [{"query": f"q{n}", "pos": [f"p{n} " + "x" * 2000], "neg": []} for n in range(2000)]
+    path = write(tmp_path / "a.jsonl", *rows)
+    (one,) = load_records(path, tmp_path / "one")
+    monkeypatch.setattr("gritlm.data.records.LARGE", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    (three,) = load_records(path, tmp_path / "three")
+    assert one.fingerprint() == three.fingerprint()
+    assert [three[n] for n in (0, 999, 1999)] == [one[n] for n in (0, 999, 1999)]
+    write(path, *rows[:600], {}, *rows, {})
+    with pytest.raises(UserError, match=r"a\.jsonl:601: query: found no such key"):
+        load_records(path, tmp_path / "three")

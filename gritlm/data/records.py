@@ -150,10 +150,8 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
     """
     processes = os.cpu_count() or 1
     folder = Path(cache) if cache else Path(datasets.config.HF_DATASETS_CACHE) / "gritlm"
-    return [
-        RecordSet(name, [_cached(path, folder, processes) for path in paths])
-        for name, paths in find_files(train_data).items()
-    ]
+    found = find_files(train_data).items()
+    return [RecordSet(name, [_cached(path, folder, processes) for path in paths]) for name, paths in found]
 
 
 def _cached(path: Path, folder: Path, processes: int) -> Path:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gritlm.check_data import main
 from gritlm.data.overlap import TextSet
-from gritlm.data.rows import read_rows
+from gritlm.data.rows import parse_block, read_blocks
 from gritlm.errors import UserError
 
 GOOD = {"query": ["Instruct: x\nQuery: ", "what is it"], "pos": ["this"], "neg": ["that"]}
@@ -165,8 +165,8 @@ def test_no_file_is_a_traceback(tmp_path, content, suffix, zipped):
     path.write_bytes(gzip.compress(content)[: -1 if len(content) % 7 == 0 else None] if zipped else content)
     code, found = report_of(tmp_path, path)
     try:
-        rows = sum(1 for _ in read_rows(path))
-        assert rows > 0
+        for block in read_blocks(path):
+            parse_block(path, block)
         assert all("found" not in what for _, _, what in found)
     except UserError as error:
         first = min((f for f in found if "found" in f[2] or f[1] == "0"), key=lambda f: int(f[1]) or 10**9)

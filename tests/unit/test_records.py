@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gritlm.data.records import find_files, load_records
-from gritlm.data.rows import Text, read_rows, text_id
+from gritlm.data.rows import Text, text_id
 from gritlm.errors import UserError
 
 GOOD = {"query": ["Instruct: x\nQuery: ", "what"], "pos": ["this"], "neg": []}
@@ -114,7 +114,7 @@ def test_a_bad_row_is_named(tmp_path, name):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + line + "\n")
     with pytest.raises(UserError) as error:
-        list(read_rows(path))
+        load_records(path, tmp_path / "cache")
     assert str(error.value).startswith(f"{path}:3: ")
     assert message in str(error.value)
 

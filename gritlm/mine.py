@@ -21,73 +21,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gritlm.data.collator import CONTRACT_FILE
 from gritlm.data.records import RecordSet, load_records
 from gritlm.data.rows import Text, text_id
-from gritlm.encode import GritLM, read_texts
+from gritlm.encode import read_texts
 from gritlm.errors import UserError, quieten, run_verb
+from gritlm.nearest import Encode, embed, load_encoder, nearest
+from gritlm.picture import bars
 
 EXAMPLES = """examples:
   gritlm mine data/ mined/ --model Qwen/Qwen3-Embedding-0.6B
   gritlm mine pairs.jsonl mined/ --model outputs/run --corpus corpus.jsonl --num_negatives 7 --sampling_strategy random
 the same command goes on where it was cut off"""
 
-STRETCH = 4096  # texts embedded before they are put on disk
-ROWS, COLUMNS = 1024, 65536  # of a tile of scores: 256 MiB
-BINS, BARS = np.linspace(-0.2, 1.0, 25), " ▁▂▃▄▅▆▇█"
-
-Encode = Callable[[list[Text]], np.ndarray]  # texts -> float32 (N, D), unit vectors
-
-
-# ---- embedding
-
-
-def load_encoder(model: str, keep_instruction: bool) -> Encode:
-    """A model folder of ours, or anything that sentence-transformers loads."""
-    if (Path(model) / CONTRACT_FILE).is_file():
-        ours = GritLM(model)
-
-        def encode(texts: list[Text]) -> np.ndarray:
-            vectors = np.empty((len(texts), ours.model.embedding_dim), dtype=np.float32)
-            instructions = [text.instruction if keep_instruction else "" for text in texts]
-            for instruction in set(instructions):
-                rows = [i for i, other in enumerate(instructions) if other == instruction]
-                vectors[rows] = ours.encode([texts[i].text for i in rows], instruction=instruction)
-            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-        return encode
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        theirs = SentenceTransformer(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model {model}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-
-    def encode(texts: list[Text]) -> np.ndarray:
-        joined = [(text.instruction if keep_instruction else "") + text.text for text in texts]
-        # A prompt of the model's own would be a second instruction.
-        return theirs.encode(joined, prompt="", normalize_embeddings=True, show_progress_bar=False)
-
-    return encode
-
-
-def embed(encode: Encode, texts: Sequence[Text], path: Path, what: str) -> np.ndarray:
-    """The texts' vectors, memory-mapped (N, D); those that are in `path` already are not made again."""
-    counter = path.with_suffix(".done")
-    done = int(counter.read_text()) if counter.exists() else 0
-    vectors = np.load(path, mmap_mode="r+") if done else None
-    with tqdm(total=len(texts), initial=done, desc=f"embedding {what}", unit=" texts", delay=2) as progress:
-        for start in range(done, len(texts), STRETCH):
-            part = encode(texts[start : start + STRETCH])
-            if vectors is None:
-                vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(texts), part.shape[1]))
-            vectors[start : start + len(part)] = part
-            vectors.flush()
-            aside = counter.with_suffix(".part")
-            aside.write_text(str(start + len(part)))
-            os.replace(aside, counter)
-            progress.update(len(part))
-    return vectors
+BINS = np.linspace(-0.2, 1.0, 25)
+ROWS = 1024  # queries searched at once
 
 
 class Passages(Sequence[Text]):
@@ -136,20 +83,6 @@ class Queries(Sequence[Text]):
 
 
 # ---- searching
-
-
-def nearest(queries_BD: np.ndarray, corpus_ND: np.ndarray, count: int, device: torch.device):
-    """The `count` best scores of each query and their numbers, (B, count) each; by tiles of the corpus."""
-    queries = torch.from_numpy(np.asarray(queries_BD)).to(device)
-    scores = torch.full((len(queries), 0), 0.0, device=device)
-    numbers = torch.zeros((len(queries), 0), dtype=torch.int64, device=device)
-    for start in range(0, len(corpus_ND), COLUMNS):
-        tile = torch.from_numpy(np.array(corpus_ND[start : start + COLUMNS])).to(device)
-        found, places = (queries @ tile.T).topk(min(count, len(tile)), dim=1)
-        scores, numbers = torch.cat([scores, found], 1), torch.cat([numbers, places + start], 1)
-        scores, order = scores.topk(min(count, scores.shape[1]), dim=1)
-        numbers = numbers.gather(1, order)
-    return scores.cpu().numpy(), numbers.cpu().numpy()
 
 
 @dataclass
@@ -309,8 +242,8 @@ def summary(
     for name, scores in (("positives", own), ("negatives", chosen)):
         if scores:
             counted, _ = np.histogram(np.clip(scores, BINS[0], BINS[-1]), BINS)
-            bars = "".join(BARS[int(np.ceil(8 * count / counted.max()))] for count in counted)
-            yield f"  scores of {name} |{bars}| from {BINS[0]:.1f} to {BINS[-1]:.1f}, median {np.median(scores):.3f}"
+            picture = f"|{bars(counted)}| from {BINS[0]:.1f} to {BINS[-1]:.1f}"
+            yield f"  scores of {name} {picture}, median {np.median(scores):.3f}"
 
 
 # ---- the verb

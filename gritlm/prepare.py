@@ -6,21 +6,20 @@ BEIR's format, README.md.
 """
 
 import argparse
-import csv
-import gzip
 import json
 import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gritlm.data.rows import decode, parse_row, read_blocks, text_id
+from gritlm.data.rows import parse_row, text_id
+from gritlm.data.shapes import NEGATIVE, POSITIVE, QUERY, Columns, Row, read_beir, read_columns, read_hub
 from gritlm.errors import UserError, quieten, run_verb
 
 EXAMPLES = """examples:
@@ -29,162 +28,6 @@ EXAMPLES = """examples:
   gritlm prepare beir/scifact out/ --split train
   gritlm prepare hub:sentence-transformers/natural-questions out/ --licence cc-by-sa-3.0 --held_out 500
   TRAIN_DATA=out/train MODEL_NAME_OR_PATH=... bash scripts/training/train_embonly.sh"""
-
-# The first of these names that a file has is taken.
-QUERY = ("query", "anchor", "question", "sentence1", "claim", "title")
-POSITIVE = ("positive", "pos", "passage", "answer", "document", "sentence2", "positives", "text", "response")
-NEGATIVE = ("negative", "neg", "negatives", "hard_negatives")
-
-csv.field_size_limit(1 << 30)
-
-
-@dataclass
-class Row:
-    """One query as it was found; `where` names file and line."""
-
-    where: str
-    query: object
-    positives: list
-    negatives: list
-
-
-# ---- reading
-
-
-def read_columns(path: Path, args: argparse.Namespace) -> Iterator[Row]:
-    """Rows of a file of columns, one positive each or lists of them."""
-    records = _records(path, args.no_header)
-    try:
-        where, first = next(records)
-    except StopIteration:
-        raise UserError(f"{path}: found no row, wanted at least one") from None
-    yield from _rows(_chain(where, first, records), path, list(first), args)
-
-
-def _chain(where: str, first: dict, rest: Iterator) -> Iterator[tuple[str, dict]]:
-    yield where, first
-    yield from rest
-
-
-def _rows(records: Iterable[tuple[str, dict]], path, columns: list[str], args: argparse.Namespace) -> Iterator[Row]:
-    query = _column(columns, args.query_column, QUERY, "query", path)
-    positive = _column([c for c in columns if c != query], args.positive_column, POSITIVE, "positive", path)
-    if args.negative_columns:
-        negatives = [_column(columns, name, (), "negative", path) for name in args.negative_columns]
-    else:
-        numbered = tuple(f"{name}_{number}" for name in NEGATIVE[:1] for number in range(100))
-        negatives = [name for name in columns if name in (*NEGATIVE, *numbered)]
-    for where, record in records:
-        found = [item for name in negatives for item in _as_list(record.get(name)) if item not in (None, "")]
-        yield Row(where, record.get(query), _as_list(record.get(positive)), found)
-
-
-def _as_list(value) -> list:
-    return value if isinstance(value, list) else [value]
-
-
-def _column(columns: list[str], asked: str | None, usual: tuple[str, ...], what: str, path) -> str:
-    if asked is not None and asked in columns:
-        return asked
-    if asked is None and (found := [name for name in usual if name in columns]):
-        return found[0]
-    wanted = f"a column {asked!r}" if asked else f"one of {', '.join(usual)}"
-    raise UserError(
-        f"{path}: found the columns {', '.join(columns)}; wanted {wanted} for the {what} (--{what}_column"
-        + ("s)" if what == "negative" else ")")
-    )
-
-
-def _records(path: Path, no_header: bool) -> Iterator[tuple[str, dict]]:
-    name = path.name.removesuffix(".gz")
-    if name.endswith((".csv", ".tsv")):
-        yield from _separated(path, "\t" if name.endswith(".tsv") else ",", no_header)
-        return
-    for block in read_blocks(path):
-        for number, raw in block:
-            row = decode(path, number, raw)
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: found {json.dumps(row)[:60]}, wanted an object with named fields")
-            yield f"{path}:{number}", row
-
-
-def _separated(path: Path, separator: str, no_header: bool) -> Iterator[tuple[str, dict]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    # Tab-separated files quote nothing: a quotation mark is a character.
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=separator == ",")
-        header: list[str] | None = None
-        try:
-            for values in reader:
-                if header is None:
-                    header = ["query", "positive", "negative"][: len(values)] if no_header else values
-                    if len(header) < 2 or len(header) < len(values):
-                        raise UserError(f"{path}:1: found {len(values)} columns, wanted 2 or 3 without a header")
-                    if not no_header:
-                        continue
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: found {len(values)} columns, wanted {len(header)} as in line 1"
-                    )
-                yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
-        except (csv.Error, UnicodeDecodeError, EOFError) as error:
-            raise UserError(f"{path}:{reader.line_num + 1}: found {error}, wanted {name_of(separator)}") from error
-
-
-def name_of(separator: str) -> str:
-    return "tab-separated UTF-8 text" if separator == "\t" else "comma-separated UTF-8 text"
-
-
-def read_beir(folder: Path, split: str) -> Iterator[Row]:
-    """One row a query of the split, with every document of a relevance above 0."""
-    qrels = folder / "qrels" / f"{split}.tsv"
-    if not qrels.is_file():
-        found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
-        raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
-    texts = {
-        side: {str(row.get("_id")): row for _, row in _records(folder / f"{side}.jsonl", False)}
-        for side in ("queries", "corpus")
-    }
-    relevant: dict[str, list[str]] = {}
-    where: dict[str, str] = {}
-    for number, line in enumerate(qrels.read_text(encoding="utf-8").splitlines(), start=1):
-        parts = line.split("\t")
-        if number == 1 and parts[-1].strip().lower() == "score":
-            continue
-        try:
-            query, document, score = parts
-            score = float(score)
-        except ValueError as error:
-            raise UserError(f"{qrels}:{number}: found {line[:60]!r}, wanted query-id, corpus-id and score") from error
-        for key, side in ((query, "queries"), (document, "corpus")):
-            if key not in texts[side]:
-                raise UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / side}.jsonl")
-        if score > 0:
-            relevant.setdefault(query, []).append(document)
-            where.setdefault(query, f"{qrels}:{number}")
-    for query, documents in relevant.items():
-        positives = []
-        for document in documents:
-            row = texts["corpus"][document]
-            positives.append(f"{row.get('title') or ''}. {row.get('text')}" if row.get("title") else row.get("text"))
-        yield Row(where[query], texts["queries"][query].get("text"), positives, [])
-
-
-def read_hub(name: str, args: argparse.Namespace) -> Iterator[Row]:
-    """Rows of a data set of the Hugging Face hub, as they stream in."""
-    import datasets
-
-    try:
-        data = datasets.load_dataset(name, args.config, split=args.split)
-    except Exception as error:  # the library raises its own, the hub's and the network's
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"hub:{name}: cannot be read: {why[:300]}") from error
-    records = ((f"hub:{name}:{number}", row) for number, row in enumerate(data, start=1))
-    yield from _rows(records, f"hub:{name}", data.column_names, args)
-
 
 # ---- what is kept
 
@@ -354,12 +197,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.output} exists; nothing is overwritten, name a new folder")
     path = Path(args.input.removeprefix("hub:"))
     name = args.name or path.name.split(".")[0]
+    columns = Columns(args.query_column, args.positive_column, args.negative_columns)
     if args.input.startswith("hub:"):
-        found = read_hub(args.input.removeprefix("hub:"), args)
+        found = read_hub(args.input.removeprefix("hub:"), args.config, args.split, columns)
     elif path.is_dir():
         found = read_beir(path, args.split)
     elif path.exists():
-        found = read_columns(path, args)
+        found = read_columns(path, columns, args.no_header)
     else:
         raise UserError(f"{path}: no such file or folder (a data set of the hub is hub:NAME)")
     instruction = f"Instruct: {args.instruction}\nQuery: " if args.instruction else ""

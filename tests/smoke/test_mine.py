@@ -99,8 +99,8 @@ def test_killed_and_gone_on_with(pairs, served, tmp_path):
     """kill -9 while embedding: what is embedded stays, and the result is the undisturbed one."""
     command = [*flags(pairs, tmp_path / "out", served, tmp_path), "--num_negatives", "5"]
     slow = (
-        "import sys, time, gritlm.mine as m\n"
-        "m.STRETCH = 64\n"
+        "import sys, time, gritlm.mine as m, gritlm.nearest as n\n"
+        "n.STRETCH = 64\n"
         "load = m.load_encoder\n"
         "def slowly(*a):\n"
         "    encode = load(*a)\n"

@@ -7,6 +7,7 @@ from helpers import ROOT
 
 FLOORS = {
     "errors": 0,
+    "picture": 0,
     "arguments": 0,
     "distributed": 0,
     "models": 1,
@@ -15,6 +16,8 @@ FLOORS = {
     "data.rows": 1,
     "data.overlap": 1,
     "data.parallel": 0,
+    "data.shapes": 1,
+    "data.facts": 2,
     "data.records": 1,
     "data.plan": 2,
     "data.collator": 2,
@@ -30,7 +33,8 @@ FLOORS = {
     "encode": 4,
     "check_data": 3,
     "prepare": 3,
-    "mine": 5,
+    "nearest": 5,
+    "mine": 6,
     "quickstart": 5,
     "measure": 6,
     "peer": 7,

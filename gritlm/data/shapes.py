@@ -1,0 +1,168 @@
+"""Public data of common shapes, row by row: columns, BEIR, data sets of the Hugging Face hub."""
+
+import csv
+import gzip
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gritlm.data.rows import decode, read_blocks
+from gritlm.errors import UserError
+
+# The first of these names that a file has is taken.
+QUERY = ("query", "anchor", "question", "sentence1", "claim", "title")
+POSITIVE = ("positive", "pos", "passage", "answer", "document", "sentence2", "positives", "text", "response")
+NEGATIVE = ("negative", "neg", "negatives", "hard_negatives")
+
+csv.field_size_limit(1 << 30)
+
+
+@dataclass
+class Row:
+    """One query as it was found; `where` names file and line."""
+
+    where: str
+    query: object
+    positives: list
+    negatives: list
+
+
+@dataclass
+class Columns:
+    """Which columns to take; None: by their usual names."""
+
+    query: str | None = None
+    positive: str | None = None
+    negatives: list[str] | None = None
+
+
+def read_columns(path: Path, columns: Columns, no_header: bool = False) -> Iterator[Row]:
+    """Rows of a file of columns, one positive each or lists of them."""
+    records = _records(path, no_header)
+    try:
+        where, first = next(records)
+    except StopIteration:
+        raise UserError(f"{path}: found no row, wanted at least one") from None
+    yield from _rows(itertools.chain([(where, first)], records), str(path), list(first), columns)
+
+
+def _rows(records: Iterable[tuple[str, dict]], source: str, names: list[str], columns: Columns) -> Iterator[Row]:
+    query = _choose(names, columns.query, QUERY, "query", source)
+    positive = _choose([name for name in names if name != query], columns.positive, POSITIVE, "positive", source)
+    if columns.negatives:
+        negatives = [_choose(names, name, (), "negative", source) for name in columns.negatives]
+    else:
+        negatives = [name for name in names if name in NEGATIVE or re.fullmatch(r"negative_\d+", name)]
+    for where, record in records:
+        found = [item for name in negatives for item in _as_list(record.get(name)) if item not in (None, "")]
+        yield Row(where, record.get(query), _as_list(record.get(positive)), found)
+
+
+def _as_list(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _choose(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, source: str) -> str:
+    if asked is not None and asked in names:
+        return asked
+    if asked is None and (found := [name for name in usual if name in names]):
+        return found[0]
+    wanted = f"a column {asked!r}" if asked else f"one of {', '.join(usual)}"
+    raise UserError(
+        f"{source}: found the columns {', '.join(names)}; wanted {wanted} for the {what} (--{what}_column"
+        + ("s)" if what == "negative" else ")")
+    )
+
+
+def _records(path: Path, no_header: bool) -> Iterator[tuple[str, dict]]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        yield from _separated(path, "\t" if name.endswith(".tsv") else ",", no_header)
+        return
+    for block in read_blocks(path):
+        for number, raw in block:
+            row = decode(path, number, raw)
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: found {json.dumps(row)[:60]}, wanted an object with named fields")
+            yield f"{path}:{number}", row
+
+
+def _separated(path: Path, separator: str, no_header: bool) -> Iterator[tuple[str, dict]]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    # Tab-separated files quote nothing: a quotation mark is a character.
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=separator == ",")
+        header: list[str] | None = None
+        try:
+            for values in reader:
+                if header is None:
+                    header = ["query", "positive", "negative"][: len(values)] if no_header else values
+                    if len(header) < 2 or len(header) < len(values):
+                        raise UserError(f"{path}:1: found {len(values)} columns, wanted 2 or 3 without a header")
+                    if not no_header:
+                        continue
+                if not values:
+                    continue
+                if len(values) != len(header):
+                    raise UserError(
+                        f"{path}:{reader.line_num}: found {len(values)} columns, wanted {len(header)} as in line 1"
+                    )
+                yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
+        except (csv.Error, UnicodeDecodeError, EOFError) as error:
+            raise UserError(f"{path}:{reader.line_num + 1}: found {error}, wanted {name_of(separator)}") from error
+
+
+def name_of(separator: str) -> str:
+    return "tab-separated UTF-8 text" if separator == "\t" else "comma-separated UTF-8 text"
+
+
+def read_beir(folder: Path, split: str) -> Iterator[Row]:
+    """One row a query of the split, with every document of a relevance above 0."""
+    qrels = folder / "qrels" / f"{split}.tsv"
+    if not qrels.is_file():
+        found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
+        raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
+    texts = {
+        side: {str(row.get("_id")): row for _, row in _records(folder / f"{side}.jsonl", False)}
+        for side in ("queries", "corpus")
+    }
+    relevant: dict[str, list[str]] = {}
+    where: dict[str, str] = {}
+    for number, line in enumerate(qrels.read_text(encoding="utf-8").splitlines(), start=1):
+        parts = line.split("\t")
+        if number == 1 and parts[-1].strip().lower() == "score":
+            continue
+        try:
+            query, document, score = parts
+            score = float(score)
+        except ValueError as error:
+            raise UserError(f"{qrels}:{number}: found {line[:60]!r}, wanted query-id, corpus-id and score") from error
+        for key, side in ((query, "queries"), (document, "corpus")):
+            if key not in texts[side]:
+                raise UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / side}.jsonl")
+        if score > 0:
+            relevant.setdefault(query, []).append(document)
+            where.setdefault(query, f"{qrels}:{number}")
+    for query, documents in relevant.items():
+        positives = []
+        for document in documents:
+            row = texts["corpus"][document]
+            positives.append(f"{row.get('title') or ''}. {row.get('text')}" if row.get("title") else row.get("text"))
+        yield Row(where[query], texts["queries"][query].get("text"), positives, [])
+
+
+def read_hub(name: str, config: str | None, split: str, columns: Columns) -> Iterator[Row]:
+    """Rows of a data set of the Hugging Face hub, as they stream in."""
+    import datasets
+
+    try:
+        data = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the library raises its own, the hub's and the network's
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"hub:{name}: cannot be read: {why[:300]}") from error
+    records = ((f"hub:{name}:{number}", row) for number, row in enumerate(data, start=1))
+    yield from _rows(records, f"hub:{name}", data.column_names, columns)

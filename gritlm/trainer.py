@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from gritlm.arguments import EmbeddingTrainingArguments
-from gritlm.data.collator import BatchBuilder
+from gritlm.data.collator import BatchBuilder, to_device
 from gritlm.distributed import agree_max, all_reduce_sum, barrier, ranks_on_this_host
 from gritlm.engines import make_engine, whole_weights
 from gritlm.errors import UserError
@@ -192,8 +192,8 @@ class EmbeddingTrainer(Trainer):
         self._mark("pass_1", batch)
         self.stopped = bool(agree_max(self.signals.received)[0])
         self.counts.update(**{name: inputs[name] for name in TOKEN_COUNTS})
-        inputs = self._prepare_inputs(inputs)
-        layout = ContrastiveBatch(**inputs["layout"])
+        chunks = [to_device(chunk, self.args.device) for chunk in inputs["chunks"]]
+        layout = ContrastiveBatch(**to_device(inputs["layout"], self.args.device))
 
         def mark(part: str) -> None:
             self.clock.mark(part)
@@ -201,9 +201,7 @@ class EmbeddingTrainer(Trainer):
 
         engine = make_engine(model)
         try:
-            result = two_pass_step(
-                engine, inputs["chunks"], lambda vectors: self.objective(vectors, layout), mark, self.memory
-            )
+            result = two_pass_step(engine, chunks, lambda vectors: self.objective(vectors, layout), mark, self.memory)
         except torch.OutOfMemoryError as error:
             why = str(error).strip().splitlines()[0]
             raise UserError(

@@ -22,6 +22,7 @@ from gritlm.data.rows import Text, text_id
 from gritlm.errors import UserError
 
 CONTRACT_FILE = "text_contract.json"
+STRETCH = 512  # texts tokenised at once
 BOUNDARY_PROBES = ("a", "A", "1", "(", ".", "é", "中", '"')
 
 
@@ -112,8 +113,11 @@ class TextEncoder:
         self._instruction_lengths: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[Text], max_length: int) -> list[Tokens]:
-        if not texts:
-            return []
+        # A stretch at a time: the tokenizer keeps what it cut off until it has done all that it was given.
+        starts = range(0, len(texts), STRETCH)
+        return [tokens for start in starts for tokens in self._encode(texts[start : start + STRETCH], max_length)]
+
+    def _encode(self, texts: Sequence[Text], max_length: int) -> list[Tokens]:
         joined = [self._cut(text.instruction + text.text, max_length) for text in texts]
         encoded = self.tokenizer(joined, truncation=True, max_length=max_length, return_attention_mask=False)
         tokens = []

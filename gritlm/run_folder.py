@@ -101,9 +101,25 @@ def publish_checkpoint(aside: Path, target: Path, facts: dict, served: list[str]
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in aside.rglob("*"):
         _to_disk(path)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():  # it was damaged, and passed over
+        remove_checkpoint(target)
     os.replace(aside, target)
     _to_disk(target.parent)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Out of sight first, so that a checkpoint is never seen half gone."""
+    gone = path.parent / UNFINISHED / f"old-{path.name}"
+    gone.parent.mkdir(exist_ok=True)
+    os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def rotate_checkpoints(run: Path, limit: int | None) -> None:
+    """Remove the oldest checkpoints, so that at most `limit` are left, and at least one."""
+    if limit is not None and limit > 0:
+        for path in sort_checkpoints(str(run))[:-limit]:
+            remove_checkpoint(Path(path))
 
 
 def _to_disk(path: Path) -> None:

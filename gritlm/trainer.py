@@ -11,7 +11,6 @@ from accelerate.utils import DynamoBackend
 from safetensors import SafetensorError
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.data.collator import BatchBuilder, to_device
@@ -32,6 +31,7 @@ from gritlm.run_folder import (
     engine_of,
     explain_unsaved,
     publish_checkpoint,
+    rotate_checkpoints,
 )
 
 TOKEN_COUNTS = ("real_tokens", "encoded_tokens", "padded_tokens")  # of all texts; once per equal text; with padding
@@ -277,8 +277,8 @@ class EmbeddingTrainer(Trainer):
         finally:
             self._save_to = None
         if self.args.should_save:
+            rotate_checkpoints(run, self.args.save_total_limit)
             shutil.rmtree(aside, ignore_errors=True)
-            rotate_checkpoints(output_dir=str(run), save_total_limit=self.args.save_total_limit)
         barrier()
         self._mark("saved")
 

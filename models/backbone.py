@@ -56,36 +56,24 @@ def load_backbone(
     `reset_weight` draws the weights from the model's own initialisation (seeded) and reads none from disk.
     """
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-    check_attention(config, attn_implementation)
-    if reset_weight:
-        set_seed(seed)
-        return AutoModel.from_config(config, dtype=torch.float32, **options)
     try:
+        if reset_weight:
+            set_seed(seed)
+            return AutoModel.from_config(config, dtype=torch.float32, **options)
         backbone, report = AutoModel.from_pretrained(
             name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model_name_or_path {name_or_path}: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, ImportError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        if isinstance(error, ImportError) or "attn_implementation" in why:
+            raise UserError(f"--attn_implementation {attn_implementation}: {why}; packed works everywhere") from error
+        raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error
     if report["missing_keys"]:
         raise UserError(
             f"--model_name_or_path {name_or_path}: {len(report['missing_keys'])} weights are missing, "
             f"first {sorted(report['missing_keys'])[0]!r}"
         )
     return backbone
-
-
-def check_attention(config: PreTrainedConfig, attn_implementation: str) -> None:
-    """Refuse an attention kernel that does not exist, or that this machine lacks.
-
-    Raises:
-        UserError: naming it, and why.
-    """
-    try:
-        with torch.device("meta"):
-            AutoModel.from_config(config, attn_implementation=attn_implementation)
-    except (ImportError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"--attn_implementation {attn_implementation}: {why}; packed works everywhere") from error
 
 
 class AttentionError(UserError):

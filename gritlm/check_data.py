@@ -20,7 +20,7 @@ from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer
 from gritlm.data.facts import Facts, Worker, find_duplicates, read_facts, shared
 from gritlm.data.overlap import TextSet, read_evaluation_queries
 from gritlm.data.records import find_files
-from gritlm.data.rows import decode, read_blocks
+from gritlm.data.rows import SUFFIXES, decode, read_blocks
 from gritlm.errors import UserError, run_verb
 from gritlm.picture import bars
 
@@ -54,7 +54,7 @@ class FileReport:
             yield f"  !! {self.problem}"
         for count, what in (
             (len(facts.bad), "bad rows"),
-            (len(self.duplicates), "rows that stand before, with the same query and positives"),
+            (len(self.duplicates), "rows that stand before, the same in all"),
             (len(facts.repeats), "rows with a positive among their own negatives"),
             (len(facts.leaked), f"queries of an evaluation set ({_counts(how for _, how in facts.leaked)})"),
         ):
@@ -91,7 +91,7 @@ def _lengths(side: str, lengths: np.ndarray, unit: str, limit: int) -> Iterator[
     cut = f"; {(lengths > limit).mean():.1%} longer than {limit} are cut" if unit == "tokens" else ""
     yield (
         f"  {side} {unit} |{bars(counts)}| (to {EDGES[0]}, {EDGES[1]}, ... {EDGES[-1]}, more): median {middle:.0f}, "
-        f"5% under {low:.0f}, 5% over {high:.0f}, longest {lengths.max()}{cut}"
+        f"5% under {low:.0f}, 5% over {high:.0f}, longest {lengths.max()}{cut}; {len(lengths)} looked at"
     )
 
 
@@ -101,11 +101,12 @@ def _lengths(side: str, lengths: np.ndarray, unit: str, limit: int) -> Iterator[
 def write_fixed(report: FileReport, out: Path, log) -> int:
     """The file's good rows as they stand, less negatives that are positives; every other row into the log."""
     facts = report.facts
-    drop = dict.fromkeys(report.duplicates.tolist(), "the same query and positives stand before")
+    drop = dict.fromkeys(report.duplicates.tolist(), "the same row stands before")
     drop |= {line: f"the query stands in an evaluation set ({how})" for line, how in facts.leaked}
     drop |= {line: message.split(": ", 1)[1] for line, message in facts.bad}
     mend, kept = dict(facts.repeats), 0
-    with open(out, "wb") as good:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "xb") as good:
         try:
             for block in read_blocks(report.path):
                 for number, raw in block:
@@ -114,12 +115,14 @@ def write_fixed(report: FileReport, out: Path, log) -> int:
                         continue
                     if number in mend or not isinstance(raw, bytes):
                         row = decode(report.path, number, raw)
+                        if not isinstance(raw, bytes):  # other columns may hold what JSON cannot
+                            row = {name: row[name] for name in ("query", "pos", "neg")}
                         texts = [item if isinstance(item, str) else item[1] for item in row["pos"]]
                         known = {text.rstrip() for text in texts}
                         row["neg"] = [
                             n for n in row["neg"] if (n if isinstance(n, str) else n[1]).rstrip() not in known
                         ]
-                        raw = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+                        raw = json.dumps(row).encode() + b"\n"
                     if number in mend:
                         log.write(f"{report.path}\t{number}\tmended\t{mend[number]} negatives repeat a positive\n")
                     good.write(raw if raw.endswith(b"\n") else raw + b"\n")
@@ -154,7 +157,8 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.fix and args.fix.exists():
         raise UserError(f"--fix {args.fix} exists; nothing is overwritten, name a new folder")
-    paths = [file for path in args.paths for files in find_files(path).values() for file in files]
+    found = [(file, path) for path in args.paths for files in find_files(path).values() for file in files]
+    paths, roots = [file for file, _ in found], [root for _, root in found]
     contract = TextContract(args.query_max_len, args.passage_max_len)
     encoder = (
         TextEncoder(load_tokenizer(args.model_name_or_path, contract), contract) if args.model_name_or_path else None
@@ -175,7 +179,7 @@ def main(argv: list[str]) -> int:
     if args.report:
         write_report(reports, args.report)
     if args.fix:
-        fix(reports, args.fix)
+        fix(reports, args.fix, roots)
     rows, findings = sum(len(report.facts.lines) for report in reports), sum(report.findings for report in reports)
     print(f"{len(reports)} files, {rows} good rows, {findings} findings")
     return int(findings > 0)
@@ -186,20 +190,25 @@ def write_report(reports: list[FileReport], path: Path) -> None:
         for report in reports:
             found = [(0, report.problem)] if report.problem else []
             found += [(line, message.split(": ", 1)[1]) for line, message in report.facts.bad]
-            found += [(line, "the same query and positives stand before") for line in report.duplicates.tolist()]
+            found += [(line, "the same row stands before") for line in report.duplicates.tolist()]
             found += [(line, f"{count} negatives repeat a positive") for line, count in report.facts.repeats]
             found += [(line, f"the query stands in an evaluation set ({how})") for line, how in report.facts.leaked]
             out.writelines(f"{report.path}\t{line}\t{what}\n" for line, what in sorted(found))
 
 
-def fix(reports: list[FileReport], folder: Path) -> None:
-    names = Counter()
+def fix(reports: list[FileReport], folder: Path, roots: list[Path]) -> None:
+    """Write each file's good rows under the name, and in the sub-folder, that it had: data sets stay what they were."""
     folder.mkdir(parents=True)
     with open(folder / "dropped.tsv", "w") as log:
-        for report in reports:
-            stem = report.path.name.split(".")[0]
-            names[stem] += 1
-            out = folder / (f"{stem}.jsonl" if names[stem] == 1 else f"{stem}-{names[stem]}.jsonl")
+        for report, root in zip(reports, roots, strict=True):
+            name = report.path.relative_to(root if root.is_dir() else root.parent)
+            stem = name.name
+            for suffix in SUFFIXES:
+                stem = stem.removesuffix(suffix)
+            out = folder / name.with_name(f"{stem}.jsonl")
+            number = 2
+            while out.exists():
+                out, number = folder / name.with_name(f"{stem}-{number}.jsonl"), number + 1
             kept = write_fixed(report, out, log)
             if not kept:
                 out.unlink()

@@ -10,12 +10,16 @@ class UserError(ValueError):
     """Something the user can put right: a flag, a path, a row of data. The message says what and how."""
 
 
+class RankError(UserError):
+    """One that the other ranks do not meet; the rank that does says it."""
+
+
 def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Run `main(argv)`; a `UserError` becomes one line (on the first rank only) and exit code 2."""
+    """Run `main(argv)`; a `UserError` becomes exit code 2 and one line, of the first rank or the one it is of."""
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if isinstance(error, RankError) or os.environ.get("RANK", "0") == "0":
             print(f"gritlm: error: {error}", file=sys.stderr, flush=True)
         return 2
 

@@ -102,7 +102,7 @@ class Rules:
     def choose(self, row: int, scores: np.ndarray, out: np.ndarray, positive: float, removed: Counter) -> np.ndarray:
         """Places of the negatives among a query's candidates, best first; `out` are known not to be negatives."""
         left = ~out
-        removed["known positive, or the query itself"] += int(out.sum())
+        removed["known positive, own negative, the query"] += int(out.sum())
         limits = {
             "absolute_margin": self.absolute_margin is not None and scores + self.absolute_margin > positive,
             "relative_margin": self.relative_margin is not None
@@ -140,6 +140,7 @@ def search(
     rules: Rules,
     rescore: Callable[[str, list[str]], np.ndarray] | None,
     removed: Counter,
+    keep_negatives: bool,
 ) -> Iterator[Mined]:
     """Mine every row, in order."""
     queries_BD, corpus_ND = vectors
@@ -157,7 +158,10 @@ def search(
             positives = corpus_ND[known] @ queries_BD[row]
             own_scores = (corpus_ND[own] @ queries_BD[row]).tolist()
             itself = passages.number_of.get(text_id(record.query.text), -1)
-            out = np.isin(numbers, [*known, itself])
+            has = (
+                [passages.number_of.get(text_id(text.text), -1) for text in record.negatives] if keep_negatives else []
+            )
+            out = np.isin(numbers, [*known, itself, *has])
             if rescore is not None:
                 text = record.query.text
                 scores = rescore(text, [passages[number].text for number in numbers])
@@ -189,6 +193,8 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     target = args.output / f"{records.name}.jsonl"
     if target.exists():
         print(f"{target} is there already")
+        for left in args.output.glob(f".{records.name}-*"):
+            shutil.rmtree(left)
         return
     passages = Passages(records, extra, args.corpus_only)
     work = args.output / f".{records.name}-{fingerprint(records, extra, args)}"
@@ -201,7 +207,7 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     removed, counts, chosen, own = Counter(), Counter(), [], []
     aside = target.with_suffix(".part")
     with open(aside, "w", encoding="utf-8") as out:
-        for mined in search(records, passages, vectors, rules, rescore, removed):
+        for mined in search(records, passages, vectors, rules, rescore, removed, args.keep_negatives):
             record = records[mined.row]
             negatives = [passages[number] for number in mined.negatives]
             kept = record.negatives if args.keep_negatives else []
@@ -216,6 +222,26 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     os.replace(aside, target)
     shutil.rmtree(work)
     print("\n".join(summary(target, passages.candidates, removed, counts, chosen, own, args.num_negatives)))
+
+
+def remember(args: argparse.Namespace) -> None:
+    """Write the flags into OUT, or refuse an OUT that was mined with others."""
+    if args.output.resolve().is_relative_to(Path(args.input).resolve()):
+        raise UserError(f"OUT {args.output} is in DATA, and would be read as data; name a folder elsewhere")
+    flags = vars(args) | {"corpus": " ".join(map(str, args.corpus))}
+    flags = {name: str(value) for name, value in flags.items() if name != "data_cache"}
+    path = args.output / "mine.json"
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(path.read_text()) if path.exists() else flags
+        path.write_text(json.dumps(flags if earlier == flags else earlier, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    for name in flags:
+        if flags[name] != earlier.get(name):
+            raise UserError(
+                f"{args.output} was mined with {name} {earlier.get(name)}, now {flags[name]}; name another folder"
+            )
 
 
 def _plain(text: Text) -> str | list[str]:
@@ -294,9 +320,11 @@ def main(argv: list[str]) -> int:
     quieten()
     data = load_records(args.input, args.data_cache)
     extra = [text for path in args.corpus for text in read_texts(path)]
+    if bad := sum(not text.strip() or text != text.encode(errors="replace").decode() for text in extra):
+        raise UserError(f"--corpus: found {bad} texts that are empty or not valid Unicode, wanted none")
     encode = load_encoder(args.model, args.keep_instruction)
     rescore = load_rescorer(args.cross_encoder) if args.cross_encoder else None
-    args.output.mkdir(parents=True, exist_ok=True)
+    remember(args)
     for records in data:
         mine_set(records, extra, encode, rescore, args)
     return 0

@@ -39,16 +39,17 @@ class Prepared:
     rows: list[dict] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     repeated: int = 0
+    merged: int = 0
     dropped_negatives: int = 0
 
 
 def prepare(found: Iterable[Row], instruction: str, skip_bad: bool) -> Prepared:
-    """Check every row as training would; leave out those that stand before.
+    """Check every row as training would. One with the query and positives of an earlier row gives it its negatives.
 
     Raises:
         UserError: at the first bad row, unless `skip_bad`.
     """
-    prepared, seen = Prepared(), set()
+    prepared, first = Prepared(), {}
     for row in tqdm(found, "reading", unit=" rows", delay=2):
         query = [instruction, row.query] if instruction else row.query
         made = {"query": query, "pos": row.positives, "neg": row.negatives}
@@ -60,13 +61,20 @@ def prepare(found: Iterable[Row], instruction: str, skip_bad: bool) -> Prepared:
             prepared.skipped.append(str(error))
             continue
         key = (checked["query_id"], *sorted(set(checked["pos_id"])))
-        if key in seen:
-            prepared.repeated += 1
-            continue
-        seen.add(key)
         prepared.dropped_negatives += checked["dropped_negatives"]
-        made["neg"] = checked["neg"]["text"]
-        prepared.rows.append(made)
+        negatives = dict(zip(_ids(made, "neg"), made["neg"], strict=True))
+        new = {key: text for key, text in negatives.items() if key not in checked["pos_id"]}
+        if key not in first:
+            first[key] = len(prepared.rows)
+            prepared.rows.append(made | {"neg": list(new.values())})
+            continue
+        earlier = prepared.rows[first[key]]
+        known = set(_ids(earlier, "neg"))
+        earlier["neg"] += [text for key, text in new.items() if key not in known]
+        if new.keys() <= known:
+            prepared.repeated += 1
+        else:
+            prepared.merged += 1
     return prepared
 
 
@@ -102,7 +110,7 @@ def split_by_document(rows: list[dict], wanted: int, seed: int) -> tuple[list[di
     train, left_out = [], 0
     for number, row in enumerate(rows):
         if number not in out:
-            negatives = [text for text in row["neg"] if text_id(text) not in kept_out]
+            negatives = [text for key, text in zip(_ids(row, "neg"), row["neg"], strict=True) if key not in kept_out]
             left_out += len(row["neg"]) - len(negatives)
             train.append(row | {"neg": negatives})
     return train, held, left_out
@@ -128,7 +136,7 @@ def write_held_out(folder: Path, rows: list[dict]) -> None:
     corpus, qrels = [], ["query-id\tcorpus-id\tscore"]
     for number, row in enumerate(rows):
         for relevant, texts in ((True, row["pos"]), (False, row["neg"])):
-            for text in texts:
+            for text in (text if isinstance(text, str) else "".join(text) for text in texts):
                 key = text_id(text)
                 if key not in number_of:
                     number_of[key] = len(corpus)
@@ -152,10 +160,12 @@ def card(args: argparse.Namespace, name: str, prepared: Prepared, train: list, h
         f"- instruction: {args.instruction or 'none'}",
         f"- train: {len(train)} rows in `train/{name}.jsonl`, {sum(len(row['pos']) for row in train)} positives, "
         f"{min(negatives, default=0)} to {max(negatives, default=0)} negatives a row",
-        f"- held out: {len(held)} queries in `held_out/` (BEIR format); no query or passage of them stands in train"
+        f"- held out: {len(held)} queries in `held_out/` (BEIR format); no query or positive of them stands in train"
         + (f" ({left_out} negatives were left out for that)" if left_out else ""),
-        f"- left out: {prepared.repeated} repeated rows, {prepared.dropped_negatives} negatives that repeat a positive "
-        f"of their row, {len(prepared.skipped)} bad rows" + (" (`skipped.txt`)" if prepared.skipped else ""),
+        f"- left out: {prepared.repeated} repeated rows ({prepared.merged} more gave "
+        f"their negatives to a row with the same query and positives), {prepared.dropped_negatives} negatives that "
+        f"repeat a positive of their row, {len(prepared.skipped)} bad rows"
+        + (" (`skipped.txt`)" if prepared.skipped else ""),
         f"- made by: `gritlm prepare`, seed {args.seed}",
     ]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.data.collator import BatchBuilder, to_device
 from gritlm.distributed import agree_max, all_reduce_sum, barrier, ranks_on_this_host
 from gritlm.engines import make_engine, whole_weights
-from gritlm.errors import UserError
+from gritlm.errors import RankError
 from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.guards import FiniteWatch, StopSignals, Watchdog
 from gritlm.model_folder import save_model_folder
@@ -204,7 +204,7 @@ class EmbeddingTrainer(Trainer):
             result = two_pass_step(engine, chunks, lambda vectors: self.objective(vectors, layout), mark, self.memory)
         except torch.OutOfMemoryError as error:
             why = str(error).strip().splitlines()[0]
-            raise UserError(
+            raise RankError(
                 f"step {step}, rank {self.args.process_index}: {why} "
                 f"Lower --chunk_tokens (now {self.args.chunk_tokens}), or set --gradient_checkpointing"
             ) from error

@@ -57,7 +57,7 @@ def _small(embedder: Embedder, device: torch.device) -> Embedder:
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 64, None
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=config._attn_implementation)
     return Embedder(backbone).to(device).train()
 

@@ -39,8 +39,9 @@ build_model(out / "qwen3-0.6b", "qwen3-0.6b", [text for pair in pairs for text i
 PYTHON
 
 part gradients 60 $gritlm verify-gradients --model_name_or_path "$out/qwen3-0.6b" --ranks 1 --engines plain ddp fsdp2
-step ways 120 --model qwen3-0.6b --queries 512 --chunk_tokens 32768 --activation_memory 0 auto \
-  --attn_implementation packed sdpa --torch_compile no yes
+step ways 90 --model qwen3-0.6b --queries 512 --chunk_tokens 32768 --activation_memory 0 auto \
+  --attn_implementation packed sdpa
+step compiled 90 --model qwen3-0.6b --queries 512 --chunk_tokens 32768 --activation_memory 0 auto --torch_compile no yes
 step large 90 --model qwen3-0.6b --queries 2048 --chunk_tokens 65536 --activation_memory auto
 step checkpointed 60 --model qwen3-0.6b --queries 512 --chunk_tokens 65536 --activation_memory 0 auto \
   --gradient_checkpointing

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gritlm.data.collator import TextEncoder
 from gritlm.data.overlap import TextSet
 from gritlm.data.parallel import in_order
-from gritlm.data.rows import Block, Text, decode, parse_row, read_blocks
+from gritlm.data.rows import Block, Text, decode, parse_row, read_blocks, text_id
 from gritlm.errors import UserError
 
 SAMPLED = 20_000  # rows of a file whose lengths and scripts are looked at
@@ -58,7 +58,8 @@ class Worker:
                 continue
             facts.lines.append(number)
             facts.query_ids.append(row["query_id"])
-            facts.row_keys.append(hash((row["query_id"], *sorted(set(row["pos_id"])))))
+            negatives = sorted({text_id(text) for text in row["neg"]["text"]})
+            facts.row_keys.append(hash((row["query_id"], *sorted(set(row["pos_id"])), None, *negatives)))
             facts.pos_counts.append(len(row["pos_id"]))
             facts.pos_ids.extend(row["pos_id"])
             facts.neg_counts.append(len(row["neg"]["text"]))

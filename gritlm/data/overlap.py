@@ -52,10 +52,8 @@ class TextSet:
             return "near"
         shingles = _shingles(words)
         shared = Counter(number for shingle in shingles for number in self.shingles.get(shingle, ()))
-        for number, count in shared.most_common(1):
-            if count >= SHARE * min(len(shingles), self.sizes[number]):
-                return "near"
-        return ""
+        near = any(count >= SHARE * min(len(shingles), self.sizes[number]) for number, count in shared.items())
+        return "near" if near else ""
 
 
 def _shingles(words: list[str]) -> set[int]:
@@ -72,8 +70,11 @@ def read_evaluation_queries(path: Path) -> list[str]:
         queries, qrels = path / "queries.jsonl", path / "qrels" / "test.tsv"
         if not queries.is_file():
             raise UserError(f"{path}: found no queries.jsonl in it, wanted a BEIR folder or a file")
-        wanted = {line.split("\t")[0] for line in qrels.read_text().splitlines()[1:]} if qrels.is_file() else None
-        return [text for key, text in _texts(queries) if wanted is None or key in wanted]
+        wanted = {line.split()[0] for line in qrels.read_text().splitlines() if line} if qrels.is_file() else None
+        found = [text for key, text in _texts(queries) if wanted is None or key in wanted]
+        if not found:
+            raise UserError(f"{qrels}: found no id of {queries} in it, wanted query-id, corpus-id and score a line")
+        return found
     return [text for _, text in _texts(path)]
 
 

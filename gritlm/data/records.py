@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,13 +156,16 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
 
 
 def _cached(path: Path, folder: Path, processes: int) -> Path:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{FORMAT_VERSION}"
     target = folder / f"{_stem(path)}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.arrow"
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = target.with_suffix(f".{os.getpid()}.part")
+        aside = target.with_suffix(f".{uuid.uuid4().hex}.part")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with datasets.arrow_writer.ArrowWriter(
                 features=FEATURES, path=str(aside), writer_batch_size=1000
             ) as writer:

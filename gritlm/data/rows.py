@@ -55,7 +55,14 @@ def text_id(text: str) -> int:
 
 
 def _kind(value: Any) -> str:
-    names = {type(None): "null", str: "a string", list: "a list", dict: "an object", bool: "true or false"}
+    names = {
+        type(None): "null",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+        bool: "true or false",
+        bytes: "bytes",
+    }
     return names.get(type(value), "a number")
 
 
@@ -159,10 +166,19 @@ def _jsonl_blocks(path: Path) -> Iterator[Block]:
     if start[:1] == b"[" and _is_one_array(path, zipped):
         raise UserError(f"{path}: found one JSON array, wanted one object a line")
     with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
-        first = 1
-        while lines := stream.readlines(BLOCK_BYTES):
-            yield [(number, line) for number, line in enumerate(lines, start=first) if line.strip()]
-            first += len(lines)
+        block, size = [], 0
+        try:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    block.append((number, line))
+                    size += len(line)
+                if size > BLOCK_BYTES:
+                    yield block
+                    block, size = [], 0
+        except (OSError, EOFError, zlib.error):
+            yield block  # what was read before the file broke off
+            raise
+        yield block
 
 
 def _is_one_array(path: Path, zipped: bool) -> bool:
@@ -175,7 +191,14 @@ def _is_one_array(path: Path, zipped: bool) -> bool:
 def _parquet_blocks(path: Path) -> Iterator[Block]:
     first = 1
     for batch in pq.ParquetFile(path).iter_batches(1000):
-        rows = batch.to_pylist()
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError as error:
+            for number in range(batch.num_rows):
+                try:
+                    batch.slice(number, 1).to_pylist()
+                except UnicodeDecodeError:
+                    raise UserError(f"{path}:{first + number}: found bytes that are not UTF-8, wanted text") from error
         yield list(enumerate(rows, start=first))
         first += len(rows)
 

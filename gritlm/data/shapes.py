@@ -52,11 +52,9 @@ def read_columns(path: Path, columns: Columns, no_header: bool = False) -> Itera
 def _rows(records: Iterable[tuple[str, dict]], source: str, names: list[str], columns: Columns) -> Iterator[Row]:
     query = _choose(names, columns.query, QUERY, "query", source)
     positive = _choose([name for name in names if name != query], columns.positive, POSITIVE, "positive", source)
-    if columns.negatives:
-        negatives = [_choose(names, name, (), "negative", source) for name in columns.negatives]
-    else:
-        negatives = [name for name in names if name in NEGATIVE or re.fullmatch(r"negative_\d+", name)]
+    asked = [_choose(names, name, (), "negative", source) for name in columns.negatives or ()]
     for where, record in records:
+        negatives = asked or [name for name in record if name in NEGATIVE or re.fullmatch(r"negative_\d+", name)]
         found = [item for name in negatives for item in _as_list(record.get(name)) if item not in (None, "")]
         yield Row(where, record.get(query), _as_list(record.get(positive)), found)
 
@@ -151,7 +149,8 @@ def read_beir(folder: Path, split: str) -> Iterator[Row]:
         positives = []
         for document in documents:
             row = texts["corpus"][document]
-            positives.append(f"{row.get('title') or ''}. {row.get('text')}" if row.get("title") else row.get("text"))
+            title, text = row.get("title"), row.get("text")
+            positives.append(f"{title} {text}" if title and isinstance(text, str) else text)  # as gritlm encode does
         yield Row(where[query], texts["queries"][query].get("text"), positives, [])
 
 

@@ -91,8 +91,12 @@ def test_the_rules(pairs, served, tmp_path, capsys):
     for row in mined(tmp_path / "out"):
         assert all(text.startswith("an extra passage") for text in row["neg"])
         assert all(score <= 0.1 for score in row["scores"]["neg"])
-    main(flags(pairs, tmp_path / "out", served, tmp_path))
+    main(flags(pairs, tmp_path / "out", served, tmp_path, *more, "--sampling_strategy", "random", "--output_scores"))
     assert "is there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"was mined with corpus .*extra\.jsonl, now "):
+        main(flags(pairs, tmp_path / "out", served, tmp_path))
+    with pytest.raises(UserError, match="is in DATA"):
+        main(flags(pairs.parent, pairs.parent / "mined", served, tmp_path))
 
 
 def test_killed_and_gone_on_with(pairs, served, tmp_path):

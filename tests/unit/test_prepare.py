@@ -60,14 +60,17 @@ def test_columns(columns, tmp_path):
 
 
 def test_triples_and_negative_columns(tmp_path):
-    write(tmp_path / "data.tsv", 'q1\tp1\tn1\nq2 "\tp2\tn2\n')
+    write(tmp_path / "data.tsv", 'q1\tp1\tn1\nq2 "\tp2\tn2\nq1\tp1\tn3\nq1\tp1\tn1\n')
     main([str(tmp_path / "data.tsv"), str(tmp_path / "out"), "--no_header"])
-    assert rows_of(tmp_path / "out")[1] == {"query": 'q2 "', "pos": ["p2"], "neg": ["n2"]}
+    assert rows_of(tmp_path / "out") == [
+        {"query": "q1", "pos": ["p1"], "neg": ["n1", "n3"]},
+        {"query": 'q2 "', "pos": ["p2"], "neg": ["n2"]},
+    ]
     row = {"anchor": "q", "positive": ["p", "r"], "negative_1": "n1", "negative_2": "p", "negative_10": None}
     write(tmp_path / "more.jsonl", json.dumps(row) + "\n" + json.dumps(row) + "\n")
     main([str(tmp_path / "more.jsonl"), str(tmp_path / "two")])
     assert rows_of(tmp_path / "two", "more") == [{"query": "q", "pos": ["p", "r"], "neg": ["n1"]}]
-    assert "1 repeated rows, 1 negatives that repeat" in (tmp_path / "two" / "README.md").read_text()
+    assert "1 repeated rows (0 more" in (tmp_path / "two" / "README.md").read_text()
 
 
 def beir(folder):
@@ -84,7 +87,7 @@ def beir(folder):
 def test_beir(tmp_path):
     main([str(beir(tmp_path / "set")), str(tmp_path / "out")])
     assert rows_of(tmp_path / "out", "set") == [
-        {"query": "query 0", "pos": ["T. document 1", "document 2"], "neg": []},
+        {"query": "query 0", "pos": ["T document 1", "document 2"], "neg": []},
         {"query": "query 2", "pos": ["document 0"], "neg": []},
     ]
     with pytest.raises(UserError, match="found the splits train"):

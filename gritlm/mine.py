@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gritlm.data.records import RecordSet, load_records
+from gritlm.data.records import Record, RecordSet, load_records
 from gritlm.data.rows import Text, text_id
 from gritlm.encode import read_texts
 from gritlm.errors import UserError, quieten, run_verb
@@ -127,7 +127,7 @@ class Rules:
 class Mined:
     """What one query was given: passages' numbers and scores, and its positives' scores."""
 
-    row: int
+    record: Record
     negatives: list[int]
     scores: list[float]
     positive_scores: list[float]
@@ -170,7 +170,7 @@ def search(
                 positives = rescore(text, [passage.text for passage in record.positives])
                 own_scores = positives.tolist()
             places = rules.choose(row, scores, out, float(positives.min()), removed)
-            yield Mined(row, numbers[places].tolist(), [float(s) for s in scores[places]], own_scores)
+            yield Mined(record, numbers[places].tolist(), [float(s) for s in scores[places]], own_scores)
         progress.update(len(scores_BK))
     progress.close()
 
@@ -208,7 +208,7 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     aside = target.with_suffix(".part")
     with open(aside, "w", encoding="utf-8") as out:
         for mined in search(records, passages, vectors, rules, rescore, removed, args.keep_negatives):
-            record = records[mined.row]
+            record = mined.record
             negatives = [passages[number] for number in mined.negatives]
             kept = record.negatives if args.keep_negatives else []
             row = {"query": _plain(record.query), "pos": [_plain(p) for p in record.positives]}

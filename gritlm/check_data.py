@@ -1,8 +1,8 @@
 """Read everything a run would read, and say what is wrong with it, file by file, before a GPU is waited for.
 
 Findings (exit code 1): bad rows, rows that stand twice, positives among a row's own negatives, queries of an evaluation
-set. Notes: queries with several rows and texts that answer several queries (a batch never holds two of them), negatives
-a row, instructions, lengths and what would be cut off, scripts.
+set, instructions that training refuses. Notes: queries with several rows and texts that answer several queries (a batch
+never holds two of them), negatives a row, instructions, lengths and what would be cut off, scripts.
 """
 
 import argparse
@@ -39,19 +39,18 @@ class FileReport:
 
     path: Path
     facts: Facts
-    problem: str
+    problems: list[str]  # of the file as a whole
     duplicates: np.ndarray  # lines that repeat a row of this file or of one before it
 
     @property
     def findings(self) -> int:
         facts = self.facts
-        return bool(self.problem) + sum(map(len, (facts.bad, self.duplicates, facts.repeats, facts.leaked)))
+        return sum(map(len, (self.problems, facts.bad, self.duplicates, facts.repeats, facts.leaked)))
 
     def table(self, unit: str, limits: dict[str, int]) -> Iterator[str]:
         facts, rows = self.facts, len(self.facts.lines)
         yield f"{self.path}: {rows + len(facts.bad)} rows"
-        if self.problem:
-            yield f"  !! {self.problem}"
+        yield from (f"  !! {problem}" for problem in self.problems[:SHOWN])
         for count, what in (
             (len(facts.bad), "bad rows"),
             (len(self.duplicates), "rows that stand before, the same in all"),
@@ -77,6 +76,18 @@ class FileReport:
             yield from _lengths(side, np.asarray(lengths), unit, limits[side])
         total = max(1, facts.scripts.total())
         yield "  scripts: " + ", ".join(f"{n} {c / total:.0%}" for n, c in facts.scripts.most_common(4))
+
+
+def find_problems(facts: Facts, encoder: TextEncoder | None, limits: dict[str, int]) -> Iterator[str]:
+    """What training would say of the instructions, and stop."""
+    if not encoder:
+        return
+    for side, instructions in (("query", facts.instructions), ("passage", facts.passage_instructions)):
+        for instruction in instructions:
+            try:
+                encoder.check_instruction(instruction, limits[side], f"--{side}_max_len")
+            except UserError as error:
+                yield str(error)
 
 
 def _counts(values: Iterable[str]) -> str:
@@ -167,11 +178,14 @@ def main(argv: list[str]) -> int:
     worker = Worker(encoder, evaluation)
     read = [read_facts(path, worker, args.processes) for path in paths]
     duplicates = find_duplicates([facts for facts, _ in read])
-    reports = [FileReport(path, *part, lines) for path, part, lines in zip(paths, read, duplicates, strict=True)]
+    limits = {"query": args.query_max_len, "passage": args.passage_max_len}
+    reports = []
+    for path, (facts, cut), lines in zip(paths, read, duplicates, strict=True):
+        problems = [*([cut] if cut else []), *find_problems(facts, encoder, limits)]
+        reports.append(FileReport(path, facts, problems, lines))
 
-    unit = "tokens" if encoder else "characters"
     for report in reports:
-        print("\n".join(report.table(unit, {"query": args.query_max_len, "passage": args.passage_max_len})))
+        print("\n".join(report.table("tokens" if encoder else "characters", limits)))
     bad = [message for report in reports for _, message in report.facts.bad]
     if bad:
         print("\nbad rows" + (f", the first {SHOWN} (all: --report FILE)" if len(bad) > SHOWN else "") + ":")
@@ -188,7 +202,7 @@ def main(argv: list[str]) -> int:
 def write_report(reports: list[FileReport], path: Path) -> None:
     with open(path, "w") as out:
         for report in reports:
-            found = [(0, report.problem)] if report.problem else []
+            found = [(0, problem) for problem in report.problems]
             found += [(line, message.split(": ", 1)[1]) for line, message in report.facts.bad]
             found += [(line, "the same row stands before") for line in report.duplicates.tolist()]
             found += [(line, f"{count} negatives repeat a positive") for line, count in report.facts.repeats]

@@ -15,13 +15,22 @@ class RankError(UserError):
 
 
 def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Run `main(argv)`; a `UserError` becomes exit code 2 and one line, of the first rank or the one it is of."""
+    """Run `main(argv)`; a `UserError` becomes exit code 2 and one line, of the first rank or the one it is of.
+
+    So does what the system says of a file: a folder that is missing, no permission, a full disk.
+    """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}"
     except UserError as error:
-        if isinstance(error, RankError) or os.environ.get("RANK", "0") == "0":
-            print(f"gritlm: error: {error}", file=sys.stderr, flush=True)
-        return 2
+        message = str(error)
+        if not isinstance(error, RankError) and os.environ.get("RANK", "0") != "0":
+            return 2
+    print(f"gritlm: error: {message}", file=sys.stderr, flush=True)
+    return 2
 
 
 def quieten() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gritlm.data.rows import parse_row, text_id
-from gritlm.data.shapes import NEGATIVE, POSITIVE, QUERY, Columns, Row, read_beir, read_columns, read_hub
+from gritlm.data.shapes import NEGATIVE, POSITIVE, QUERY, BadRows, Columns, Row, read_beir, read_columns, read_hub
 from gritlm.errors import UserError, quieten, run_verb
 
 EXAMPLES = """examples:
@@ -43,11 +43,11 @@ class Prepared:
     dropped_negatives: int = 0
 
 
-def prepare(found: Iterable[Row], instruction: str, skip_bad: bool) -> Prepared:
+def prepare(found: Iterable[Row], instruction: str, bad: BadRows) -> Prepared:
     """Check every row as training would. One with the query and positives of an earlier row gives it its negatives.
 
     Raises:
-        UserError: at the first bad row, unless `skip_bad`.
+        UserError: at the first bad row, unless they are skipped.
     """
     prepared, first = Prepared(), {}
     for row in tqdm(found, "reading", unit=" rows", delay=2):
@@ -56,9 +56,7 @@ def prepare(found: Iterable[Row], instruction: str, skip_bad: bool) -> Prepared:
         try:
             checked = parse_row(made, row.where)
         except UserError as error:
-            if not skip_bad:
-                raise UserError(f"{error} (--skip_bad goes on without such rows, and lists them)") from error
-            prepared.skipped.append(str(error))
+            bad.add(error)
             continue
         key = (checked["query_id"], *sorted(set(checked["pos_id"])))
         prepared.dropped_negatives += checked["dropped_negatives"]
@@ -75,6 +73,7 @@ def prepare(found: Iterable[Row], instruction: str, skip_bad: bool) -> Prepared:
             prepared.repeated += 1
         else:
             prepared.merged += 1
+    prepared.skipped = bad.messages
     return prepared
 
 
@@ -208,16 +207,17 @@ def main(argv: list[str]) -> int:
     path = Path(args.input.removeprefix("hub:"))
     name = args.name or path.name.split(".")[0]
     columns = Columns(args.query_column, args.positive_column, args.negative_columns)
+    bad = BadRows(args.skip_bad)
     if args.input.startswith("hub:"):
         found = read_hub(args.input.removeprefix("hub:"), args.config, args.split, columns)
     elif path.is_dir():
-        found = read_beir(path, args.split)
+        found = read_beir(path, args.split, bad)
     elif path.exists():
-        found = read_columns(path, columns, args.no_header)
+        found = read_columns(path, columns, bad, args.no_header)
     else:
         raise UserError(f"{path}: no such file or folder (a data set of the hub is hub:NAME)")
     instruction = f"Instruct: {args.instruction}\nQuery: " if args.instruction else ""
-    prepared = prepare(found, instruction, args.skip_bad)
+    prepared = prepare(found, instruction, bad)
     train, held, left_out = split_by_document(prepared.rows, args.held_out, args.seed)
     if not train:
         raise UserError(f"{args.input}: found no good row to train on")

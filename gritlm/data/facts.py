@@ -35,6 +35,7 @@ class Facts:
     query_lengths: array = field(default_factory=lambda: array("q"))
     passage_lengths: array = field(default_factory=lambda: array("q"))
     instructions: Counter = field(default_factory=Counter)
+    passage_instructions: Counter = field(default_factory=Counter)
     scripts: Counter = field(default_factory=Counter)
 
     def add(self, other: "Facts") -> None:
@@ -64,6 +65,8 @@ class Worker:
             facts.pos_ids.extend(row["pos_id"])
             facts.neg_counts.append(len(row["neg"]["text"]))
             facts.instructions[row["query"]["instruction"]] += 1
+            for side in ("pos", "neg"):
+                facts.passage_instructions.update(row[side]["instruction"])
             if row["dropped_negatives"]:
                 facts.repeats.append((number, row["dropped_negatives"]))
             if self.evaluation and (how := self.evaluation.find(row["query"]["text"])):

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gritlm.data.rows import decode, read_blocks
@@ -31,6 +31,19 @@ class Row:
 
 
 @dataclass
+class BadRows:
+    """What is wrong with rows that are left out. Unless told to `skip`, the first one is an error."""
+
+    skip: bool = False
+    messages: list[str] = field(default_factory=list)
+
+    def add(self, error: UserError) -> None:
+        if not self.skip:
+            raise UserError(f"{error} (--skip_bad goes on without such rows, and lists them)") from error
+        self.messages.append(str(error))
+
+
+@dataclass
 class Columns:
     """Which columns to take; None: by their usual names."""
 
@@ -39,9 +52,9 @@ class Columns:
     negatives: list[str] | None = None
 
 
-def read_columns(path: Path, columns: Columns, no_header: bool = False) -> Iterator[Row]:
+def read_columns(path: Path, columns: Columns, bad: BadRows, no_header: bool = False) -> Iterator[Row]:
     """Rows of a file of columns, one positive each or lists of them."""
-    records = _records(path, no_header)
+    records = _records(path, bad, no_header)
     try:
         where, first = next(records)
     except StopIteration:
@@ -75,20 +88,25 @@ def _choose(names: list[str], asked: str | None, usual: tuple[str, ...], what: s
     )
 
 
-def _records(path: Path, no_header: bool) -> Iterator[tuple[str, dict]]:
+def _records(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tuple[str, dict]]:
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
-        yield from _separated(path, "\t" if name.endswith(".tsv") else ",", no_header)
+        yield from _separated(path, "\t" if name.endswith(".tsv") else ",", bad, no_header)
         return
     for block in read_blocks(path):
         for number, raw in block:
-            row = decode(path, number, raw)
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: found {json.dumps(row)[:60]}, wanted an object with named fields")
-            yield f"{path}:{number}", row
+            try:
+                row = decode(path, number, raw)
+                if not isinstance(row, dict):
+                    found = json.dumps(row)[:60]
+                    raise UserError(f"{path}:{number}: found {found}, wanted an object with named fields")
+            except UserError as error:
+                bad.add(error)
+            else:
+                yield f"{path}:{number}", row
 
 
-def _separated(path: Path, separator: str, no_header: bool) -> Iterator[tuple[str, dict]]:
+def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Iterator[tuple[str, dict]]:
     opener = gzip.open if path.name.endswith(".gz") else open
     # Tab-separated files quote nothing: a quotation mark is a character.
     quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
@@ -106,9 +124,9 @@ def _separated(path: Path, separator: str, no_header: bool) -> Iterator[tuple[st
                 if not values:
                     continue
                 if len(values) != len(header):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: found {len(values)} columns, wanted {len(header)} as in line 1"
-                    )
+                    found = f"found {len(values)} columns, wanted {len(header)} as in line 1"
+                    bad.add(UserError(f"{path}:{reader.line_num}: {found}"))
+                    continue
                 yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
         except (csv.Error, UnicodeDecodeError, EOFError) as error:
             raise UserError(f"{path}:{reader.line_num + 1}: found {error}, wanted {name_of(separator)}") from error
@@ -118,14 +136,14 @@ def name_of(separator: str) -> str:
     return "tab-separated UTF-8 text" if separator == "\t" else "comma-separated UTF-8 text"
 
 
-def read_beir(folder: Path, split: str) -> Iterator[Row]:
+def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[Row]:
     """One row a query of the split, with every document of a relevance above 0."""
     qrels = folder / "qrels" / f"{split}.tsv"
     if not qrels.is_file():
         found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
         raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
     texts = {
-        side: {str(row.get("_id")): row for _, row in _records(folder / f"{side}.jsonl", False)}
+        side: {str(row.get("_id")): row for _, row in _records(folder / f"{side}.jsonl", bad)}
         for side in ("queries", "corpus")
     }
     relevant: dict[str, list[str]] = {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gritlm.check_data import main
 from gritlm.data.overlap import TextSet
 from gritlm.data.rows import parse_block, read_blocks
-from gritlm.errors import UserError
+from gritlm.errors import UserError, run_verb
 
 GOOD = {"query": ["Instruct: x\nQuery: ", "what is it"], "pos": ["this"], "neg": ["that"]}
 
@@ -113,6 +113,26 @@ def test_a_file_cut_short(tmp_path, capsys):
     assert code == 1
     assert found[0][1] == "0" and "cannot be read" in found[0][2]
     assert "a.jsonl.gz: 0 rows" not in capsys.readouterr().out, "what stood before the cut is read"
+
+
+def test_instructions_that_training_refuses(tmp_path, qwen3):
+    rows = [
+        {"query": ["Query:", "runs into the text"], "pos": ["p1"], "neg": []},
+        {"query": ["Query: ", "does not"], "pos": [["P:", "p2"]], "neg": []},
+        {"query": ["many words " * 40, "no room"], "pos": ["p3"], "neg": []},
+    ]
+    path = write(tmp_path / "a.jsonl", *rows)
+    assert report_of(tmp_path, path) == (0, []), "without a model they cannot be judged"
+    code, found = report_of(tmp_path, path, more=["--model_name_or_path", qwen3, "--query_max_len", "32"])
+    assert code == 1 and len(found) == 3
+    assert any("'P:' can share a token" in what for _, _, what in found)
+    assert any("leaves no room" in what and "many words" in what for _, _, what in found)
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    path, report = write(tmp_path / "a.jsonl", GOOD), tmp_path / "missing" / "report.tsv"
+    assert run_verb(main, [str(path), "--report", str(report)]) == 2
+    assert capsys.readouterr().err == f"gritlm: error: {report}: No such file or directory\n"
 
 
 def test_fixed_files_keep_their_names_and_folders(tmp_path):

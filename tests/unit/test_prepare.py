@@ -145,6 +145,21 @@ def test_bad_rows_can_be_skipped_and_are_listed(tmp_path):
     assert "data.csv:3: pos[0]: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "line"), [("data.jsonl", '{"query": "q2", "pos'), ("data.jsonl", "7"), ("data.tsv", "q2\tp2\tn2\tmore")]
+)
+def test_lines_that_are_no_row_can_be_skipped_too(tmp_path, name, line):
+    good = ["query\tpositive\tnegative", "q\tp\tn", "q3\tp3\tn3"]
+    if name.endswith("jsonl"):
+        good = ["", '{"query": "q", "pos": ["p"]}', '{"query": "q3", "pos": ["p3"]}']
+    path = write(tmp_path / name, "\n".join([*good[:2], line, good[2]]).lstrip("\n") + "\n")
+    with pytest.raises(UserError, match="--skip_bad"):
+        main([str(path), str(tmp_path / "out")])
+    main([str(path), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out")) == 2
+    assert f"{name}:{2 if name.endswith('jsonl') else 3}: " in (tmp_path / "out" / "skipped.txt").read_text()
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="hub:nobody/nothing: cannot be read: ") as error:

@@ -153,6 +153,8 @@ def check_json(name: str, path: str | None) -> None:
         raise UserError(f"--{name} {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"--{name} {path}: no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--{name} {path}: found {type(config).__name__}, wanted a JSON object")
     zero = config.get("zero_optimization", {})
     refused = {
         "deepspeed": {
@@ -164,7 +166,7 @@ def check_json(name: str, path: str | None) -> None:
             "gradient_clipping (wanted: auto; DeepSpeed's own default is 1.0)": "gradient_clipping" not in config,
         },
         "fsdp_config": {
-            "version": int(config.get("version", config.get("fsdp_version", 2))) != 2,
+            "version": str(config.get("version", config.get("fsdp_version", 2))) != "2",
             "cpu_offload": bool(config.get("cpu_offload", config.get("fsdp_offload_params"))),
             "activation_checkpointing (use --gradient_checkpointing)": bool(config.get("activation_checkpointing")),
             "xla": bool(config.get("xla")),
@@ -200,6 +202,13 @@ def check(
     ):
         if value <= 0:
             raise UserError(f"--{name}: found {value}, wanted a number above 0")
+    for name, value in (
+        ("max_example_num_per_dataset", data.max_example_num_per_dataset or 0),
+        ("projection", model.projection or 0),
+        ("hang_timeout", training.hang_timeout),
+    ):
+        if value < 0:
+            raise UserError(f"--{name}: found {value}, wanted 0 or more")
     if not Path(data.train_data).exists():
         raise UserError(f"--train_data {data.train_data}: no such file or folder")
     longest = max(data.query_max_len, data.passage_max_len)
@@ -230,6 +239,13 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
         raise UserError("--fp16: not supported, use --bf16 (same speed, no loss scaling)")
     if training.auto_find_batch_size:
         raise UserError("--auto_find_batch_size: not supported, the batch is part of the loss; lower --chunk_tokens")
+    if training.save_only_model or training.ignore_data_skip:
+        raise UserError("--save_only_model, --ignore_data_skip: not supported, a run could not go on where it was")
+    if real and training.n_gpu > 1 and ranks == 1:
+        raise UserError(
+            f"found {training.n_gpu} GPUs and one process, wanted torchrun --nproc-per-node {training.n_gpu} -m "
+            "gritlm.train ... (as the scripts start it), or CUDA_VISIBLE_DEVICES with one"
+        )
     if training.save_on_each_node:
         raise UserError("--save_on_each_node: not supported, --output_dir must be a folder that all nodes share")
     if training.negatives_ring and not training.negatives_cross_device:

@@ -9,6 +9,7 @@ import os
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException as ShardsUnsaved  # noqa: F401
 
 
 def world_size() -> int:

@@ -73,12 +73,15 @@ class GritLM:
             instruction: put before each text as it stands, not pooled unless the contract says so.
             max_length: in tokens, instruction included; None is the contract's passage limit.
             chunk_tokens: tokens (padding included) encoded at once.
+        Raises:
+            UserError: the instruction can share a token with the text behind it, or fills the limit.
         Returns:
             float32 (D,) for one text, (N, D) for many; numpy, or a CPU tensor with `convert_to_tensor`.
         """
         one = isinstance(texts, str)
         items = [Text(instruction, text) for text in ([texts] if one else texts)]
         limit = max_length or self.contract.passage_max_len
+        self.text_encoder.check_instruction(instruction, limit, "max_length")
         chunking = Chunking(chunk_tokens, self.model.packed)
         vectors = torch.empty(len(items), self.model.embedding_dim)
         with tqdm(total=len(items), desc="encoding", unit=" texts", disable=not show_progress) as progress:

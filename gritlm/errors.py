@@ -27,8 +27,11 @@ def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = N
         message = f"{error.filename}: {error.strerror}"
     except UserError as error:
         message = str(error)
-        if not isinstance(error, RankError) and os.environ.get("RANK", "0") != "0":
+        first, first_here = (os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
+        if not first and not first_here and not isinstance(error, RankError):
             return 2
+        if not first:  # it may be this machine's own: a path, a full disk
+            message = f"rank {os.environ['RANK']}: {message}"
     print(f"gritlm: error: {message}", file=sys.stderr, flush=True)
     return 2
 

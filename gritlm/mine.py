@@ -224,13 +224,16 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     print("\n".join(summary(target, passages.candidates, removed, counts, chosen, own, args.num_negatives)))
 
 
-def remember(args: argparse.Namespace) -> None:
-    """Write the flags into OUT, or refuse an OUT that was mined with others."""
+def remember(args: argparse.Namespace, data: list[RecordSet]) -> None:
+    """Write the flags and what was read into OUT, or refuse an OUT that was mined with others."""
     if args.output.resolve().is_relative_to(Path(args.input).resolve()):
         raise UserError(f"OUT {args.output} is in DATA, and would be read as data; name a folder elsewhere")
     flags = vars(args) | {"corpus": " ".join(map(str, args.corpus))}
     flags = {name: str(value) for name, value in flags.items() if name != "data_cache"}
+    flags["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
     path = args.output / "mine.json"
+    if args.output.is_dir() and any(args.output.iterdir()) and not path.exists():
+        raise UserError(f"{args.output} holds other files, and no mine.json; name another folder")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         earlier = json.loads(path.read_text()) if path.exists() else flags
@@ -324,7 +327,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--corpus: found {bad} texts that are empty or not valid Unicode, wanted none")
     encode = load_encoder(args.model, args.keep_instruction)
     rescore = load_rescorer(args.cross_encoder) if args.cross_encoder else None
-    remember(args)
+    remember(args, data)
     for records in data:
         mine_set(records, extra, encode, rescore, args)
     return 0

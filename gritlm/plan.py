@@ -1,5 +1,6 @@
 """What a run would do, without loading a model: flags, paths and data checked, steps, negatives, the first batches."""
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     records = load_records(data_args.train_data, data_args.data_cache)
     plan = make_plan(data_args, args, records)
     print("\n".join(describe(plan, data_args, args, records, wanted.ranks)))
-    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * plan.steps_per_epoch)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * plan.steps_per_epoch)
     print(f"  {steps} steps in all")
     encoder = build_encoder(model_args, data_args, records)
     print("\n".join(show_examples(encoder, records)))

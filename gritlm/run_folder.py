@@ -14,6 +14,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from gritlm.arguments import EmbeddingTrainingArguments
+from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError
 
 RUN_FILE = "run.json"
@@ -185,9 +186,12 @@ def check_finite(weights: dict[str, torch.Tensor]) -> None:
             raise UserError(f"{name} is not finite any more: nothing was saved, the last checkpoint is as it was")
 
 
-def explain_unsaved(error: Exception, run: Path, name: str) -> None:
+def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
     """Raise a UserError when a checkpoint could not be written for want of room or rights."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ShardsUnsaved) and error.failures:  # rank -> (error, where)
+        error = next(iter(error.failures.values()))[0]
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
     writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
     if not writing and not isinstance(error, (OSError, SafetensorError)):
         return

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.data.collator import BatchBuilder, to_device
-from gritlm.distributed import agree_max, all_reduce_sum, barrier, ranks_on_this_host
+from gritlm.distributed import ShardsUnsaved, agree_max, all_reduce_sum, barrier, ranks_on_this_host
 from gritlm.engines import make_engine, whole_weights
 from gritlm.errors import RankError
 from gritlm.gradcache import ActivationMemory, two_pass_step
@@ -206,7 +206,8 @@ class EmbeddingTrainer(Trainer):
             why = str(error).strip().splitlines()[0]
             raise RankError(
                 f"step {step}, rank {self.args.process_index}: {why} "
-                f"Lower --chunk_tokens (now {self.args.chunk_tokens}), or set --gradient_checkpointing"
+                f"Lower --chunk_tokens (now {self.args.chunk_tokens}), or set --activation_memory 0 or "
+                "--gradient_checkpointing True"
             ) from error
         self.finite.loss(step, result.loss, dataset, rows)
         engine.step()
@@ -271,7 +272,7 @@ class EmbeddingTrainer(Trainer):
             barrier()
             if self.args.should_save:
                 publish_checkpoint(aside / name, run / name, facts, self._served)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, ShardsUnsaved) as error:
             explain_unsaved(error, run, name)
             raise
         finally:

@@ -231,6 +231,8 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     for engine in args.engines or ():
         if engine not in ENGINES:
             raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")
+        if engine == "plain" and (args.ranks or torch.cuda.device_count() or 2) > 1:
+            raise UserError("--engines plain: wanted --ranks 1, one process alone")
         if engine.startswith("zero") and args.torch_compile:
             raise UserError(f"--torch_compile with --engines {engine}: not supported")
         if engine.startswith("zero") and not importlib.util.find_spec("deepspeed"):

@@ -185,7 +185,7 @@ class Plan:
             takes += f" ({used / available:.2f} times each)" if used > available else ""
             left = used % self.batch_size
             lines.append(f"  {name}: {full} batches of its own, {left} rows left over; rows {size}{takes}")
-        lines.append(f"  left over: {self.mixed} mixed batches, {self.waiting} rows wait for another epoch's draw")
+        lines.append(f"  left over: {self.mixed} mixed batches, {self.waiting} rows left out of this epoch")
         if repeating := self.repeating(0):
             lines.append(f"  {repeating} batches hold a query or a positive twice: there are too few different ones")
         local = self.batch_size // ranks

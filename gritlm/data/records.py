@@ -85,9 +85,8 @@ class RecordSet:
         return int(np.bincount(query, weights=counts).max())
 
     def fingerprint(self) -> str:
-        """A short hash of all queries and positives in their order; the same file on another machine has the same."""
-        ids = self.documents.ids
-        return hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+        """A short hash of all rows in their order; the same file on another machine has the same."""
+        return hashlib.sha256(self._column("row_id").tobytes()).hexdigest()[:16]
 
     def _instructions(self, side: str) -> list[str]:
         parts = [chunk.field("instruction") for chunk in self.table.data[side].chunks]
@@ -123,12 +122,16 @@ def find_files(train_data: str | Path) -> dict[str, list[Path]]:
             root.stat()  # says why: missing, a loop of links, no permission
         found = {}
         for entry in sorted(root.iterdir()):
+            if entry.name.startswith("."):
+                continue
             if entry.is_dir():
                 files = sorted(file for file in entry.rglob("*") if file.name.endswith(SUFFIXES))
             else:
                 files = [entry] if entry.name.endswith(SUFFIXES) else []
+            if files and _stem(entry) in found:
+                raise UserError(f"{entry}: found a second data set {_stem(entry)!r} in {root}, wanted one of a name")
             if files:
-                found.setdefault(_stem(entry), []).extend(files)
+                found[_stem(entry)] = files
     except (OSError, RuntimeError) as error:
         raise UserError(f"{root}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not found:

@@ -20,7 +20,7 @@ from gritlm.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 BLOCK_BYTES = 1 << 20  # of a file, read at once
-FORMAT_VERSION = 1  # of the cached form; a change of the schema or of the rules below raises it
+FORMAT_VERSION = 2  # of the cached form; a change of the schema or of the rules below raises it
 
 _text, _id = Value("large_string"), Value("int64")
 FEATURES = Features(
@@ -30,6 +30,7 @@ FEATURES = Features(
         "neg": {"instruction": Sequence(_text), "text": Sequence(_text)},
         "query_id": _id,
         "pos_id": Sequence(_id),
+        "row_id": _id,
         "dropped_negatives": Value("int32"),
     }
 )
@@ -115,12 +116,14 @@ def parse_row(row: Any, where: str) -> dict:
     negatives = _parse_texts(row, "neg", where)
     ids = [text_id(passage.text) for passage in positives]
     kept = [passage for passage in negatives if text_id(passage.text) not in ids]
+    groups = ([query], positives, kept)
     return {
         "query": query._asdict(),
         "pos": {"instruction": [p.instruction for p in positives], "text": [p.text for p in positives]},
         "neg": {"instruction": [p.instruction for p in kept], "text": [p.text for p in kept]},
         "query_id": text_id("\n".join(query)),
         "pos_id": ids,
+        "row_id": text_id(json.dumps(groups)),
         "dropped_negatives": len(negatives) - len(kept),
     }
 

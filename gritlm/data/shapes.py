@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,8 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
                 if header is None:
                     header = ["query", "positive", "negative"][: len(values)] if no_header else values
                     if len(header) < 2 or len(header) < len(values):
-                        raise UserError(f"{path}:1: found {len(values)} columns, wanted 2 or 3 without a header")
+                        wanted = "2 or 3 (--no_header)" if no_header else "at least 2"
+                        raise UserError(f"{path}:1: found {len(values)} columns, wanted {wanted}")
                     if not no_header:
                         continue
                 if not values:
@@ -128,7 +130,7 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
                     bad.add(UserError(f"{path}:{reader.line_num}: {found}"))
                     continue
                 yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
-        except (csv.Error, UnicodeDecodeError, EOFError) as error:
+        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}:{reader.line_num + 1}: found {error}, wanted {name_of(separator)}") from error
 
 
@@ -173,7 +175,7 @@ def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[Row]:
 
 
 def read_hub(name: str, config: str | None, split: str, columns: Columns) -> Iterator[Row]:
-    """Rows of a data set of the Hugging Face hub, as they stream in."""
+    """Rows of a data set of the Hugging Face hub, once they are downloaded."""
     import datasets
 
     try:

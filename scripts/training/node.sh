@@ -39,5 +39,5 @@ while kill -0 $torchrun 2>/dev/null; do
   wait -n $torchrun $! || true
 done
 code=0; wait $torchrun || code=$?
-[ -z "$asked" ] || [ $code = 2 ] || code=75
+[ -z "$asked" ] || [ $code != 0 ] || code=75
 exit $code

@@ -92,9 +92,8 @@ def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
     model, reference = make_embedder(qwen3), make_embedder(qwen3)
     batch = builder[0, 0]
     forgetful = SingleEngine(model)
-    forgetful.wrapped = lambda **chunk: (
-        model(**chunk) if chunk is not batch["chunks"][0] and len(chunk["lengths"]) > 1 else model(**chunk) * 1.5
-    )
+    seconds = iter(range(99))
+    forgetful.wrapped = lambda **chunk: model(**chunk) * (0.0 if next(seconds) == 0 else 1.0)
     layout = ContrastiveBatch(**batch["layout"])
     two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, layout))
     naive_loss(reference, builder, 0, 0).backward()

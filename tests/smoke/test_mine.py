@@ -137,6 +137,17 @@ def test_killed_and_gone_on_with(pairs, served, tmp_path):
     assert mined(tmp_path / "out") == mined(tmp_path / "whole")
 
 
+def test_a_folder_of_other_files_is_left_alone(pairs, served, tmp_path):
+    out = tmp_path / "data"
+    out.mkdir()
+    for file in sorted(pairs.glob("*.jsonl")) if pairs.is_dir() else [pairs]:
+        (out / file.name).write_bytes(file.read_bytes())
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(UserError, match=r"holds other files, and no mine\.json"):
+        main(flags(pairs, out, served, tmp_path))
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
 def test_bad_flags(pairs, served, tmp_path):
     for model, more, message in (
         ("nowhere/nothing", [], "--model nowhere/nothing: cannot be loaded"),

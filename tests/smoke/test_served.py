@@ -164,13 +164,15 @@ def test_gritlm_takes_what_gritlm_took(trained):
     assert np.allclose(both[0], one, atol=1e-5)
     assert isinstance(model.encode(["river"], convert_to_tensor=True), torch.Tensor)
     assert model.encode([]).shape == (0, model.model.embedding_dim)
+    with pytest.raises(UserError, match="'Query:' can share a token"):
+        model.encode("river stone", instruction="Query:")
     small = model.encode(PROBES, chunk_tokens=64)
     assert cosine(small, model.encode(PROBES)).min() > 0.9999
 
 
 def test_the_probe_runs_on_load(trained, monkeypatch):
     """A kernel that looks at what stands under the padding is an error, not a wrong vector."""
-    import gritlm.encode as encode
+    from gritlm import encode
 
     folder, options = trained
     if options:

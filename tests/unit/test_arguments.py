@@ -53,6 +53,8 @@ WRONG = {
     "no model": ({"model_name_or_path": ""}, "--model_name_or_path is missing"),
     "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
     "accumulation": ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps: wanted 1"),
+    "nothing to go on with": ({"save_only_model": True}, "--save_only_model, --ignore_data_skip: not supported"),
+    "hang timeout": ({"hang_timeout": -1}, "--hang_timeout: found -1.0, wanted 0 or more"),
     "fp16": ({"fp16": True}, "--fp16: not supported"),
     "blind pooling": ({"attn": "cc", "pooling_method": "cls"}, "--attn cc with --pooling_method cls"),
     "two batch sizes": ({"per_device_train_batch_size": 16}, "contradicts --global_batch_size 64"),

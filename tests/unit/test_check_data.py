@@ -136,16 +136,16 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 
 def test_fixed_files_keep_their_names_and_folders(tmp_path):
-    for name in ("train-2.jsonl", "train.jsonl", "train.v2.jsonl", "x/0.jsonl", "y/0.jsonl"):
+    for name in ("train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0.jsonl", "y/0.jsonl"):
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, {"query": name, "pos": ["p"], "neg": []}, {"query": name, "pos": ["p"], "neg": ["another row"]})
     pq.write_table(
-        pa.table({"query": ["t"], "pos": [["p"]], "neg": [["n"]], "at": [nan]}), tmp_path / "data" / "train.parquet"
+        pa.table({"query": ["t"], "pos": [["p"]], "neg": [["n"]], "at": [nan]}), tmp_path / "data" / "x" / "0.parquet"
     )
     report_of(tmp_path, tmp_path / "data", more=["--fix", tmp_path / "fix"])
     names = sorted(str(path.relative_to(tmp_path / "fix")) for path in (tmp_path / "fix").rglob("*.jsonl"))
-    fixed = ["train-2.jsonl", "train-3.jsonl", "train.jsonl", "train.v2.jsonl", "x/0.jsonl", "y/0.jsonl"]
+    fixed = ["train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0-3.jsonl", "x/0.jsonl", "y/0.jsonl"]
     assert names == fixed
     assert sum(len((tmp_path / "fix" / name).read_text().splitlines()) for name in names) == 11
     assert report_of(tmp_path, tmp_path / "fix") == (0, [])

@@ -50,9 +50,11 @@ def module_name(path) -> str:
 
 
 def imported(source: str) -> set[str]:
-    """The project's modules that a source imports at its top level, without the leading `gritlm.`."""
+    """The project's modules that a source imports, anywhere in it, without the leading `gritlm.`."""
     names = set()
-    for node in ast.parse(source).body:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("gritlm.") for alias in node.names), "wanted from gritlm... import"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gritlm":
             rest = node.module.split(".")[1:]
             found = [".".join(rest)] if rest else [alias.name for alias in node.names]

@@ -81,6 +81,24 @@ def test_positives_of_the_same_query_in_other_rows_are_known(tmp_path):
     assert records[2].known == [text_id("three")]
 
 
+def test_the_fingerprint_is_of_all_texts(tmp_path):
+    rows = [GOOD, GOOD | {"neg": ["n"]}, GOOD | {"neg": [["I: ", "n"]]}, GOOD | {"pos": [["I: ", "this"]]}]
+    files = [write(tmp_path / f"{number}.jsonl", row) for number, row in enumerate([*rows, GOOD])]
+    prints = [load_records(file, tmp_path / "cache")[0].fingerprint() for file in files]
+    assert len(set(prints)) == len(rows)
+    assert prints[0] == prints[-1]
+
+
+def test_names_in_a_folder(tmp_path):
+    write(tmp_path / "a.jsonl", GOOD)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.jsonl", GOOD)
+    assert list(find_files(tmp_path)) == ["a"]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: found a second data set 'a'"):
+        find_files(tmp_path)
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = write(tmp_path / "a.jsonl", GOOD)
     assert len(load_records(path, tmp_path / "cache")[0]) == 1

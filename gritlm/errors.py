@@ -30,7 +30,7 @@ def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = N
         first, first_here = (os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
         if not first and not first_here and not isinstance(error, RankError):
             return 2
-        if not first:  # it may be this machine's own: a path, a full disk
+        if not first and not isinstance(error, RankError):  # it may be this machine's own: a path, a full disk
             message = f"rank {os.environ['RANK']}: {message}"
     print(f"gritlm: error: {message}", file=sys.stderr, flush=True)
     return 2

@@ -14,6 +14,7 @@ import numpy as np
 from gritlm.errors import UserError
 
 MIXED = "(mixed)"
+LOOK_AHEAD = 8  # batches of rows looked through, of those that wait or may stand in, for one that fills a place
 _ORDER, _CAP, _DRAW, _SPARE = 0, 1, 2, 3  # purposes of a random stream, so that no two share one
 
 
@@ -143,8 +144,10 @@ class Plan:
         if self.documents is None:
             return plain
         batches, waiting, position = np.empty((count, size), dtype=np.int64), rows[:0], 0
+        spare, look = np.unique(spare), LOOK_AHEAD * size
         for number in range(count):
-            batch, waiting = self._extend(rows[:0], waiting)
+            batch, still = self._extend(rows[:0], waiting[:look])
+            waiting = np.concatenate([still, waiting[look:]])
             while len(batch) < size and position < len(rows):
                 ahead = rows[position : position + size - len(batch)]
                 position += len(ahead)
@@ -152,7 +155,7 @@ class Plan:
                 waiting = np.concatenate([waiting, repeating])
             if len(batch) < size:
                 rng = np.random.default_rng((self.seed, _SPARE, *key, number))
-                batch, _ = self._extend(batch, rng.permutation(np.unique(spare)))
+                batch, _ = self._extend(batch, rng.choice(spare, min(look, len(spare)), replace=False))
             if len(batch) < size and number == 0:
                 return plain
             short = size - len(batch)

@@ -9,7 +9,7 @@ from helpers import relative
 from gritlm import losses
 from gritlm.evaluation import retrieval_metrics
 from gritlm.losses import info_nce
-from gritlm.objective import ContrastiveBatch, Objective, mask_candidates
+from gritlm.objective import MANY_KNOWN, ContrastiveBatch, Objective, mask_candidates
 
 
 def test_info_nce_is_the_formula():
@@ -83,6 +83,14 @@ def test_identical_texts_are_not_negatives():
         [False, False, True, False, True, True],  # 21 is known for this query too
         [True, False, False, True, True, False],
     ]
+
+
+def test_many_known_positives_are_masked_alike():
+    ids, known = torch.randint(0, 400, (50,)), torch.randint(0, 400, (7, MANY_KNOWN + 1))
+    used = torch.arange(50) % 5 > 0
+    wanted = [[not use or text in row for text, use in zip(ids.tolist(), used, strict=True)] for row in known.tolist()]
+    assert mask_candidates(ids, used, known).tolist() == wanted
+    assert any(map(any, wanted)) and not all(map(all, wanted))
 
 
 def test_an_unused_slot_changes_nothing():

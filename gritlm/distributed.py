@@ -49,6 +49,7 @@ def barrier() -> None:
 def close() -> None:
     """Leave the process group; without it a rank's exit can hang or warn."""
     if dist.is_initialized():
+        _cpu_group.cache_clear()  # a group that is still referred to keeps its threads
         dist.destroy_process_group()
 
 

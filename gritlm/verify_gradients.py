@@ -249,16 +249,18 @@ def main(argv: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    wrong = torch.multiprocessing.get_context("spawn").Value("i", 0)
-    torch.multiprocessing.spawn(_rank_main, (ranks, port, argv, wrong), nprocs=ranks)
-    return int(wrong.value > 0)
+    code = torch.multiprocessing.get_context("spawn").Value("i", 0)
+    torch.multiprocessing.spawn(_rank_main, (ranks, port, argv, code), nprocs=ranks)
+    return code.value
 
 
-def _rank_main(index: int, ranks: int, port: int, argv: list[str], wrong) -> None:
+def _rank_main(index: int, ranks: int, port: int, argv: list[str], code) -> None:
     place = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
-    wrong.value = verify(*parse(argv))
+    code.value = run_verb(lambda argv: int(verify(*parse(argv)) > 0), argv)
+    sys.stdout.flush()
+    os._exit(0)  # DTensor's caches keep gloo's threads, and one that asks for the interpreter as it winds down aborts
 
 
 def verify(model_args: ModelArguments, args: VerifyArguments) -> int:

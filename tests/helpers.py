@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Documents, Plan
 from gritlm.data.records import load_records
+from gritlm.distributed import close
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
 
@@ -100,7 +101,7 @@ def _rank_main(rank: int, ranks: int, folder: str, function: Callable, args: tup
     try:
         torch.save(function(*args), f"{folder}/{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        close()
 
 
 def run_ranks(function: Callable, *args, ranks: int = 2) -> list:

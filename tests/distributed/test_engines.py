@@ -69,3 +69,11 @@ def test_bad_flags_are_refused(qwen3):
     done = run("-m", "gritlm", "verify-gradients", "--model_name_or_path", qwen3, "--engines", "fsdp1")
     assert done.returncode == 2
     assert "--engines: found 'fsdp1', wanted some of plain, ddp, fsdp2" in done.stderr
+
+
+def test_what_the_ranks_find_is_one_line(qwen3):
+    done = run("-m", "gritlm", "verify-gradients", "--model_name_or_path", qwen3, "--attn_implementation", "nonsense")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()[-1:]
+    assert line.startswith("gritlm: error: --attn_implementation nonsense: ")
+    assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +23,31 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from gritlm import objective as objective_module
-from gritlm.distributed import all_gather, all_reduce_sum, rank, world_size
+from gritlm.distributed import agree_max, all_gather, all_reduce_sum, close, rank, world_size
 from gritlm.engines import DDPEngine, make_engine
 from gritlm.gradcache import two_pass_step
 from gritlm.objective import ContrastiveBatch, Objective
 
 STEPS = 3
+
+
+def threads_of_gloo() -> list[str]:
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+def threads_around_close() -> tuple[list[str], list[str]]:
+    agree_max(rank())
+    before = threads_of_gloo()
+    close()
+    return before, threads_of_gloo()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the threads' names")
+def test_no_thread_outlives_the_process_group():
+    """One that did could ask for the interpreter while it winds down, which aborts a rank that had done its work."""
+    for before, after in run_ranks(threads_around_close):
+        assert before and not after
 
 
 def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool = False, batch: int = 8) -> dict:

@@ -3,7 +3,8 @@
 usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 
 FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), stop (SIGUSR1 to itself), sleep (for
-ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in).
+ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in), count (no
+fault: says how often the first layer has been called).
 
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
@@ -39,6 +40,16 @@ class Watched(train.EmbeddingTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(AtStepEnd())
+        self.calls = 0
+        if fault == "count":
+            self.model.backbone.layers[0].input_layernorm.register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.calls += 1
+
+    def train(self, **kwargs):
+        super().train(**kwargs)
+        print(f"calls: {self.calls}")
 
     def get_batch_samples(self, *args, **kwargs):
         batches = super().get_batch_samples(*args, **kwargs)
@@ -50,6 +61,7 @@ class Watched(train.EmbeddingTrainer):
         return batches
 
     def training_step(self, model, inputs, *args):
+        self.calls *= self.state.global_step > 0  # those of the steps, not of the probe before
         with open(f"{rows_file}.{self.args.process_index}", "a") as out:
             out.write(json.dumps([inputs["dataset"], inputs["rows"]]) + "\n")
         if fault == "slow":

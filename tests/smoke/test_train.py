@@ -164,11 +164,16 @@ def test_loggers(qwen3, data, tmp_path):
 
 def test_gradient_checkpointing_and_bf16(qwen3, data, tmp_path):
     """Recomputed activations change no bit; bf16 autocast keeps float32 weights."""
-    plain = train_flags(qwen3, data, tmp_path / "plain", tmp_path / "cache", max_steps=2)
-    train(*plain)
-    train(*train_flags(qwen3, data, tmp_path / "again", tmp_path / "cache", max_steps=2, gradient_checkpointing=True))
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "again")]
+    weights, calls = [], []
+    for checkpointing in (False, True):
+        out = tmp_path / str(checkpointing)
+        more = {"max_steps": 2, "activation_memory": 0, "gradient_checkpointing": checkpointing}
+        done = run(DRIVER, tmp_path / "rows", "count", *train_flags(qwen3, data, out, tmp_path / "cache", **more))
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(load_file(out / "model.safetensors"))
+        calls += [int(number) for number in re.findall(r"calls: (\d+)", done.stdout)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert calls[1] / calls[0] == 3 / 2, "pass 1, pass 2, and once more within pass 2"
     train(*train_flags(qwen3, data, tmp_path / "bf16", tmp_path / "cache", max_steps=2, bf16=True))
     bf16 = load_file(tmp_path / "bf16" / "model.safetensors")
     assert all(value.dtype == torch.float32 for value in bf16.values())

@@ -155,14 +155,17 @@ def check_json(name: str, path: str | None) -> None:
         raise UserError(f"--{name} {path}: no JSON: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"--{name} {path}: found {type(config).__name__}, wanted a JSON object")
-    zero = config.get("zero_optimization", {})
+    zero, fp16 = config.get("zero_optimization", {}), config.get("fp16", {})
+    for part, found in (("zero_optimization", zero), ("fp16", fp16)):
+        if not isinstance(found, dict):
+            raise UserError(f"--{name} {path}: {part}: found {type(found).__name__}, wanted a JSON object")
     refused = {
         "deepspeed": {
             "zero_optimization.stage": zero.get("stage") not in (1, 2, 3),
             "zero_optimization.offload_optimizer": bool(zero.get("offload_optimizer")),
             "zero_optimization.offload_param": bool(zero.get("offload_param")),
             "gradient_accumulation_steps": config.get("gradient_accumulation_steps", 1) not in (1, "auto"),
-            "fp16.enabled": config.get("fp16", {}).get("enabled", False) is True,
+            "fp16.enabled": fp16.get("enabled", False) is True,
             "gradient_clipping (wanted: auto; DeepSpeed's own default is 1.0)": "gradient_clipping" not in config,
         },
         "fsdp_config": {

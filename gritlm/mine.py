@@ -232,12 +232,16 @@ def remember(args: argparse.Namespace, data: list[RecordSet]) -> None:
     flags = {name: str(value) for name, value in flags.items() if name != "data_cache"}
     flags["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
     path = args.output / "mine.json"
-    if args.output.is_dir() and any(args.output.iterdir()) and not path.exists():
-        raise UserError(f"{args.output} holds other files, and no mine.json; name another folder")
+    for target in (args.output / f"{records.name}.jsonl" for records in data):
+        if target.exists() and not path.exists():
+            raise UserError(f"{target} is there, and no mine.json of the run that made it; name another folder")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(path.read_text()) if path.exists() else flags
-        path.write_text(json.dumps(flags if earlier == flags else earlier, indent=2) + "\n")
+        if not path.exists():
+            aside = path.with_suffix(".unfinished")
+            aside.write_text(json.dumps(flags, indent=2) + "\n")
+            os.replace(aside, path)
+        earlier = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     for name in flags:

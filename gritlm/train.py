@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from gritlm.arguments import DataArguments, EmbeddingTrainingArguments, ModelArguments, parse
 from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
+from gritlm.data.plan import VERSION as PLAN_VERSION
 from gritlm.data.plan import Documents, Plan, read_num_samples
 from gritlm.data.records import RecordSet, load_records
 from gritlm.distributed import barrier, close, gather_objects, rank
@@ -215,6 +216,7 @@ def run_identity(
     flags |= {name: getattr(args, name) for name in FIXED_TRAINING}
     for name in FREE_TO_CHANGE:
         del flags[name]
+    flags["order of the rows, version"] = PLAN_VERSION
     flags["num_samples"] = read_num_samples(data_args.num_samples)
     flags["data"] = {r.name: f"{len(r)} rows, {r.fingerprint()}" for r in records}
     if not args.negatives_cross_device:

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 
 from gritlm.arguments import ModelArguments, flag
 from gritlm.data.collator import Chunking, Tokens, assemble, to_device
-from gritlm.distributed import all_reduce_sum, close, gather_objects, rank, start, world_size
+from gritlm.distributed import agree_max, all_reduce_sum, close, gather_objects, rank, start, world_size
 from gritlm.engines import is_deepspeed, make_engine, whole_weights, wrap
 from gritlm.errors import UserError, quieten, run_verb
 from gritlm.gradcache import ActivationMemory, two_pass_step
@@ -185,8 +185,9 @@ def compare(build, engine: str, hard: bool, many_chunks: bool, args: VerifyArgum
         many_chunks: one chunk a rank, or as small ones as possible.
     """
     reference, model = build().to(device), build().to(device)
-    if args.torch_compile and (problem := compile_layers(model, device)):
-        raise UserError(f"--torch_compile: {problem}")
+    problem = compile_layers(model, device) if args.torch_compile else ""
+    if agree_max(len(problem))[0]:
+        raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")
     total = args.queries * world_size()
     vocabulary = reference.config.vocab_size
     batches = [RandomTexts.draw(step, total, 3 if hard else 1, args.max_len, vocabulary) for step in range(STEPS)]
@@ -231,7 +232,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     for engine in args.engines or ():
         if engine not in ENGINES:
             raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")
-        if engine == "plain" and (args.ranks or torch.cuda.device_count() or 2) > 1:
+        if engine == "plain" and wanted_ranks(args) > 1:
             raise UserError("--engines plain: wanted --ranks 1, one process alone")
         if engine.startswith("zero") and args.torch_compile:
             raise UserError(f"--torch_compile with --engines {engine}: not supported")
@@ -240,12 +241,16 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     return model_args, args
 
 
+def wanted_ranks(args: VerifyArguments) -> int:
+    return int(os.environ.get("WORLD_SIZE") or args.ranks or torch.cuda.device_count() or 2)
+
+
 def main(argv: list[str]) -> int:
     model_args, args = parse(argv)
     load_config(model_args.model_name_or_path, model_args.attn, model_args.trust_remote_code)
     if "RANK" in os.environ:  # under torchrun
         return int(verify(model_args, args) > 0)
-    ranks = args.ranks or torch.cuda.device_count() or 2
+    ranks = wanted_ranks(args)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

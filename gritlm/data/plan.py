@@ -4,7 +4,9 @@ A batch holds rows of one data set; what is left over of all sets is shuffled in
 fill one of those waits for another epoch (a new draw). No query and no positive stands twice in a batch.
 """
 
+import heapq
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from gritlm.errors import UserError
 
 MIXED = "(mixed)"
-LOOK_AHEAD = 8  # batches of rows looked through, of those that wait or may stand in, for one that fills a place
+VERSION = 2  # raised by whatever gives other batches for the same seed
 _ORDER, _CAP, _DRAW, _SPARE = 0, 1, 2, 3  # purposes of a random stream, so that no two share one
 
 
@@ -48,6 +50,61 @@ class Documents:
         _, first, of = np.unique(ids, return_index=True, return_inverse=True)
         repeated = position[first][of] != position
         return ~np.isin(np.arange(len(rows)), position[repeated])
+
+    def of(self, rows: np.ndarray) -> list[list[int]]:
+        """Each row's documents."""
+        return [self.ids[self.starts[row] : self.starts[row + 1]].tolist() for row in rows]
+
+
+class Waiting:
+    """Rows that could not stand in a batch, in a queue for each document that kept them out; the first go first."""
+
+    def __init__(self, documents: Documents):
+        self.documents = documents
+        self.queues: dict[int, deque[tuple[int, int]]] = {}  # document -> (arrival, row), all of them with it
+        self.heads: list[tuple[int, int]] = []  # heap of (arrival, document), one for each queue
+        self.arrivals = 0
+
+    def put(self, row: int, document: int) -> None:
+        queue = self.queues.setdefault(document, deque())
+        queue.append((self.arrivals, row))
+        if len(queue) == 1:
+            heapq.heappush(self.heads, (self.arrivals, document))
+        self.arrivals += 1
+
+    def put_all(self, rows: np.ndarray, batch: np.ndarray) -> None:
+        """Rows, each of which repeats a document of the batch or of one another."""
+        if len(rows):
+            taken = {document for documents in self.documents.of(batch) for document in documents}
+            for row, documents in zip(rows.tolist(), self.documents.of(rows), strict=True):
+                self.put(row, next((document for document in documents if document in taken), documents[-1]))
+
+    def take(self, count: int) -> np.ndarray:
+        """At most so many rows of which no two share a document."""
+        rows, taken, later = [], set(), []
+        while len(rows) < count and self.heads:
+            arrival, document = heapq.heappop(self.heads)
+            if document in taken:
+                later.append((arrival, document))
+                continue
+            queue = self.queues[document]
+            _, row = queue.popleft()
+            (documents,) = self.documents.of([row])
+            other = next((document for document in documents if document in taken), None)
+            if other is None:
+                rows.append(row)
+                taken.update(documents)
+            else:
+                self.put(row, other)
+            if queue:
+                heapq.heappush(self.heads, (queue[0][0], document))
+        for head in later:
+            heapq.heappush(self.heads, head)
+        return np.array(rows, dtype=np.int64)
+
+    def rest(self) -> np.ndarray:
+        """All that still wait, as they came."""
+        return np.array([row for _, row in sorted(row for queue in self.queues.values() for row in queue)], dtype=int)
 
 
 class Plan:
@@ -95,7 +152,7 @@ class Plan:
         """Global batch `step` (from 0) of `epoch` (from 0)."""
         if self._latest is None or self._latest[0] != epoch:
             self._latest = (epoch, self._make_epoch(epoch))
-        datasets, batches = self._latest[1]
+        datasets, batches, _ = self._latest[1]
         rows = batches[step]
         sets = np.searchsorted(self.first_row, rows, side="right") - 1
         name = self.names[datasets[step]] if datasets[step] >= 0 else MIXED
@@ -109,9 +166,9 @@ class Plan:
         positive = int(rng.integers(positives))
         return positive, [int(i) for i in rng.permutation(negatives)[:wanted]]
 
-    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Per step: its data set's number (-1: mixed), and its rows, counted over all sets."""
-        datasets, batches, leftovers = [], [], []
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Per step: its data set's number (-1: mixed), and its rows, counted over all sets; how many rows stand in."""
+        datasets, batches, leftovers, stood_in = [], [], [], 0
         for number, (size, available, used) in enumerate(zip(self.sizes, self.available, self.used, strict=True)):
             rows = np.arange(size)
             if available < size:
@@ -119,64 +176,68 @@ class Plan:
             rng = np.random.default_rng((self.seed, _ORDER, epoch, number))
             passes = [rng.permutation(rows) for _ in range(-(-used // max(available, 1)))]
             order = self.first_row[number] + np.concatenate([rows[:0], *passes])[:used]
-            own, left = self._spread(order, self.full[number], (epoch, number), spare=order)
+            own, left, others = self._spread(order, self.full[number], (epoch, number), spare=order)
+            stood_in += others
             batches.append(own)
             datasets += [number] * len(own)
             leftovers.append(left)
         rng = np.random.default_rng((self.seed, _ORDER, epoch, len(self.names)))
         left = rng.permutation(np.concatenate(leftovers))
         spare = np.concatenate([own.ravel() for own in batches])
-        mixed, _ = self._spread(left, self.mixed, (epoch, len(self.names)), spare)
+        mixed, _, others = self._spread(left, self.mixed, (epoch, len(self.names)), spare)
         batches = np.concatenate([*batches, mixed])
         order = rng.permutation(len(batches))
-        return np.array(datasets + [-1] * len(mixed))[order], batches[order]
+        return np.array(datasets + [-1] * len(mixed))[order], batches[order], stood_in + others
 
     def _spread(
         self, rows: np.ndarray, count: int, key: tuple[int, int], spare: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`count` batches from rows in order, and the rows left; a row that repeats a document waits for a later batch.
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """`count` batches from rows in order, the rows left, and how many of `spare` stand in for others.
 
-        Where too few rows without a repeated document are left, `spare` rows stand in for them; where
-        there are too few documents to fill a batch, the rows come as they are.
+        A row that repeats a document waits for a later batch. Where too few rows without a repeated document are left,
+        `spare` rows stand in for them; where there are too few documents to fill a batch, the rows come as they are.
         """
         size = self.batch_size
-        plain = rows[: count * size].reshape(count, size), rows[count * size :]
+        plain = rows[: count * size].reshape(count, size), rows[count * size :], 0
         if self.documents is None:
             return plain
-        batches, waiting, position = np.empty((count, size), dtype=np.int64), rows[:0], 0
-        spare, look = np.unique(spare), LOOK_AHEAD * size
+        batches, position, stood_in = np.empty((count, size), dtype=np.int64), 0, 0
+        waiting, others, turn = Waiting(self.documents), None, 0
         for number in range(count):
-            batch, still = self._extend(rows[:0], waiting[:look])
-            waiting = np.concatenate([still, waiting[look:]])
+            batch = waiting.take(size)
             while len(batch) < size and position < len(rows):
-                ahead = rows[position : position + size - len(batch)]
-                position += len(ahead)
-                batch, repeating = self._extend(batch, ahead)
-                waiting = np.concatenate([waiting, repeating])
-            if len(batch) < size:
-                rng = np.random.default_rng((self.seed, _SPARE, *key, number))
-                batch, _ = self._extend(batch, rng.choice(spare, min(look, len(spare)), replace=False))
+                ahead = rows[position : position + max(size - len(batch), size // 4)]
+                batch, read, repeating = self._extend(batch, ahead)
+                waiting.put_all(repeating, batch)
+                position += read
+            if len(batch) < size and others is None:  # of spare rows that share a document, one
+                others = np.random.default_rng((self.seed, _SPARE, *key)).permutation(np.unique(spare))
+                others = others[self.documents.first_seen(others)]
+            looked = 0
+            while len(batch) < size and looked < len(others):
+                some = others.take(np.arange(turn, turn + min(size, len(others))), mode="wrap")
+                stood_in -= len(batch)
+                batch, read, _ = self._extend(batch, some)
+                stood_in += len(batch)
+                turn, looked = (turn + read) % len(others), looked + read
             if len(batch) < size and number == 0:
                 return plain
-            short = size - len(batch)
-            batches[number] = np.concatenate([batch, waiting[:short]])
-            waiting = waiting[short:]
-        return batches, np.concatenate([waiting, rows[position:]])
+            batches[number, : len(batch)] = batch
+            for place in range(len(batch), size):
+                batches[number, place] = waiting.take(1)[0]
+        return batches, np.concatenate([waiting.rest(), rows[position:]]), stood_in
 
-    def _extend(self, batch: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A batch with those of the rows, in order, that repeat none of its documents; and the rows not taken."""
-        while len(batch) < self.batch_size and len(rows):
-            fresh = self.documents.first_seen(np.concatenate([batch, rows]))[len(batch) :]
-            taken = np.flatnonzero(fresh)[: self.batch_size - len(batch)]
-            if not len(taken):
-                break
-            batch, rows = np.concatenate([batch, rows[taken]]), np.delete(rows, taken)
-        return batch, rows
+    def _extend(self, batch: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+        """A batch with those of the rows, in order, that repeat no document; how many were read; those that do."""
+        wanted = self.batch_size - len(batch)
+        fresh = np.flatnonzero(self.documents.first_seen(np.concatenate([batch, rows]))[len(batch) :])[:wanted]
+        read = int(fresh[-1]) + 1 if len(fresh) == wanted > 0 else len(rows)
+        return np.concatenate([batch, rows[fresh]]), read, np.delete(rows[:read], fresh)
 
     def repeating(self, epoch: int) -> int:
         """How many batches of an epoch hold a query or a positive twice, for want of documents."""
         self.batch(epoch, 0)
-        _, batches = self._latest[1]
+        batches = self._latest[1][1]
         return sum(not self.documents.first_seen(rows).all() for rows in batches) if self.documents else len(batches)
 
     def describe(self, ranks: int, group_size: int, cross_device: bool = True) -> str:
@@ -188,7 +249,15 @@ class Plan:
             takes += f" ({used / available:.2f} times each)" if used > available else ""
             left = used % self.batch_size
             lines.append(f"  {name}: {full} batches of its own, {left} rows left over; rows {size}{takes}")
-        lines.append(f"  left over: {self.mixed} mixed batches, {self.waiting} rows left out of this epoch")
+        self.batch(0, 0)
+        _, batches, stood_in = self._latest[1]
+        left_out = sum(map(min, self.available, self.used)) - len(np.unique(batches))
+        lines.append(f"  left over: {self.mixed} mixed batches, {left_out} rows left out of this epoch")
+        if stood_in:
+            lines.append(
+                f"  {stood_in} places are filled by rows that have had their turn: a query or a positive stands once "
+                "in a batch, and some have more rows than there are batches"
+            )
         if repeating := self.repeating(0):
             lines.append(f"  {repeating} batches hold a query or a positive twice: there are too few different ones")
         local = self.batch_size // ranks

@@ -126,6 +126,7 @@ def find_files(train_data: str | Path) -> dict[str, list[Path]]:
                 continue
             if entry.is_dir():
                 files = sorted(file for file in entry.rglob("*") if file.name.endswith(SUFFIXES))
+                files = [file for file in files if not any(part[0] == "." for part in file.relative_to(root).parts)]
             else:
                 files = [entry] if entry.name.endswith(SUFFIXES) else []
             if files and _stem(entry) in found:

@@ -143,7 +143,7 @@ def test_a_folder_of_other_files_is_left_alone(pairs, served, tmp_path):
     for file in sorted(pairs.glob("*.jsonl")) if pairs.is_dir() else [pairs]:
         (out / file.name).write_bytes(file.read_bytes())
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    with pytest.raises(UserError, match=r"holds other files, and no mine\.json"):
+    with pytest.raises(UserError, match=r"is there, and no mine\.json of the run"):
         main(flags(pairs, out, served, tmp_path))
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 

@@ -82,6 +82,8 @@ def test_flags_that_cannot_work(flags, name):
 
 ENGINE_FILES = {
     "no JSON": ("deepspeed", "{", "no JSON"),
+    "no object": ("fsdp_config", "[]", "found list, wanted a JSON object"),
+    "no object within": ("deepspeed", '{"zero_optimization": true}', "zero_optimization: found bool, wanted a JSON"),
     "no ZeRO": ("deepspeed", '{"zero_optimization": {"stage": 0}}', "zero_optimization.stage"),
     "offload": (
         "deepspeed",

@@ -158,6 +158,27 @@ def test_rows_that_have_had_their_turn_stand_in():
         assert all(len(set(batch.rows)) == 16 for batch in batches(p, epoch))
 
 
+@pytest.mark.parametrize("share", ["zipf", "labels"])
+def test_of_documents_with_many_rows_as_many_come_as_there_are_batches(share):
+    """200 positives, a few of them in a great part of 4,000 rows: each can come once in each of the 250 batches."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, 201)
+    positive = rng.choice(200, 4000, p=weights / weights.sum())
+    if share == "labels":
+        positive = np.where(rng.random(4000) < 0.9, rng.integers(0, 10, 4000), rng.integers(10, 200, 4000))
+    docs = documents([[10_000 + row, p] for row, p in enumerate(positive)])
+    p = Plan(["a"], [4000], 16, seed=0, documents=docs)
+    for epoch in range(2):
+        assert doubled(p, docs, epoch) == 0
+        seen = {row for batch in batches(p, epoch) for row in batch.rows}
+        possible = np.minimum(np.bincount(positive), p.steps_per_epoch).sum()
+        assert 0.99 * possible < len(seen) <= possible < 4000
+    seen = {row for batch in batches(p, 0) for row in batch.rows}
+    assert f"0 mixed batches, {4000 - len(seen)} rows left out of this epoch" in p.describe(1, 2)
+    again = sum(Counter(row for batch in batches(p, 0) for row in batch.rows).values()) - len(seen)
+    assert f"{again} places are filled by rows that have had their turn" in p.describe(1, 2)
+
+
 def test_too_few_documents_are_said():
     docs = documents([[1000 + i, i % 5] for i in range(64)])  # a classification set: five labels
     p = Plan(["a"], [64], 16, seed=0, documents=docs)

@@ -93,7 +93,10 @@ def test_names_in_a_folder(tmp_path):
     write(tmp_path / "a.jsonl", GOOD)
     (tmp_path / ".ipynb_checkpoints").mkdir()
     write(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.jsonl", GOOD)
-    assert list(find_files(tmp_path)) == ["a"]
+    (tmp_path / "b" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("1.jsonl", "._1.jsonl", ".ipynb_checkpoints/1-checkpoint.jsonl"):
+        write(tmp_path / "b" / name, GOOD)
+    assert find_files(tmp_path) == {"a": [tmp_path / "a.jsonl"], "b": [tmp_path / "b" / "1.jsonl"]}
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: found a second data set 'a'"):
         find_files(tmp_path)

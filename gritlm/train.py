@@ -11,8 +11,9 @@ from transformers import set_seed
 
 from gritlm.arguments import DataArguments, EmbeddingTrainingArguments, ModelArguments, parse
 from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
+from gritlm.data.documents import Documents
 from gritlm.data.plan import VERSION as PLAN_VERSION
-from gritlm.data.plan import Documents, Plan, read_num_samples
+from gritlm.data.plan import Plan, read_num_samples
 from gritlm.data.records import RecordSet, load_records
 from gritlm.distributed import barrier, close, gather_objects, rank
 from gritlm.errors import UserError, quieten, run_verb

@@ -17,7 +17,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
-from gritlm.data.plan import Documents, Plan
+from gritlm.data.documents import Documents
+from gritlm.data.plan import Plan
 from gritlm.data.records import load_records
 from gritlm.distributed import close
 from gritlm.models.backbone import load_backbone, load_config

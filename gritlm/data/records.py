@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from gritlm.data.documents import Documents
 from gritlm.data.parallel import in_order
-from gritlm.data.plan import Documents
 from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, parse_block, read_blocks, text_id
 from gritlm.errors import UserError
 

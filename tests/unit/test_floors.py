@@ -19,6 +19,7 @@ FLOORS = {
     "data.shapes": 1,
     "data.facts": 2,
     "data.records": 1,
+    "data.documents": 0,
     "data.plan": 2,
     "data.collator": 2,
     "objective": 2,

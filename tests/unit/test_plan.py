@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gritlm.data.plan import MIXED, Documents, Plan, read_num_samples
+from gritlm.data.documents import Documents
+from gritlm.data.plan import MIXED, Plan, read_num_samples
 from gritlm.errors import UserError
 
 NAMES, SIZES = ["a", "b", "c"], [103, 57, 20]

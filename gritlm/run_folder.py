@@ -188,10 +188,9 @@ def check_finite(weights: dict[str, torch.Tensor]) -> None:
 
 def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
     """Raise a UserError when a checkpoint could not be written for want of room or rights."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, ShardsUnsaved) and error.failures:  # rank -> (error, where)
         error = next(iter(error.failures.values()))[0]
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
     writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
     if not writing and not isinstance(error, (OSError, SafetensorError)):
         return

@@ -84,4 +84,5 @@ class Waiting:
 
     def rest(self) -> np.ndarray:
         """All that still wait, as they came."""
-        return np.array([row for _, row in sorted(row for queue in self.queues.values() for row in queue)], dtype=int)
+        entries = sorted(entry for queue in self.queues.values() for entry in queue)
+        return np.array([row for _, row in entries], dtype=np.int64)

@@ -59,8 +59,7 @@ class Plan:
         self.available = [min(size, max_per_dataset or size) for size in self.sizes]
         self.used = shares(self.names, self.available, num_samples or {}, temperature)
         self.full = [used // global_batch_size for used in self.used]
-        left = sum(used % global_batch_size for used in self.used)
-        self.mixed, self.waiting = divmod(left, global_batch_size)
+        self.mixed = sum(used % global_batch_size for used in self.used) // global_batch_size
         self.steps_per_epoch = sum(self.full) + self.mixed
         if not self.steps_per_epoch:
             raise UserError(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One node's torchrun, started by train_embonly.sh: node.sh HEAD PORT NODES PROCESSES flags of gritlm train ...
-# On SIGUSR1 or SIGTERM the workers save and end: code 0, and run.json does not say "finished". On SIGHUP they end at once.
+# On SIGUSR1 or SIGTERM the workers save and end: code 0, and run.json says "finished": false. On SIGHUP they end at once.
 set -uo pipefail
 head=$1 port=$2 nodes=$3 processes=$4
 shift 4

@@ -102,7 +102,7 @@ trap 'kill -HUP $child' INT
 while kill -0 $child 2>/dev/null; do wait $child || true; done
 code=0; wait $child || code=$?
 
-if [ $code = 0 ] && ! grep -q '"finished": true' "$OUTPUT_DIR/run.json"; then  # asked to stop, and saved
+if [ $code = 0 ] && grep -q '"finished": false' "$OUTPUT_DIR/run.json" 2>/dev/null; then  # asked to stop, and saved
   # SIGTERM: cancelled, or preempted, and then SLURM requeues it itself.
   if [ -z "$slurm" ] || [ -n "$terminated" ]; then echo "train_embonly: stopped; the same command goes on"; exit 75; fi
   echo "train_embonly: requeueing job $SLURM_JOB_ID"

@@ -33,8 +33,7 @@ def test_a_batch_is_of_one_set_and_no_row_comes_twice():
             seen.update(batch.rows)
         assert max(seen.values()) == 1
         assert kinds == {"a": 6, "b": 3, "c": 1, MIXED: 1}  # left over: 7 + 9 + 4 = 20
-        assert p.waiting == 4
-        assert sum(SIZES) - len(seen) == p.waiting
+        assert sum(SIZES) - len(seen) == 4
 
 
 def test_pure():

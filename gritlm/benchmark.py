@@ -1,20 +1,22 @@
 """Time, memory and machine use of a training step, of the loss alone, or of encoding; and of a peer doing the same.
 
-No network: a model by name from its config with random weights, texts from the machine's own Python or a file. All
-sides run in one process and take turns. Rounds that are not counted come first.
+No network: a model by name from its config with random weights, texts from the machine's own Python or a file. Each way
+to take a step has a process of its own, and they take turns. Rounds that are not counted come first.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from transformers import __version__ as transformers_version
@@ -25,19 +27,17 @@ from gritlm.errors import UserError, quieten, run_verb
 from gritlm.losses import info_nce
 from gritlm.measure import (
     MODELS,
-    Side,
     Task,
     make_task,
     matrix_rate,
-    measure,
-    our_side,
+    memory_in_use,
     read_peak,
     reset_peak,
     synchronize,
     useful_flops,
 )
 from gritlm.model_folder import save_model_folder
-from gritlm.models.compiled import compile_layers
+from gritlm.sides import OurStep, Side, Work, choose_fastest, difference, save_gradient, take_turn
 
 PEER = "sentence-transformers"
 EXAMPLES = """examples:
@@ -46,8 +46,7 @@ EXAMPLES = """examples:
   gritlm benchmark --model qwen3-0.6b --queries 2048 --bf16 --chunk_tokens 65536 --activation_memory 0 auto
   gritlm benchmark --lengths uniform:256 --compare sentence-transformers --json out.json
   gritlm benchmark loss --queries 8192 --passages 32768 --width 256
-  gritlm benchmark encode --compare sentence-transformers
-on a CPU the peak is that of the process so far: for its figure, one side a call"""
+  gritlm benchmark encode --compare sentence-transformers"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -100,83 +99,81 @@ def main(argv: list[str]) -> int:
 
 def steps(folder: Path, args: argparse.Namespace) -> dict:
     task = make_task(folder, args)
-    sides: dict[str, Side] = {}
-    for implementation in args.attn_implementation:
-        for compiled in args.torch_compile:
-            embedder = task.embedder(implementation)
-            if args.gradient_checkpointing:
-                embedder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            if compiled == "yes" and (problem := compile_layers(embedder, task.device, task.bf16)):
-                raise UserError(f"--torch_compile: {problem}")
-            for memory in args.activation_memory:
-                name = f"gritlm {implementation}{', compiled' if compiled == 'yes' else ''}, keeps {memory}"
-                sides[name] = our_side(task, embedder, Chunking(args.chunk_tokens, embedder.packed), memory)
+    builds: dict[str, Callable[[Task], Work]] = {}
+    ways = itertools.product(args.attn_implementation, args.activation_memory, args.torch_compile)
+    for attn_implementation, memory, compiled in ways:
+        way = OurStep(attn_implementation, memory, args.chunk_tokens, args.gradient_checkpointing, compiled == "yes")
+        builds[str(way)] = way
     if args.compare:
-        save_model_folder(embedder, task.encoder, folder / "served")
-        name, sides[name] = best_peer(task)
-    base = psutil.Process().memory_info().rss if task.device.type == "cpu" else torch.cuda.memory_allocated()
-    for number in range(args.rounds + 2):  # two rounds warm up; auto keeps nothing in the first
-        for side in sides.values():
-            measure(side, task.device, count=number > 1)
-    return say(task, args, sides, base)
+        from gritlm import peer
+
+        save_model_folder(task.embedder("packed"), task.encoder, folder / "served")
+        builds[PEER] = peer.step
+    with ExitStack() as stack:
+        sides = [stack.enter_context(closing(Side(name, build, task))) for name, build in builds.items()]
+        return compare(task, args, sides)
 
 
-def best_peer(task: Task) -> tuple[str, Side]:
-    """The peer at the setting that took the least time for one step."""
-    from gritlm import peer
+def compare(task: Task, args: argparse.Namespace, sides: list[Side]) -> dict:
+    """Rounds of a turn a side; the machine's own rate is the median of one reading a round."""
+    for side in sides:
+        side.wait_until_built()
+    if args.compare:
+        best, seconds = sides[-1].ask(choose_fastest)
+        sides[-1].name += f" {best}"
+        print(f"{PEER}, one step each: {', '.join(f'{name} {taken:.1f} s' for name, taken in seconds.items())}")
+    for side in sides:  # auto keeps nothing in the first step
+        side.ask(take_turn)
+    rates = []
+    for number in range(args.rounds + 1):
+        rates.append(matrix_rate(task.device, args.bf16))
+        for side in sides:
+            turn = side.ask(take_turn)
+            if number:
+                side.turns.append(turn)
+    first, *others = sides
+    first.ask(save_gradient, task.folder / "gradient")
+    for side in others:
+        side.differs = side.ask(difference, task.folder / "gradient")
+    return say(task, args, sides, statistics.median(rates))
 
-    tried, taken = {}, []
-    for options in peer.GPU_STEP_SETTINGS if task.device.type == "cuda" else peer.STEP_SETTINGS:
-        side = peer.step_side(task, **options)
-        name = " ".join(map(str, *options.items()))
-        try:
-            measure(side, task.device, count=True)
-        except torch.OutOfMemoryError:
-            taken.append(f"{name} out of memory")
-            continue
-        taken.append(f"{name} {side.seconds.pop():.1f} s")
-        tried[name] = side, float(taken[-1].split()[-2])
-        side.model.zero_grad()
-    print(f"{PEER}, one step each: {', '.join(taken)}")
-    best = min(tried, key=lambda name: tried[name][1])
-    return f"{PEER} {best}", tried[best][0]
 
-
-def say(task: Task, args: argparse.Namespace, sides: dict[str, Side], base: float) -> dict:
+def say(task: Task, args: argparse.Namespace, sides: list[Side], rate: float) -> dict:
+    """Print a line a side, and return the report."""
     batch = task.builder(Chunking(args.chunk_tokens, merge=False))[0, 0]
     lengths = torch.cat([chunk["lengths"] for chunk in batch["chunks"]]).numpy()
-    rate, flops = matrix_rate(task.device, args.bf16), useful_flops(task, lengths)
+    flops = useful_flops(task, lengths)
     print(
         f"{args.model}, {args.queries} queries x {args.group} passages, {len(lengths)} texts, {lengths.sum()} tokens "
         f"(median {np.median(lengths):.0f}, longest {lengths.max()}); matrix products at {rate / 1e9:.0f} GFLOP/s: "
         f"{flops / rate:.2f} s a step at best"
     )
-    first = next(iter(sides.values()))
     report: dict = {"limit_s": flops / rate, "sides": {}}
-    for name, side in sides.items():
-        median = statistics.median(side.seconds)
+    for side in sides:
+        median = statistics.median(turn.seconds for turn in side.turns)
+        parts = side.turns[0].parts
         found = {
             "s_per_step": median,
             "tokens_per_s": int(lengths.sum() / median),
             "pairs_per_s": args.queries / median,
             "mfu": flops / median / rate,
-            "peak_above_model_gb": (side.peak - base) / 1e9,
-            "loss": side.loss,
-            "times_the_first": statistics.median(b / a for a, b in zip(first.seconds, side.seconds, strict=True)),
-            "parts": {part: seconds / len(side.seconds) for part, seconds in side.parts.items()},
+            "peak_above_model_gb": max(turn.peak for turn in side.turns) / 1e9,
+            "loss": side.turns[-1].loss,
+            "parts": {part: statistics.median(turn.parts[part] for turn in side.turns) for part in parts},
         }
-        if side is not first and side.model is not first.model:
-            ours, theirs = first.gradient(), side.gradient()
-            found["gradients_differ_by"] = ((ours - theirs).norm() / theirs.norm()).item()
-        report["sides"][name] = found
-        print(
-            f"  {name:42} {median:7.2f} s/step  {found['tokens_per_s']:8d} tokens/s  MFU {found['mfu']:4.0%}  "
-            f"peak +{found['peak_above_model_gb']:.2f} GB  loss {side.loss:.6f}"
-            + (f"  x{found['times_the_first']:.2f}" if side is not first else "")
-            + (f"  gradients differ by {found['gradients_differ_by']:.1e}" if "gradients_differ_by" in found else "")
+        line = (
+            f"  {side.name:42} {median:7.2f} s/step  {found['tokens_per_s']:8d} tokens/s  MFU {found['mfu']:4.0%}  "
+            f"peak +{found['peak_above_model_gb']:.2f} GB  loss {found['loss']:.6f}"
         )
-        if side.parts:
-            print("    " + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in found["parts"].items()))
+        if side is not sides[0]:
+            pairs = zip(sides[0].turns, side.turns, strict=True)
+            found["times_the_first"] = statistics.median(turn.seconds / first.seconds for first, turn in pairs)
+            found["gradients_differ_by"] = side.differs
+            line += f"  x{found['times_the_first']:.2f}  gradients differ by {side.differs:.1e}"
+        report["sides"][side.name] = found
+        print(line)
+        if parts:
+            print("    " + ", ".join(f"{part} {taken:.2f} s" for part, taken in found["parts"].items()))
     return report
 
 
@@ -224,7 +221,7 @@ def losses(folder: Path, args: argparse.Namespace) -> dict:
     for number in range(args.rounds + 1):
         for name, way in ways.items():
             q_BD.grad = p_PD.grad = None
-            base = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+            base = memory_in_use(device)
             reset_peak(device)
             synchronize(device)
             started = time.perf_counter()

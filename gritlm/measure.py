@@ -1,4 +1,4 @@
-"""What a benchmark is made of: the same work for every side, the sides of our own, clocks and the machine's own rate.
+"""What a benchmark is made of: the same work for every side, clocks, and the machine's own rate.
 
 No network: a model by name from its config with random weights, texts from the machine's own Python or a file.
 """
@@ -6,23 +6,19 @@ No network: a model by name from its config with random weights, texts from the 
 import argparse
 import json
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from transformers import AutoModel, Qwen2Config, Qwen3Config, set_seed
 
-from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer, to_device
+from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Plan
 from gritlm.data.records import RecordSet, load_records
-from gritlm.engines import SingleEngine
-from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import Embedder
-from gritlm.objective import ContrastiveBatch, Objective
 from gritlm.quickstart import build_tokenizer, collect
 
 TEMPERATURE = 0.05
@@ -105,59 +101,17 @@ def build_model(folder: Path, name: str, texts: list[str]) -> None:
     AutoModel.from_config(config).save_pretrained(folder)
 
 
-# ---- the sides
-
-
-@dataclass
-class Side:
-    """One way to do the work: `step` leaves the gradient in `model` and returns the loss."""
-
-    model: torch.nn.Module
-    step: Callable[[], torch.Tensor]
-    seconds: list[float] = field(default_factory=list)
-    parts: Counter = field(default_factory=Counter)
-    peak: float = 0.0
-    loss: float = 0.0
-
-    def gradient(self) -> torch.Tensor:
-        return torch.cat([p.grad.flatten().cpu() for p in self.model.parameters()])
-
-
-def our_side(task: Task, embedder: Embedder, chunking: Chunking, memory: str) -> Side:
-    """One step as the trainer takes it, tokenisation included."""
-    builder, engine, objective = task.builder(chunking), SingleEngine(embedder), Objective(TEMPERATURE)
-    activation_memory = ActivationMemory(memory, task.device)
-    forward = embedder.forward
-    if task.bf16:
-        embedder.forward = torch.autocast(task.device.type, torch.bfloat16)(forward)
-
-    def step() -> torch.Tensor:
-        embedder.zero_grad()
-        last = time.perf_counter()
-
-        def mark(part: str) -> None:
-            nonlocal last
-            synchronize(task.device)
-            now = time.perf_counter()
-            side.parts[part] += now - last
-            last = now
-
-        batch = builder[0, 0]
-        layout = ContrastiveBatch(**to_device(batch["layout"], task.device))
-        chunks = [to_device(chunk, task.device) for chunk in batch["chunks"]]
-        mark("data")
-        return two_pass_step(engine, chunks, lambda vectors: objective(vectors, layout), mark, activation_memory).loss
-
-    side = Side(embedder, step)
-    return side
-
-
 # ---- measuring
 
 
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: allocated on the device, or this process's resident ones."""
+    return torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def reset_peak(device: torch.device) -> None:
@@ -176,22 +130,6 @@ def read_peak(device: torch.device) -> float:
         return float("nan")
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-
-
-def measure(side: Side, device: torch.device, count: bool) -> None:
-    """Take a step; write it down where `count`."""
-    reset_peak(device)
-    synchronize(device)
-    started = time.perf_counter()
-    loss = side.step()
-    synchronize(device)
-    taken = time.perf_counter() - started
-    side.loss = loss.item()
-    if count:
-        side.seconds.append(taken)
-        side.peak = max(side.peak, read_peak(device))
-    else:
-        side.parts.clear()
 
 
 def matrix_rate(device: torch.device, bf16: bool) -> float:

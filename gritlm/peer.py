@@ -1,6 +1,7 @@
 """sentence-transformers doing the same work, at each of its settings."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 
 from gritlm.data.collator import to_device
-from gritlm.measure import TEMPERATURE, Side, Task
+from gritlm.measure import TEMPERATURE, Task
+from gritlm.sides import Work
 
 STEP_SETTINGS = [{"mini_batch_size": size} for size in (1, 2, 4, 16)]
 STEP_SETTINGS += [{"mini_batch_num_tokens": tokens} for tokens in (512, 8192)]
@@ -16,10 +18,9 @@ GPU_STEP_SETTINGS = [{"mini_batch_size": size} for size in (16, 64, 256)] + [{"m
 ENCODE_SETTINGS = [{"batch_size": size} for size in (4, 8, 32, 128)]
 
 
-def step_side(task: Task, **options) -> Side:
-    """The same batch through CachedMultipleNegativesRankingLoss, tokenisation included."""
+def step(task: Task) -> Work:
+    """The same batch through CachedMultipleNegativesRankingLoss, tokenisation included; a step a setting."""
     model = SentenceTransformer(str(task.folder / "served"), device=str(task.device))
-    loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options)
     columns: list[list[str]] = [[] for _ in range(1 + task.group)]
     for dataset, row in task.plan.batch(0, 0).rows:
         record = task.records[row]
@@ -28,14 +29,17 @@ def step_side(task: Task, **options) -> Side:
         for column, text in zip(columns, texts, strict=True):
             column.append(text.text)
 
-    def step() -> torch.Tensor:
+    def step_with(loss: CachedMultipleNegativesRankingLoss) -> torch.Tensor:
         model.zero_grad()
         with task.autocast():
             value = loss([to_device(model.preprocess(column), task.device) for column in columns], None)
         value.backward()
         return value.detach()
 
-    return Side(model, step)
+    settings = GPU_STEP_SETTINGS if task.device.type == "cuda" else STEP_SETTINGS
+    losses = [CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options) for options in settings]
+    names = [" ".join(map(str, *options.items())) for options in settings]
+    return Work(model, {name: partial(step_with, loss) for name, loss in zip(names, losses, strict=True)}, task.device)
 
 
 def encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:

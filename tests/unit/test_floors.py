@@ -38,8 +38,9 @@ FLOORS = {
     "mine": 6,
     "quickstart": 5,
     "measure": 6,
-    "peer": 7,
-    "benchmark": 8,
+    "sides": 7,
+    "peer": 8,
+    "benchmark": 9,
     "verify_gradients": 4,
 }
 SIBLINGS = ("models", "data")

@@ -16,6 +16,7 @@ from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
+from gritlm.run_folder import to_disk
 
 _MODULE = "sentence_transformers.models."
 _POOLING_KEYS = {
@@ -110,9 +111,12 @@ def load_model_folder(
 def move_model_folder(aside: str | Path, folder: str | Path) -> None:
     """Move a model folder written aside into a folder that holds other things too, `modules.json` last."""
     folder, aside = Path(folder), Path(aside)
+    for path in aside.rglob("*"):
+        to_disk(path)
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "modules.json"):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
     aside.rmdir()
+    to_disk(folder)

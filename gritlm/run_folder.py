@@ -30,7 +30,9 @@ def write_run_file(folder: str | Path, identity: dict, finished: bool) -> None:
     path = Path(folder) / RUN_FILE
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps({"finished": finished, "flags": identity}, indent=2) + "\n")
+    to_disk(aside)
     aside.replace(path)
+    to_disk(path.parent)
 
 
 def find_checkpoint(
@@ -53,7 +55,10 @@ def find_checkpoint(
         return named, []
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
-    run = json.loads((folder / RUN_FILE).read_text())
+    try:
+        run = json.loads((folder / RUN_FILE).read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / RUN_FILE}: found a damaged file ({error}); {KEPT}") from error
     difference = differing(run["flags"], identity)
     if difference:
         raise UserError(f"--output_dir {folder} holds another run: {difference}; {KEPT}")
@@ -101,11 +106,11 @@ def publish_checkpoint(aside: Path, target: Path, facts: dict, served: list[str]
     manifest = facts | {"served": served, "files": dict(sorted(files.items()))}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in aside.rglob("*"):
-        _to_disk(path)
+        to_disk(path)
     if target.exists():  # it was damaged, and passed over
         remove_checkpoint(target)
     os.replace(aside, target)
-    _to_disk(target.parent)
+    to_disk(target.parent)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -123,7 +128,8 @@ def rotate_checkpoints(run: Path, limit: int | None) -> None:
             remove_checkpoint(Path(path))
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file or a folder's list of names would outlast a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,9 +1,20 @@
 """Checkpoints come and go whole: what is cut off half-way is never seen under a checkpoint's name."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from gritlm import run_folder
-from gritlm.run_folder import UNFINISHED, damage, publish_checkpoint, rotate_checkpoints
+from gritlm.errors import UserError
+from gritlm.run_folder import (
+    RUN_FILE,
+    UNFINISHED,
+    damage,
+    find_checkpoint,
+    publish_checkpoint,
+    rotate_checkpoints,
+    write_run_file,
+)
 
 
 def save(run, step: int) -> None:
@@ -45,3 +56,13 @@ def test_cut_off_while_one_is_removed(tmp_path, what, monkeypatch):
     assert listed(tmp_path) == ["checkpoint-4"]
     assert damage(tmp_path / "checkpoint-4") == ""
     assert "is missing" in damage(tmp_path / UNFINISHED / "old-checkpoint-2"), "control: it was cut off"
+
+
+@pytest.mark.parametrize("text", ["", '{"finished": fal'])
+def test_a_damaged_run_file_is_one_error(tmp_path, text):
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    write_run_file(tmp_path, {"seed": 1}, finished=False)
+    assert find_checkpoint(args, {"seed": 1}, None) == (None, []), "control: a whole one"
+    (tmp_path / RUN_FILE).write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: found a damaged file"):
+        find_checkpoint(args, {"seed": 1}, None)

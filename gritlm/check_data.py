@@ -168,6 +168,9 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.fix and args.fix.exists():
         raise UserError(f"--fix {args.fix} exists; nothing is overwritten, name a new folder")
+    for path in args.paths:
+        if args.fix and path.is_dir() and args.fix.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"--fix {args.fix} is in {path}, and would be read as data; name a folder elsewhere")
     found = [(file, path) for path in args.paths for files in find_files(path).values() for file in files]
     paths, roots = [file for file, _ in found], [root for _, root in found]
     contract = TextContract(args.query_max_len, args.passage_max_len)

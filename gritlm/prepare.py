@@ -149,15 +149,15 @@ def write_held_out(folder: Path, rows: list[dict]) -> None:
     (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n")
 
 
-def card(args: argparse.Namespace, name: str, prepared: Prepared, train: list, held: list, left_out: int) -> str:
+def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, left_out: int) -> str:
     negatives = Counter(len(row["neg"]) for row in train)
     lines = [
-        f"# {name}",
+        f"# {args.name}",
         "",
         f"- source: {args.source or args.input}",
         f"- licence: {args.licence or 'unknown; look it up before you share anything made from it'}",
         f"- instruction: {args.instruction or 'none'}",
-        f"- train: {len(train)} rows in `train/{name}.jsonl`, {sum(len(row['pos']) for row in train)} positives, "
+        f"- train: {len(train)} rows in `train/{args.name}.jsonl`, {sum(len(row['pos']) for row in train)} positives, "
         f"{min(negatives, default=0)} to {max(negatives, default=0)} negatives a row",
         f"- held out: {len(held)} queries in `held_out/` (BEIR format); no query or positive of them stands in train"
         + (f" ({left_out} negatives were left out for that)" if left_out else ""),
@@ -196,7 +196,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--skip_bad", action="store_true", help="leave bad rows out and list them in skipped.txt")
     add("--source", help="for the card; default: IN")
     add("--licence", help="for the card")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.held_out < 0:
+        raise UserError(f"--held_out {args.held_out}: wanted 0 or more")
+    args.name = args.name or Path(args.input.removeprefix("hub:")).resolve().name.lstrip(".").split(".")[0]
+    if not args.name or "/" in args.name or args.name.startswith("."):
+        raise UserError(f"--name {args.name!r}: wanted a name for a file")
+    return args
 
 
 def main(argv: list[str]) -> int:
@@ -205,7 +211,6 @@ def main(argv: list[str]) -> int:
     if args.output.exists():
         raise UserError(f"{args.output} exists; nothing is overwritten, name a new folder")
     path = Path(args.input.removeprefix("hub:"))
-    name = args.name or path.name.split(".")[0]
     columns = Columns(args.query_column, args.positive_column, args.negative_columns)
     bad = BadRows(args.skip_bad)
     if args.input.startswith("hub:"):
@@ -224,12 +229,12 @@ def main(argv: list[str]) -> int:
 
     aside = args.output.with_name(args.output.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
-    write_jsonl(aside / "train" / f"{name}.jsonl", train)
+    write_jsonl(aside / "train" / f"{args.name}.jsonl", train)
     if held:
         write_held_out(aside / "held_out", held)
     if prepared.skipped:
         (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n")
-    (aside / "README.md").write_text(card(args, name, prepared, train, held, left_out))
+    (aside / "README.md").write_text(card(args, prepared, train, held, left_out))
     os.replace(aside, args.output)
     print((args.output / "README.md").read_text(), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")

@@ -150,19 +150,25 @@ def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[Row]:
     }
     relevant: dict[str, list[str]] = {}
     where: dict[str, str] = {}
-    for number, line in enumerate(qrels.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = qrels.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{qrels}: found {error}, wanted tab-separated UTF-8 text") from error
+    for number, line in enumerate(lines, start=1):
         parts = line.split("\t")
         if number == 1 and parts[-1].strip().lower() == "score":
             continue
         try:
             query, document, score = parts
             score = float(score)
-        except ValueError as error:
-            raise UserError(f"{qrels}:{number}: found {line[:60]!r}, wanted query-id, corpus-id and score") from error
-        for key, side in ((query, "queries"), (document, "corpus")):
-            if key not in texts[side]:
-                raise UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / side}.jsonl")
-        if score > 0:
+        except ValueError:
+            found = f"found {line[:60]!r}, wanted query-id, corpus-id and score"
+            bad.add(UserError(f"{qrels}:{number}: {found}"))
+            continue
+        missing = [(key, side) for key, side in ((query, "queries"), (document, "corpus")) if key not in texts[side]]
+        for key, side in missing:
+            bad.add(UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / side}.jsonl"))
+        if score > 0 and not missing:
             relevant.setdefault(query, []).append(document)
             where.setdefault(query, f"{qrels}:{number}")
     for query, documents in relevant.items():

@@ -151,6 +151,14 @@ def test_fixed_files_keep_their_names_and_folders(tmp_path):
     assert report_of(tmp_path, tmp_path / "fix") == (0, [])
 
 
+def test_good_rows_are_not_written_among_the_others(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data" / "a.jsonl", GOOD)
+    with pytest.raises(UserError, match=r"is in .*, and would be read as data"):
+        main([str(path.parent), "--fix", str(path.parent / "fix")])
+    assert main([str(path), "--fix", str(path.parent / "fix")]) == 0, "control: a file is not its folder"
+
+
 def test_parquet_that_is_not_text_is_named(tmp_path):
     texts = pa.array(["good", "bad"]).view(pa.string())
     broken = pa.Array.from_buffers(pa.string(), 2, [None, texts.buffers()[1], pa.py_buffer(b"good\xff\xfe!")])

@@ -98,6 +98,37 @@ def test_beir(tmp_path):
         main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "bad"])
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "found"),
+    [
+        ("qrels/train.tsv", "q0\td9\t1", r"train\.tsv:6: found the id 'd9'"),
+        ("qrels/train.tsv", "q0 d1 1", r"train\.tsv:6: found 'q0 d1 1'"),
+        ("corpus.jsonl", '{"_id": "d9"', r"corpus\.jsonl:5: found "),
+    ],
+)
+def test_bad_lines_of_a_beir_folder_can_be_skipped(tmp_path, name, line, found):
+    folder = beir(tmp_path / "set")
+    with open(folder / name, "a") as out:
+        out.write(line + "\n")
+    with pytest.raises(UserError, match=found):
+        main([str(folder), str(tmp_path / "out")])
+    main([str(folder), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out", "set")) == 2
+    assert len((tmp_path / "out" / "skipped.txt").read_text().splitlines()) == 1
+    (folder / "qrels" / "train.tsv").write_bytes(b"q0\td\xff\t1\n")
+    with pytest.raises(UserError, match=r"train\.tsv: found .* wanted tab-separated UTF-8 text"):
+        main([str(folder), str(tmp_path / "other"), "--skip_bad"])
+
+
+def test_a_folder_is_named_by_what_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(beir(tmp_path / "set"))
+    main([".", str(tmp_path / "out")])
+    assert len(rows_of(tmp_path / "out", "set")) == 2
+    for flag, value in (("--name", "a/b"), ("--name", ".hidden"), ("--held_out", "-1")):
+        with pytest.raises(UserError, match=f"{flag} .*wanted"):
+            main([".", str(tmp_path / "other"), flag, value])
+
+
 def test_nothing_held_out_stands_in_train(tmp_path):
     """Rows that share documents, in chains too, and negatives that are others' positives."""
     rng = random.Random(0)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from gritlm.data.documents import Documents
 from gritlm.data.plan import VERSION as PLAN_VERSION
 from gritlm.data.plan import Plan, read_num_samples
 from gritlm.data.records import RecordSet, load_records
-from gritlm.distributed import barrier, close, gather_objects, rank
+from gritlm.distributed import barrier, close, gather_objects, leave, rank
 from gritlm.errors import UserError, quieten, run_verb
 from gritlm.model_folder import move_model_folder
 from gritlm.models.attention import why_a_call_per_run
@@ -226,4 +225,4 @@ def run_identity(
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    leave(run_verb(main))

@@ -9,7 +9,6 @@ import importlib.util
 import math
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from transformers import HfArgumentParser
 
 from gritlm.arguments import ModelArguments, flag
 from gritlm.data.collator import Chunking, Tokens, assemble, to_device
-from gritlm.distributed import agree_max, all_reduce_sum, close, gather_objects, rank, start, world_size
+from gritlm.distributed import agree_max, all_reduce_sum, close, gather_objects, leave, rank, start, world_size
 from gritlm.engines import is_deepspeed, make_engine, whole_weights, wrap
 from gritlm.errors import UserError, quieten, run_verb
 from gritlm.gradcache import ActivationMemory, two_pass_step
@@ -264,8 +263,7 @@ def _rank_main(index: int, ranks: int, port: int, argv: list[str], code) -> None
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
     code.value = run_verb(lambda argv: int(verify(*parse(argv)) > 0), argv)
-    sys.stdout.flush()
-    os._exit(0)  # DTensor's caches keep gloo's threads, and one that asks for the interpreter as it winds down aborts
+    leave(0)
 
 
 def verify(model_args: ModelArguments, args: VerifyArguments) -> int:
@@ -307,4 +305,4 @@ def line(cell: Cell, tolerance: float, header: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    leave(run_verb(main))

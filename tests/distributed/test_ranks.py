@@ -14,6 +14,7 @@ from helpers import (
     make_builder,
     make_embedder,
     relative,
+    run,
     run_ranks,
     train,
     train_flags,
@@ -48,6 +49,27 @@ def test_no_thread_outlives_the_process_group():
     """One that did could ask for the interpreter while it winds down, which aborts a rank that had done its work."""
     for before, after in run_ranks(threads_around_close):
         assert before and not after
+
+
+LEAVING = """
+import atexit, gritlm.distributed as d
+class Cache:
+    def __del__(self): print("wound down", flush=True)
+d.cache = Cache()
+atexit.register(print, "loggers ended")
+print("done", end=" ")
+d.leave(3)
+"""
+
+
+@pytest.mark.parametrize("place", [{}, {"RANK": "0"}])
+def test_a_rank_ends_with_its_code_and_does_not_wind_down(monkeypatch, place):
+    """What keeps gloo's threads could abort it there; the loggers end all the same. Control: no rank."""
+    monkeypatch.delenv("RANK", raising=False)
+    ended = run("-c", LEAVING, **place)
+    assert ended.returncode == 3
+    assert "done loggers ended" in ended.stdout
+    assert ("wound down" in ended.stdout) == (not place)
 
 
 def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool = False, batch: int = 8) -> dict:

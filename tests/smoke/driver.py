@@ -21,6 +21,7 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from gritlm import train
+from gritlm.distributed import leave
 from gritlm.errors import run_verb
 
 rows_file = sys.argv[1]
@@ -90,4 +91,4 @@ class AtStepEnd(TrainerCallback):
 
 
 train.EmbeddingTrainer = Watched
-sys.exit(run_verb(train.main, sys.argv[3:]))
+leave(run_verb(train.main, sys.argv[3:]))

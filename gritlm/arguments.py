@@ -209,6 +209,7 @@ def check(
         ("max_example_num_per_dataset", data.max_example_num_per_dataset or 0),
         ("projection", model.projection or 0),
         ("hang_timeout", training.hang_timeout),
+        ("seed", training.seed),
     ):
         if value < 0:
             raise UserError(f"--{name}: found {value}, wanted 0 or more")

@@ -22,6 +22,7 @@ from gritlm.data.overlap import TextSet, read_evaluation_queries
 from gritlm.data.records import find_files
 from gritlm.data.rows import SUFFIXES, decode, read_blocks
 from gritlm.errors import UserError, run_verb
+from gritlm.files import written_aside
 from gritlm.picture import bars
 
 EXAMPLES = """examples:
@@ -126,8 +127,6 @@ def write_fixed(report: FileReport, out: Path, log) -> int:
                         continue
                     if number in mend or not isinstance(raw, bytes):
                         row = decode(report.path, number, raw)
-                        if not isinstance(raw, bytes):  # other columns may hold what JSON cannot
-                            row = {name: row[name] for name in ("query", "pos", "neg")}
                         texts = [item if isinstance(item, str) else item[1] for item in row["pos"]]
                         known = {text.rstrip() for text in texts}
                         row["neg"] = [
@@ -168,6 +167,8 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.fix and args.fix.exists():
         raise UserError(f"--fix {args.fix} exists; nothing is overwritten, name a new folder")
+    if args.report and args.report.exists():
+        raise UserError(f"--report {args.report} exists; nothing is overwritten, name a new file")
     for path in args.paths:
         if args.fix and path.is_dir() and args.fix.resolve().is_relative_to(path.resolve()):
             raise UserError(f"--fix {args.fix} is in {path}, and would be read as data; name a folder elsewhere")
@@ -187,6 +188,9 @@ def main(argv: list[str]) -> int:
         problems = [*([cut] if cut else []), *find_problems(facts, encoder, limits)]
         reports.append(FileReport(path, facts, problems, lines))
 
+    for path in (path for path in args.paths if path.is_dir()):
+        if others := Counter(other.suffix for other in unread(path)):
+            print(f"{path}: not read, for what their names end in: {_counts(others.elements())}")
     for report in reports:
         print("\n".join(report.table("tokens" if encoder else "characters", limits)))
     bad = [message for report in reports for _, message in report.facts.bad]
@@ -202,8 +206,14 @@ def main(argv: list[str]) -> int:
     return int(findings > 0)
 
 
+def unread(folder: Path) -> list[Path]:
+    """Files of a data folder that are no data by their names; hidden ones apart."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(SUFFIXES))
+    return [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+
+
 def write_report(reports: list[FileReport], path: Path) -> None:
-    with open(path, "w") as out:
+    with written_aside(path) as aside, open(aside, "w") as out:
         for report in reports:
             found = [(0, problem) for problem in report.problems]
             found += [(line, message.split(": ", 1)[1]) for line, message in report.facts.bad]
@@ -215,21 +225,25 @@ def write_report(reports: list[FileReport], path: Path) -> None:
 
 def fix(reports: list[FileReport], folder: Path, roots: list[Path]) -> None:
     """Write each file's good rows under the name, and in the sub-folder, that it had: data sets stay what they were."""
-    folder.mkdir(parents=True)
-    with open(folder / "dropped.tsv", "w") as log:
-        for report, root in zip(reports, roots, strict=True):
-            name = report.path.relative_to(root if root.is_dir() else root.parent)
-            stem = name.name
-            for suffix in SUFFIXES:
-                stem = stem.removesuffix(suffix)
-            out = folder / name.with_name(f"{stem}.jsonl")
-            number = 2
-            while out.exists():
-                out, number = folder / name.with_name(f"{stem}-{number}.jsonl"), number + 1
-            kept = write_fixed(report, out, log)
-            if not kept:
-                out.unlink()
-            print(f"{kept} rows of {report.path} in {out}" if kept else f"no good row in {report.path}")
+    said = []
+    with written_aside(folder) as aside:
+        aside.mkdir(parents=True)
+        with open(aside / "dropped.tsv", "w") as log:
+            for report, root in zip(reports, roots, strict=True):
+                name = report.path.relative_to(root if root.is_dir() else root.parent)
+                stem = name.name
+                for suffix in SUFFIXES:
+                    stem = stem.removesuffix(suffix)
+                name, number = name.with_name(f"{stem}.jsonl"), 2
+                while (aside / name).exists():
+                    name, number = name.with_name(f"{stem}-{number}.jsonl"), number + 1
+                kept = write_fixed(report, aside / name, log)
+                if not kept:
+                    (aside / name).unlink()
+                said.append(
+                    f"{kept} rows of {report.path} in {folder / name}" if kept else f"no good row in {report.path}"
+                )
+    print("\n".join(said))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gritlm.data.collator import Chunking, TextContract, make_chunks, to_device
 from gritlm.data.rows import Text
 from gritlm.errors import UserError, run_verb
+from gritlm.files import written_aside
 from gritlm.model_folder import load_model_folder
 from gritlm.models.attention import PACKED
 from gritlm.models.backbone import probe_attention
@@ -158,10 +159,8 @@ def main(argv: list[str]) -> int:
     encode = model.encode_queries if arguments.side == "query" else model.encode_corpus
     options = {} if arguments.instruction is None else {"instruction": arguments.instruction}
     vectors = encode(texts, chunk_tokens=arguments.chunk_tokens, show_progress=True, **options)
-    aside = arguments.output.with_name(arguments.output.name + ".part")
-    with open(aside, "wb") as stream:
+    with written_aside(arguments.output) as aside, open(aside, "wb") as stream:
         np.save(stream, vectors)
-    aside.replace(arguments.output)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]} in {arguments.output}")
     return 0
 

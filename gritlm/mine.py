@@ -9,7 +9,7 @@ neither our format nor known positives of other rows.
 import argparse
 import hashlib
 import json
-import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -25,6 +25,7 @@ from gritlm.data.records import Record, RecordSet, load_records
 from gritlm.data.rows import Text, text_id
 from gritlm.encode import read_texts
 from gritlm.errors import UserError, quieten, run_verb
+from gritlm.files import publish, written_aside
 from gritlm.nearest import Encode, embed, load_encoder, nearest
 from gritlm.picture import bars
 
@@ -35,6 +36,7 @@ the same command goes on where it was cut off"""
 
 BINS = np.linspace(-0.2, 1.0, 25)
 ROWS = 1024  # queries searched at once
+RUN_FILE = "mine.json"
 
 
 class Passages(Sequence[Text]):
@@ -145,7 +147,9 @@ def search(
     """Mine every row, in order."""
     queries_BD, corpus_ND = vectors
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    count = min(rules.range_max + records.most_positives, passages.candidates)  # room for those that are no candidates
+    # Room for those that are no candidates: the query's positives (as sentence-transformers has it), its own negatives.
+    taken = records.most_positives + (records.longest_group - 1 if keep_negatives else 0)
+    count = min(rules.range_max + taken, passages.candidates)
     progress = tqdm(total=len(records), desc="searching", unit=" queries", delay=2)
     for start in range(0, len(records), ROWS):
         scores_BK, numbers_BK = nearest(
@@ -193,8 +197,9 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     target = args.output / f"{records.name}.jsonl"
     if target.exists():
         print(f"{target} is there already")
-        for left in args.output.glob(f".{records.name}-*"):
-            shutil.rmtree(left)
+        for left in args.output.iterdir():
+            if re.fullmatch(re.escape(f".{records.name}-") + "[0-9a-f]{12}", left.name):
+                shutil.rmtree(left)
         return
     passages = Passages(records, extra, args.corpus_only)
     work = args.output / f".{records.name}-{fingerprint(records, extra, args)}"
@@ -205,7 +210,7 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     )
     rules = Rules(**{name: getattr(args, name) for name in Rules.__dataclass_fields__})
     removed, counts, chosen, own = Counter(), Counter(), [], []
-    aside = target.with_suffix(".part")
+    aside = work / "rows.jsonl"
     with open(aside, "w", encoding="utf-8") as out:
         for mined in search(records, passages, vectors, rules, rescore, removed, args.keep_negatives):
             record = mined.record
@@ -219,35 +224,41 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
             counts[len(negatives)] += 1
             chosen += mined.scores
             own += mined.positive_scores
-    os.replace(aside, target)
+    publish(aside, target)
     shutil.rmtree(work)
     print("\n".join(summary(target, passages.candidates, removed, counts, chosen, own, args.num_negatives)))
 
 
-def remember(args: argparse.Namespace, data: list[RecordSet]) -> None:
-    """Write the flags and what was read into OUT, or refuse an OUT that was mined with others."""
+def facts_of(args: argparse.Namespace, data: list[RecordSet]) -> dict[str, str]:
+    """The flags, and what was read: all that the result depends on."""
+    facts = {name: str(value) for name, value in vars(args).items() if name != "data_cache"}
+    facts |= {"input": str(Path(args.input)), "corpus": " ".join(map(str, args.corpus))}
+    facts["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
+    files = [path for path in sorted(Path(args.model).rglob("*")) if path.is_file()]
+    facts["model files"] = hashlib.sha256(
+        json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]).encode()
+    ).hexdigest()[:12]
+    return facts
+
+
+def check_output(args: argparse.Namespace, facts: dict[str, str], data: list[RecordSet]) -> None:
+    """Refuse an OUT that is in DATA, or that was mined with other flags or data, or holds others' files."""
     if args.output.resolve().is_relative_to(Path(args.input).resolve()):
         raise UserError(f"OUT {args.output} is in DATA, and would be read as data; name a folder elsewhere")
-    flags = vars(args) | {"corpus": " ".join(map(str, args.corpus))}
-    flags = {name: str(value) for name, value in flags.items() if name != "data_cache"}
-    flags["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
-    path = args.output / "mine.json"
-    for target in (args.output / f"{records.name}.jsonl" for records in data):
-        if target.exists() and not path.exists():
-            raise UserError(f"{target} is there, and no mine.json of the run that made it; name another folder")
+    path = args.output / RUN_FILE
+    if not path.exists():
+        for target in (args.output / f"{records.name}.jsonl" for records in data):
+            if target.exists():
+                raise UserError(f"{target} is there, and no {RUN_FILE} of the run that made it; name another folder")
+        return
     try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            aside = path.with_suffix(".unfinished")
-            aside.write_text(json.dumps(flags, indent=2) + "\n")
-            os.replace(aside, path)
-        earlier = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    for name in flags:
-        if flags[name] != earlier.get(name):
+        earlier = dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path}: found a damaged file ({error}); name another folder") from error
+    for name in facts:
+        if facts[name] != earlier.get(name):
             raise UserError(
-                f"{args.output} was mined with {name} {earlier.get(name)}, now {flags[name]}; name another folder"
+                f"{args.output} was mined with {name} {earlier.get(name)}, now {facts[name]}; name another folder"
             )
 
 
@@ -256,7 +267,7 @@ def _plain(text: Text) -> str | list[str]:
 
 
 def fingerprint(records: RecordSet, extra: list[str], args: argparse.Namespace) -> str:
-    """Of all that the embeddings depend on."""
+    """Of all that the embeddings depend on, and RUN_FILE does not hold to."""
     facts = [args.model, args.keep_instruction, records.fingerprint(), [text_id(t) for t in extra]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
@@ -317,21 +328,33 @@ def parse(argv: list[str]) -> argparse.Namespace:
             f"--range_min {args.range_min} --range_max {args.range_max}: wanted room for --num_negatives "
             f"{args.num_negatives}, at least 1"
         )
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: wanted 0 or more")
     if args.corpus_only and not args.corpus:
         raise UserError("--corpus_only without --corpus leaves nothing to look in")
     return args
+
+
+def read_corpus(path: Path) -> list[str]:
+    texts = read_texts(path)
+    for number, text in enumerate(texts, start=1):
+        if not text.strip() or text != text.encode(errors="replace").decode():
+            raise UserError(f"--corpus {path}:{number}: found a text that is empty or not valid Unicode")
+    return texts
 
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
     quieten()
     data = load_records(args.input, args.data_cache)
-    extra = [text for path in args.corpus for text in read_texts(path)]
-    if bad := sum(not text.strip() or text != text.encode(errors="replace").decode() for text in extra):
-        raise UserError(f"--corpus: found {bad} texts that are empty or not valid Unicode, wanted none")
+    extra = [text for path in args.corpus for text in read_corpus(path)]
+    facts = facts_of(args, data)
+    check_output(args, facts, data)
     encode = load_encoder(args.model, args.keep_instruction)
     rescore = load_rescorer(args.cross_encoder) if args.cross_encoder else None
-    remember(args, data)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with written_aside(args.output / RUN_FILE) as aside:
+        aside.write_text(json.dumps(facts, indent=2) + "\n")
     for records in data:
         mine_set(records, extra, encode, rescore, args)
     return 0

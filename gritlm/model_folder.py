@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gritlm.data.collator import CONTRACT_FILE, TextContract, TextEncoder, load_tokenizer, save_tokenizer
 from gritlm.errors import UserError
+from gritlm.files import to_disk
 from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
-from gritlm.run_folder import to_disk
 
 _MODULE = "sentence_transformers.models."
 _POOLING_KEYS = {

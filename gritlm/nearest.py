@@ -1,6 +1,5 @@
 """Vectors of many texts, on disk as they come, and the nearest of them."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from gritlm.data.collator import CONTRACT_FILE
 from gritlm.data.rows import Text
 from gritlm.encode import GritLM
 from gritlm.errors import UserError
+from gritlm.files import written_aside
 
 STRETCH = 4096  # texts embedded before they are put on disk
 COLUMNS = 65536  # passages scored at once
@@ -56,13 +56,15 @@ def embed(encode: Encode, texts: Sequence[Text], path: Path, what: str) -> np.nd
     with tqdm(total=len(texts), initial=done, desc=f"embedding {what}", unit=" texts", delay=2) as progress:
         for start in range(done, len(texts), STRETCH):
             part = encode(texts[start : start + STRETCH])
+            if not (finite := np.isfinite(part).all(axis=1)).all():
+                text = texts[start + int(np.flatnonzero(~finite)[0])].text
+                raise UserError(f"{what}: found a vector that is not finite, of {text[:60]!r}; the model is damaged")
             if vectors is None:
                 vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(texts), part.shape[1]))
             vectors[start : start + len(part)] = part
             vectors.flush()
-            aside = counter.with_suffix(".part")
-            aside.write_text(str(start + len(part)))
-            os.replace(aside, counter)
+            with written_aside(counter) as aside:
+                aside.write_text(str(start + len(part)))
             progress.update(len(part))
     return vectors
 

@@ -7,8 +7,6 @@ BEIR's format, README.md.
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.shapes import NEGATIVE, POSITIVE, QUERY, BadRows, Columns, Row, read_beir, read_columns, read_hub
 from gritlm.errors import UserError, quieten, run_verb
+from gritlm.files import written_aside
 
 EXAMPLES = """examples:
   gritlm prepare pairs.csv out/ --instruction 'Given a question, retrieve passages that answer it'
@@ -41,6 +40,7 @@ class Prepared:
     repeated: int = 0
     merged: int = 0
     dropped_negatives: int = 0
+    repeated_negatives: int = 0
 
 
 def prepare(found: Iterable[Row], instruction: str, bad: BadRows) -> Prepared:
@@ -61,6 +61,7 @@ def prepare(found: Iterable[Row], instruction: str, bad: BadRows) -> Prepared:
         key = (checked["query_id"], *sorted(set(checked["pos_id"])))
         prepared.dropped_negatives += checked["dropped_negatives"]
         negatives = dict(zip(_ids(made, "neg"), made["neg"], strict=True))
+        prepared.repeated_negatives += len(made["neg"]) - len(negatives)
         new = {key: text for key, text in negatives.items() if key not in checked["pos_id"]}
         if key not in first:
             first[key] = len(prepared.rows)
@@ -78,7 +79,7 @@ def prepare(found: Iterable[Row], instruction: str, bad: BadRows) -> Prepared:
 
 
 def split_by_document(rows: list[dict], wanted: int, seed: int) -> tuple[list[dict], list[dict], int]:
-    """(train, held out, negatives left out of train): no query and no passage stands on both sides.
+    """(train, held out, negatives left out of train): no held-out query or positive stands anywhere in train.
 
     Rows that share a query or a positive, directly or through others, stay together. Groups are drawn at random, none
     larger than a tenth of what is wanted, until there are so many rows.
@@ -105,7 +106,7 @@ def split_by_document(rows: list[dict], wanted: int, seed: int) -> tuple[list[di
         if len(group) <= max(1, wanted // 10) and len(out) + len(group) <= wanted:
             out.update(group)
     held = [rows[number] for number in sorted(out)]
-    kept_out = {key for row in held for key in _ids(row, "pos")}
+    kept_out = {key for row in held for key in _ids(row, "query", "pos")}
     train, left_out = [], 0
     for number, row in enumerate(rows):
         if number not in out:
@@ -117,7 +118,11 @@ def split_by_document(rows: list[dict], wanted: int, seed: int) -> tuple[list[di
 
 def _ids(row: dict, *sides: str) -> list[int]:
     texts = [text for side in sides for text in ([row[side]] if side == "query" else row[side])]
-    return [text_id(text if isinstance(text, str) else text[1]) for text in texts]
+    return [text_id(_text(text)) for text in texts]
+
+
+def _text(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else text[1]
 
 
 # ---- writing
@@ -131,26 +136,28 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 def write_held_out(folder: Path, rows: list[dict]) -> None:
     """A BEIR folder: the held-out queries over the held-out passages, negatives included."""
-    number_of: dict[int, int] = {}
-    corpus, qrels = [], ["query-id\tcorpus-id\tscore"]
-    for number, row in enumerate(rows):
-        for relevant, texts in ((True, row["pos"]), (False, row["neg"])):
-            for text in (text if isinstance(text, str) else "".join(text) for text in texts):
-                key = text_id(text)
-                if key not in number_of:
-                    number_of[key] = len(corpus)
-                    corpus.append({"_id": f"d{len(corpus)}", "title": "", "text": text})
-                if relevant:
-                    qrels.append(f"q{number}\td{number_of[key]}\t1")
-    queries = (row["query"] if isinstance(row["query"], str) else row["query"][1] for row in rows)
-    write_jsonl(folder / "queries.jsonl", ({"_id": f"q{n}", "text": text} for n, text in enumerate(queries)))
-    write_jsonl(folder / "corpus.jsonl", corpus)
+    queries, corpus = ({}, {})  # text's id -> the line it gets
+    qrels = {}  # in order, each once
+
+    def number_in(lines: dict[int, dict], letter: str, text: str, **more: str) -> str:
+        return lines.setdefault(text_id(text), {"_id": f"{letter}{len(lines)}", **more, "text": text})["_id"]
+
+    for row in rows:
+        query = number_in(queries, "q", _text(row["query"]))
+        for side in ("pos", "neg"):
+            for text in row[side]:
+                document = number_in(corpus, "d", text if isinstance(text, str) else "".join(text), title="")
+                if side == "pos":
+                    qrels[f"{query}\t{document}\t1"] = None
+    write_jsonl(folder / "queries.jsonl", queries.values())
+    write_jsonl(folder / "corpus.jsonl", corpus.values())
     (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("\n".join(qrels) + "\n")
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n")
 
 
 def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, left_out: int) -> str:
     negatives = Counter(len(row["neg"]) for row in train)
+    queries = len({key for row in held for key in _ids(row, "query")})
     lines = [
         f"# {args.name}",
         "",
@@ -159,12 +166,12 @@ def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, 
         f"- instruction: {args.instruction or 'none'}",
         f"- train: {len(train)} rows in `train/{args.name}.jsonl`, {sum(len(row['pos']) for row in train)} positives, "
         f"{min(negatives, default=0)} to {max(negatives, default=0)} negatives a row",
-        f"- held out: {len(held)} queries in `held_out/` (BEIR format); no query or positive of them stands in train"
+        f"- held out: {queries} queries in `held_out/` (BEIR format); neither they nor their positives stand in train"
         + (f" ({left_out} negatives were left out for that)" if left_out else ""),
         f"- left out: {prepared.repeated} repeated rows ({prepared.merged} more gave "
         f"their negatives to a row with the same query and positives), {prepared.dropped_negatives} negatives that "
-        f"repeat a positive of their row, {len(prepared.skipped)} bad rows"
-        + (" (`skipped.txt`)" if prepared.skipped else ""),
+        f"repeat a positive of their row and {prepared.repeated_negatives} that repeat one another, "
+        f"{len(prepared.skipped)} bad rows" + (" (`skipped.txt`)" if prepared.skipped else ""),
         f"- made by: `gritlm prepare`, seed {args.seed}",
     ]
     return "\n".join(lines) + "\n"
@@ -189,7 +196,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--positive_column", help=f"text or list of texts; default: the first of {', '.join(POSITIVE)}")
     add("--negative_columns", nargs="+", help=f"default: all of {', '.join(NEGATIVE)}, negative_1, ...")
     add("--no_header", action="store_true", help=".csv, .tsv: the columns are query, positive[, negative]")
-    add("--split", default="train", help="of a BEIR folder or a hub data set, default train")
+    add("--split", help="of a BEIR folder or a hub data set, default train")
     add("--config", help="of a hub data set")
     add("--held_out", type=int, default=0, help="queries to hold out, with their passages; default 0")
     add("--seed", type=int, default=0, help="of the held-out draw")
@@ -197,12 +204,38 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--source", help="for the card; default: IN")
     add("--licence", help="for the card")
     args = parser.parse_args(argv)
-    if args.held_out < 0:
-        raise UserError(f"--held_out {args.held_out}: wanted 0 or more")
+    for name in ("held_out", "seed"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)}: wanted 0 or more")
     args.name = args.name or Path(args.input.removeprefix("hub:")).resolve().name.lstrip(".").split(".")[0]
     if not args.name or "/" in args.name or args.name.startswith("."):
         raise UserError(f"--name {args.name!r}: wanted a name for a file")
     return args
+
+
+def read(args: argparse.Namespace, bad: BadRows) -> Iterable[Row]:
+    """The rows of IN, whatever it is.
+
+    Raises:
+        UserError: it is nothing, or a flag is for another kind of input.
+    """
+    path, columns = Path(args.input), Columns(args.query_column, args.positive_column, args.negative_columns)
+    named = {"query_column", "positive_column", "negative_columns"}
+    if args.input.startswith("hub:"):
+        used = named | {"split", "config"}
+        found = read_hub(args.input.removeprefix("hub:"), args.config, args.split or "train", columns)
+    elif path.is_dir():
+        used = {"split"}
+        found = read_beir(path, args.split or "train", bad)
+    elif path.exists():
+        used = named | ({"no_header"} if path.name.removesuffix(".gz").endswith((".csv", ".tsv")) else set())
+        found = read_columns(path, columns, bad, args.no_header)
+    else:
+        raise UserError(f"{path}: no such file or folder (a data set of the hub is hub:NAME)")
+    for name in sorted({*named, "split", "config", "no_header"} - used):
+        if getattr(args, name):
+            raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
+    return found
 
 
 def main(argv: list[str]) -> int:
@@ -210,32 +243,23 @@ def main(argv: list[str]) -> int:
     quieten()
     if args.output.exists():
         raise UserError(f"{args.output} exists; nothing is overwritten, name a new folder")
-    path = Path(args.input.removeprefix("hub:"))
-    columns = Columns(args.query_column, args.positive_column, args.negative_columns)
-    bad = BadRows(args.skip_bad)
-    if args.input.startswith("hub:"):
-        found = read_hub(args.input.removeprefix("hub:"), args.config, args.split, columns)
-    elif path.is_dir():
-        found = read_beir(path, args.split, bad)
-    elif path.exists():
-        found = read_columns(path, columns, bad, args.no_header)
-    else:
-        raise UserError(f"{path}: no such file or folder (a data set of the hub is hub:NAME)")
+    found = read(args, bad := BadRows(args.skip_bad, " (--skip_bad goes on without such rows, and lists them)"))
     instruction = f"Instruct: {args.instruction}\nQuery: " if args.instruction else ""
     prepared = prepare(found, instruction, bad)
     train, held, left_out = split_by_document(prepared.rows, args.held_out, args.seed)
-    if not train:
+    if not prepared.rows:
         raise UserError(f"{args.input}: found no good row to train on")
+    if not train or (args.held_out and not held):
+        found = "no row left to train on" if held else "no rows apart from the others, by query and by positive"
+        raise UserError(f"--held_out {args.held_out}: found {found} ({len(prepared.rows)} rows in all)")
 
-    aside = args.output.with_name(args.output.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_jsonl(aside / "train" / f"{args.name}.jsonl", train)
-    if held:
-        write_held_out(aside / "held_out", held)
-    if prepared.skipped:
-        (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n")
-    (aside / "README.md").write_text(card(args, prepared, train, held, left_out))
-    os.replace(aside, args.output)
+    with written_aside(args.output) as aside:
+        write_jsonl(aside / "train" / f"{args.name}.jsonl", train)
+        if held:
+            write_held_out(aside / "held_out", held)
+        if prepared.skipped:
+            (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n")
+        (aside / "README.md").write_text(card(args, prepared, train, held, left_out))
     print((args.output / "README.md").read_text(), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0

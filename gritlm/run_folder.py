@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from gritlm.arguments import EmbeddingTrainingArguments
 from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError
+from gritlm.files import publish, written_aside
 
 RUN_FILE = "run.json"
 MANIFEST = "checkpoint.json"
@@ -28,11 +29,8 @@ KEPT = "nothing is overwritten, name another folder"
 
 def write_run_file(folder: str | Path, identity: dict, finished: bool) -> None:
     path = Path(folder) / RUN_FILE
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps({"finished": finished, "flags": identity}, indent=2) + "\n")
-    to_disk(aside)
-    aside.replace(path)
-    to_disk(path.parent)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps({"finished": finished, "flags": identity}, indent=2) + "\n")
 
 
 def find_checkpoint(
@@ -51,7 +49,7 @@ def find_checkpoint(
         problem = damage(named) or misfit(named, identity, engine, args.world_size)
         if problem:
             raise UserError(f"--resume_from_checkpoint {named}: {problem}")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(path.name.endswith(".part") for path in folder.iterdir())):
         return named, []
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
@@ -105,12 +103,9 @@ def publish_checkpoint(aside: Path, target: Path, facts: dict, served: list[str]
     files = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
     manifest = facts | {"served": served, "files": dict(sorted(files.items()))}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    for path in aside.rglob("*"):
-        to_disk(path)
     if target.exists():  # it was damaged, and passed over
         remove_checkpoint(target)
-    os.replace(aside, target)
-    to_disk(target.parent)
+    publish(aside, target)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -126,15 +121,6 @@ def rotate_checkpoints(run: Path, limit: int | None) -> None:
     if limit is not None and limit > 0:
         for path in sort_checkpoints(str(run))[:-limit]:
             remove_checkpoint(Path(path))
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file or a folder's list of names would outlast a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_manifest(checkpoint: str | Path) -> dict:

@@ -157,6 +157,8 @@ def describe(
     lines = [plan.describe(ranks, largest_group(data_args, records), args.negatives_cross_device)]
     if dropped := sum(r.dropped_negatives for r in records):
         lines.append(f"  {dropped} negatives left out: they repeat a positive of their own row")
+    if hidden := sum(r.hidden_negatives for r in records):
+        lines.append(f"  {hidden} negatives left out: another row has them as a positive of the same query")
     return lines
 
 

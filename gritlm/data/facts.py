@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gritlm.data.collator import TextEncoder
 from gritlm.data.overlap import TextSet
 from gritlm.data.parallel import in_order
-from gritlm.data.rows import Block, Text, decode, parse_row, read_blocks, text_id
+from gritlm.data.rows import Block, Text, decode, parse_row, read_blocks
 from gritlm.errors import UserError
 
 SAMPLED = 20_000  # rows of a file whose lengths and scripts are looked at
@@ -59,8 +59,7 @@ class Worker:
                 continue
             facts.lines.append(number)
             facts.query_ids.append(row["query_id"])
-            negatives = sorted({text_id(text) for text in row["neg"]["text"]})
-            facts.row_keys.append(hash((row["query_id"], *sorted(set(row["pos_id"])), None, *negatives)))
+            facts.row_keys.append(_row_key(row))
             facts.pos_counts.append(len(row["pos_id"]))
             facts.pos_ids.extend(row["pos_id"])
             facts.neg_counts.append(len(row["neg"]["text"]))
@@ -91,6 +90,12 @@ class Worker:
                 lengths.extend(len(text.instruction) + len(text.text) for text in texts)
         for text in (*queries, *passages[:1000]):
             facts.scripts.update(scripts_of(text.text[:200]))
+
+
+def _row_key(row: dict) -> int:
+    """Equal for rows with the same query, the same positives and the same negatives, in any order."""
+    sides = ({*zip(row[side]["instruction"], row[f"{side}_id"], strict=True)} for side in ("pos", "neg"))
+    return hash((row["query_id"], *map(frozenset, sides)))
 
 
 def scripts_of(text: str) -> set[str]:

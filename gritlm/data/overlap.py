@@ -1,20 +1,33 @@
 """Whether a text stands in an evaluation set: exactly, or nearly."""
 
 import json
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from gritlm.data.rows import decode, read_blocks, text_id
+from gritlm.data.shapes import BadRows, read_qrels
 from gritlm.errors import UserError
 
 SHINGLE, SHARE = 8, 0.8  # words in a row; of a text's shingles, so many in one other text make it nearly the same
 
 
+class _Letters(dict):
+    """For `str.translate`: what is no letter, digit or combining mark becomes a space."""
+
+    def __missing__(self, code: int) -> int:
+        letter = chr(code)
+        self[code] = code if letter.isalnum() or unicodedata.category(letter)[0] == "M" else ord(" ")
+        return self[code]
+
+
+_LETTERS = _Letters()
+
+
 def normal_words(text: str) -> list[str]:
-    """Its words in lower case, without punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    """Its words in lower case and in Unicode's compatible form (NFKC), without punctuation."""
+    return unicodedata.normalize("NFKC", text.casefold()).translate(_LETTERS).split()
 
 
 class TextSet:
@@ -70,7 +83,7 @@ def read_evaluation_queries(path: Path) -> list[str]:
         queries, qrels = path / "queries.jsonl", path / "qrels" / "test.tsv"
         if not queries.is_file():
             raise UserError(f"{path}: found no queries.jsonl in it, wanted a BEIR folder or a file")
-        wanted = {line.split()[0] for line in qrels.read_text().splitlines() if line} if qrels.is_file() else None
+        wanted = {query for _, query, _, _ in read_qrels(qrels, BadRows())} if qrels.is_file() else None
         found = [text for key, text in _texts(queries) if wanted is None or key in wanted]
         if not found:
             raise UserError(f"{qrels}: found no id of {queries} in it, wanted query-id, corpus-id and score a line")
@@ -79,7 +92,7 @@ def read_evaluation_queries(path: Path) -> list[str]:
 
 
 def _texts(path: Path) -> Iterable[tuple[str, str]]:
-    for block in read_blocks(path):
+    for block in read_blocks(path, columns=("_id", "text", "query")):
         for number, raw in block:
             row = decode(path, number, raw)
             key, text = "", row

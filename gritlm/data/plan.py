@@ -195,7 +195,7 @@ def shares(names: list[str], available: list[int], num_samples: Mapping[str, int
         if name not in names:
             raise UserError(f"--num_samples: found data set {name!r}, wanted some of {', '.join(names)}")
     wanted = [num_samples.get(name, count) for name, count in zip(names, available, strict=True)]
-    if temperature == 1.0:
+    if temperature == 1.0 or not any(wanted):
         return wanted
     weights = np.array(wanted, dtype=float) ** (1 / temperature)
     return [int(share) for share in sum(wanted) * weights / weights.sum()]

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,14 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from gritlm.data.documents import Documents
 from gritlm.data.parallel import in_order
-from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, parse_block, read_blocks, text_id
+from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, parse_block, read_blocks
 from gritlm.errors import UserError
+from gritlm.files import written_aside
 
 LARGE = 16 << 20  # bytes of a file that is worth several processes
 
@@ -34,9 +35,9 @@ class Record:
 class RecordSet:
     """One data set, memory-mapped: `len()` and `[index] -> Record`; safe to use from any process."""
 
-    def __init__(self, name: str, tables: list[Path]):
+    def __init__(self, name: str, tables: list[datasets.Dataset]):
         self.name = name
-        self.table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in tables])
+        self.table = datasets.concatenate_datasets(tables)
         self.dropped_negatives = int(np.sum(self._column("dropped_negatives")))
         negatives = (chunk.field("text") for chunk in self.table.data["neg"].chunks)
         self.longest_group = 1 + max(pc.max(pc.list_value_length(texts)).as_py() for texts in negatives)
@@ -55,7 +56,8 @@ class RecordSet:
         )
         known = self.known_elsewhere.get(row["query_id"])
         if known:
-            negatives = [passage for passage in negatives if text_id(passage.text) not in known]
+            pairs = zip(row["neg_id"], negatives, strict=True)
+            negatives = [passage for key, passage in pairs if key not in known]
         return Record(Text(**row["query"]), positives, negatives, sorted(known or row["pos_id"]))
 
     @functools.cached_property
@@ -95,6 +97,14 @@ class RecordSet:
 
     def _column(self, name: str) -> np.ndarray:
         return self.table.data[name].combine_chunks().to_numpy(zero_copy_only=False)
+
+    @functools.cached_property
+    def hidden_negatives(self) -> int:
+        """Negatives that are left out because another row has them as a positive of the same query."""
+        rows = np.flatnonzero(np.isin(self._column("query_id"), np.array(list(self.known_elsewhere), dtype=np.int64)))
+        ids = self.table.data["neg_id"].take(rows).to_pylist()
+        queries = self._column("query_id")[rows].tolist()
+        return sum(key in self.known_elsewhere[query] for query, keys in zip(queries, ids, strict=True) for key in keys)
 
     def _find_repeated_queries(self) -> dict[int, set[int]]:
         """For queries that stand in several rows: the positives of all those rows."""
@@ -156,7 +166,16 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
     processes = os.cpu_count() or 1
     folder = Path(cache) if cache else Path(datasets.config.HF_DATASETS_CACHE) / "gritlm"
     found = find_files(train_data).items()
-    return [RecordSet(name, [_cached(path, folder, processes) for path in paths]) for name, paths in found]
+    return [RecordSet(name, [_open(path, folder, processes) for path in paths]) for name, paths in found]
+
+
+def _open(path: Path, folder: Path, processes: int) -> datasets.Dataset:
+    target = _cached(path, folder, processes)
+    try:
+        return datasets.Dataset.from_file(str(target))
+    except (pa.ArrowException, OSError):  # damaged since it was written: what it was made from is still there
+        target.unlink(missing_ok=True)
+        return datasets.Dataset.from_file(str(_cached(path, folder, processes)))
 
 
 def _cached(path: Path, folder: Path, processes: int) -> Path:
@@ -167,21 +186,20 @@ def _cached(path: Path, folder: Path, processes: int) -> Path:
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{FORMAT_VERSION}"
     target = folder / f"{_stem(path)}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.arrow"
     if not target.exists():
-        aside = target.with_suffix(f".{uuid.uuid4().hex}.part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with datasets.arrow_writer.ArrowWriter(
-                features=FEATURES, path=str(aside), writer_batch_size=1000
-            ) as writer:
-                with tqdm(desc=f"reading {path.name}", unit=" rows", delay=2) as progress:
-                    blocks = ((path, block) for block in read_blocks(path))
-                    for table in in_order(parse_block, blocks, processes if stat.st_size > LARGE else 1):
-                        writer.write_table(table)
-                        progress.update(len(table))
-                writer.finalize()
-            os.replace(aside, target)
+            with written_aside(target) as aside:
+                _write(path, aside, processes if stat.st_size > LARGE else 1)
         except OSError as error:
             raise UserError(f"{target}: cannot be written: {error.strerror or error}; see --data_cache") from error
-        finally:
-            aside.unlink(missing_ok=True)
     return target
+
+
+def _write(path: Path, aside: Path, processes: int) -> None:
+    with ArrowWriter(features=FEATURES, path=str(aside), writer_batch_size=1000) as writer:
+        with tqdm(desc=f"reading {path.name}", unit=" rows", delay=2) as progress:
+            blocks = ((path, block) for block in read_blocks(path))
+            for table in in_order(parse_block, blocks, processes):
+                writer.write_table(table)
+                progress.update(len(table))
+        writer.finalize()

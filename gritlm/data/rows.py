@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from datasets import Features, Sequence, Value
 from gritlm.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+FIELDS = ("query", "pos", "neg")
 BLOCK_BYTES = 1 << 20  # of a file, read at once
-FORMAT_VERSION = 2  # of the cached form; a change of the schema or of the rules below raises it
+FORMAT_VERSION = 3  # of the cached form; a change of the schema or of the rules below raises it
 
 _text, _id = Value("large_string"), Value("int64")
 FEATURES = Features(
@@ -30,6 +31,7 @@ FEATURES = Features(
         "neg": {"instruction": Sequence(_text), "text": Sequence(_text)},
         "query_id": _id,
         "pos_id": Sequence(_id),
+        "neg_id": Sequence(_id),
         "row_id": _id,
         "dropped_negatives": Value("int32"),
     }
@@ -105,7 +107,7 @@ def parse_row(row: Any, where: str) -> dict:
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: found {_kind(row)}, wanted an object with query, pos and neg")
-    for field in ("query", "pos", "neg"):
+    for field in FIELDS:
         if field not in row:
             hint = ' ("neg": [] where there are none)' if field == "neg" else ""
             raise UserError(f"{where}: {field}: found no such key, wanted query, pos and neg{hint}")
@@ -115,7 +117,9 @@ def parse_row(row: Any, where: str) -> dict:
         raise UserError(f"{where}: pos: found an empty list, wanted at least one passage")
     negatives = _parse_texts(row, "neg", where)
     ids = [text_id(passage.text) for passage in positives]
-    kept = [passage for passage in negatives if text_id(passage.text) not in ids]
+    found = [(text_id(passage.text), passage) for passage in negatives]
+    found = [(key, passage) for key, passage in found if key not in ids]
+    kept = [passage for _, passage in found]
     groups = ([query], positives, kept)
     return {
         "query": query._asdict(),
@@ -123,6 +127,7 @@ def parse_row(row: Any, where: str) -> dict:
         "neg": {"instruction": [p.instruction for p in kept], "text": [p.text for p in kept]},
         "query_id": text_id("\n".join(query)),
         "pos_id": ids,
+        "neg_id": [key for key, _ in found],
         "row_id": text_id(json.dumps(groups)),
         "dropped_negatives": len(negatives) - len(kept),
     }
@@ -191,30 +196,38 @@ def _is_one_array(path: Path, zipped: bool) -> bool:
     return not first.endswith(b"]")
 
 
-def _parquet_blocks(path: Path) -> Iterator[Block]:
-    first = 1
-    for batch in pq.ParquetFile(path).iter_batches(1000):
+def _parquet_blocks(path: Path, columns: Collection[str] | None) -> Iterator[Block]:
+    file, first = pq.ParquetFile(path), 1
+    names = file.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path}: found the column {twice[0]!r} twice, wanted it once")
+    wanted = [name for name in names if columns is None or name in columns] or None
+    for batch in file.iter_batches(1000, columns=wanted):
         try:
             rows = batch.to_pylist()
-        except UnicodeDecodeError as error:
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond Python's
             for number in range(batch.num_rows):
                 try:
                     batch.slice(number, 1).to_pylist()
-                except UnicodeDecodeError:
-                    raise UserError(f"{path}:{first + number}: found bytes that are not UTF-8, wanted text") from error
+                except (ValueError, OverflowError) as error:
+                    found = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+                    raise UserError(f"{path}:{first + number}: found {found}, wanted text") from error
+            raise UserError(f"{path}: cannot be read as parquet: {error}") from error
         yield list(enumerate(rows, start=first))
         first += len(rows)
 
 
-def read_blocks(path: Path) -> Iterator[Block]:
+def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterator[Block]:
     """A file in stretches of (line number from 1, the line or the parquet row as it stands), blank lines left out.
+
+    Of a parquet file only these columns are read (None: all); it need not have them.
 
     Raises:
         UserError: for the file as a whole: it cannot be read, is of another kind, or holds no row.
     """
     rows = 0
     try:
-        for block in _parquet_blocks(path) if path.suffix == ".parquet" else _jsonl_blocks(path):
+        for block in _parquet_blocks(path, columns) if path.suffix == ".parquet" else _jsonl_blocks(path):
             yield block
             rows += len(block)
     except (OSError, EOFError, zlib.error) as error:

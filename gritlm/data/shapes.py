@@ -33,14 +33,15 @@ class Row:
 
 @dataclass
 class BadRows:
-    """What is wrong with rows that are left out. Unless told to `skip`, the first one is an error."""
+    """What is wrong with rows that are left out. Unless told to `skip`, the first one is an error, with a hint."""
 
     skip: bool = False
+    hint: str = ""
     messages: list[str] = field(default_factory=list)
 
     def add(self, error: UserError) -> None:
         if not self.skip:
-            raise UserError(f"{error} (--skip_bad goes on without such rows, and lists them)") from error
+            raise UserError(f"{error}{self.hint}") from error
         self.messages.append(str(error))
 
 
@@ -94,7 +95,7 @@ def _records(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tupl
     if name.endswith((".csv", ".tsv")):
         yield from _separated(path, "\t" if name.endswith(".tsv") else ",", bad, no_header)
         return
-    for block in read_blocks(path):
+    for block in read_blocks(path, columns=None):
         for number, raw in block:
             try:
                 row = decode(path, number, raw)
@@ -111,16 +112,27 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
     opener = gzip.open if path.name.endswith(".gz") else open
     # Tab-separated files quote nothing: a quotation mark is a character.
     quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=separator == ",")
         header: list[str] | None = None
         try:
             for values in reader:
+                try:
+                    "".join(values).encode()
+                except UnicodeEncodeError as error:
+                    byte = ord(error.object[error.start]) - 0xDC00  # as surrogateescape keeps it
+                    found = UserError(f"{path}:{reader.line_num}: found byte 0x{byte:02X}, wanted UTF-8 text")
+                    if header is None:
+                        raise found from error
+                    bad.add(found)
+                    continue
                 if header is None:
                     header = ["query", "positive", "negative"][: len(values)] if no_header else values
                     if len(header) < 2 or len(header) < len(values):
                         wanted = "2 or 3 (--no_header)" if no_header else "at least 2"
                         raise UserError(f"{path}:1: found {len(values)} columns, wanted {wanted}")
+                    if twice := sorted({name for name in header if header.count(name) > 1}):
+                        raise UserError(f"{path}:1: found the column {twice[0]!r} twice, wanted it once")
                     if not no_header:
                         continue
                 if not values:
@@ -130,7 +142,7 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
                     bad.add(UserError(f"{path}:{reader.line_num}: {found}"))
                     continue
                 yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
-        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path}:{reader.line_num + 1}: found {error}, wanted {name_of(separator)}") from error
 
 
@@ -144,27 +156,17 @@ def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[Row]:
     if not qrels.is_file():
         found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
         raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
-    texts = {
-        side: {str(row.get("_id")): row for _, row in _records(folder / f"{side}.jsonl", bad)}
-        for side in ("queries", "corpus")
-    }
+    texts: dict[str, dict[str, dict]] = {"queries": {}, "corpus": {}}
+    for side, known in texts.items():
+        for at, row in _records(folder / f"{side}.jsonl", bad):
+            key = str(row.get("_id"))
+            if key in known:
+                bad.add(UserError(f"{at}: found the _id {key!r} a second time, wanted it once"))
+            else:
+                known[key] = row
     relevant: dict[str, list[str]] = {}
     where: dict[str, str] = {}
-    try:
-        lines = qrels.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{qrels}: found {error}, wanted tab-separated UTF-8 text") from error
-    for number, line in enumerate(lines, start=1):
-        parts = line.split("\t")
-        if number == 1 and parts[-1].strip().lower() == "score":
-            continue
-        try:
-            query, document, score = parts
-            score = float(score)
-        except ValueError:
-            found = f"found {line[:60]!r}, wanted query-id, corpus-id and score"
-            bad.add(UserError(f"{qrels}:{number}: {found}"))
-            continue
+    for number, query, document, score in read_qrels(qrels, bad):
         missing = [(key, side) for key, side in ((query, "queries"), (document, "corpus")) if key not in texts[side]]
         for key, side in missing:
             bad.add(UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / side}.jsonl"))
@@ -178,6 +180,26 @@ def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[Row]:
             title, text = row.get("title"), row.get("text")
             positives.append(f"{title} {text}" if title and isinstance(text, str) else text)  # as gritlm encode does
         yield Row(where[query], texts["queries"][query].get("text"), positives, [])
+
+
+def read_qrels(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, float]]:
+    """Line number, query's id, document's id and relevance of each line of BEIR's tab-separated file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: found {error}, wanted tab-separated UTF-8 text") from error
+    for number, line in enumerate(lines, start=1):
+        parts = line.split("\t")
+        if not line.strip() or (number == 1 and parts[-1].strip().lower() == "score"):
+            continue
+        try:
+            query, document, score = parts
+            found = number, query, document, float(score)
+        except ValueError:
+            wanted = "wanted query-id, corpus-id and score, with tabs between them"
+            bad.add(UserError(f"{path}:{number}: found {line[:60]!r}, {wanted}"))
+            continue
+        yield found
 
 
 def read_hub(name: str, config: str | None, split: str, columns: Columns) -> Iterator[Row]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from helpers import INSTRUCTION, ROOT, run, words
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer
+from gritlm.data.rows import Text
 from gritlm.errors import UserError
 from gritlm.mine import main
 from gritlm.model_folder import load_model_folder, save_model_folder
+from gritlm.nearest import embed
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,74 @@ def test_killed_and_gone_on_with(pairs, served, tmp_path):
     assert mined(tmp_path / "out") == mined(tmp_path / "whole")
 
 
+def test_rules_that_draw_and_keep(pairs, served, tmp_path):
+    """Random draws follow the seed; a row's own negatives stay and are not mined again; instructions change scores."""
+    few = tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()[:40]]
+    for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
+        row["neg"] = [other["pos"][0]] if other["pos"] != row["pos"] else []
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--relative_margin", "none", "--range_max", 30, "--output_scores"]
+
+    def go(name, *flags_):
+        main(flags(few, tmp_path / name, served, tmp_path, *more, *flags_))
+        return mined(tmp_path / name)
+
+    drawn = [go(f"r{n}", "--sampling_strategy", "random", "--seed", seed) for n, seed in enumerate((1, 1, 2))]
+    assert drawn[0] == drawn[1] != drawn[2]
+    top = go("top")
+    assert {len(row["neg"]) for row in drawn[0]} == {3} and drawn[0] != top
+    kept = go("kept", "--keep_negatives", "--num_negatives", 30, "--range_max", 30)
+    for row, before in zip(kept, rows, strict=True):
+        assert row["neg"][: len(before["neg"])] == before["neg"]
+        assert len(set(row["neg"])) == len(row["neg"])
+        assert row["scores"]["neg"][: len(before["neg"])] == [None] * len(before["neg"])
+    assert [row["scores"] for row in go("with", "--keep_instruction")] != [row["scores"] for row in top]
+    least = go("least", "--min_score", 0.5)
+    assert all(score >= 0.5 for row in least for score in row["scores"]["neg"])
+    assert min(score for row in top for score in row["scores"]["neg"]) < 0.5, "control"
+
+
+def test_one_set_is_done_and_another_cut_off(pairs, served, tmp_path):
+    """What a kill leaves of one set is not thrown away because another, whose name begins alike, is done."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("nq", "nq-hard"):
+        (data / f"{name}.jsonl").write_text("\n".join(pairs.read_text().splitlines()[:20]) + "\n")
+    out, command = tmp_path / "out", flags(f"{data}/", tmp_path / "out", served, tmp_path)
+    main(command)
+    (out / "nq-hard.jsonl").unlink()
+    work = out / f".nq-hard-{'0' * 12}"
+    for folder in (work, out / f".nq-{'0' * 12}"):
+        folder.mkdir()
+    main(flags(data, out, served, tmp_path))  # the same folder, without its slash
+    assert work.is_dir() and not (out / f".nq-{'0' * 12}").exists()
+    assert (out / "nq-hard.jsonl").is_file()
+
+
+def test_another_model_of_the_same_name_is_another(pairs, served, tmp_path):
+    model = shutil.copytree(served, tmp_path / "model")
+    main(flags(pairs, tmp_path / "out", model, tmp_path))
+    weights = model / "model.safetensors"
+    os.utime(weights, (1, 1))
+    with pytest.raises(UserError, match="was mined with model files "):
+        main(flags(pairs, tmp_path / "out", model, tmp_path))
+    (tmp_path / "out" / "mine.json").write_text("{")
+    with pytest.raises(UserError, match=r"mine\.json: found a damaged file"):
+        main(flags(pairs, tmp_path / "out", model, tmp_path))
+
+
+def test_vectors_that_are_not_finite_are_refused(pairs, served, tmp_path):
+    model = shutil.copytree(served, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["norm.weight"][:] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="not finite"):
+        main(flags(pairs, tmp_path / "out", model, tmp_path))
+    with pytest.raises(UserError, match="pairs corpus: found a vector that is not finite, of 'b'"):
+        embed(lambda texts: np.array([[1.0], [np.nan]]), [Text("", "a"), Text("", "b")], tmp_path / "v", "pairs corpus")
+
+
 def test_a_folder_of_other_files_is_left_alone(pairs, served, tmp_path):
     out = tmp_path / "data"
     out.mkdir()
@@ -149,10 +221,14 @@ def test_a_folder_of_other_files_is_left_alone(pairs, served, tmp_path):
 
 
 def test_bad_flags(pairs, served, tmp_path):
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text('"text"\n" "\n')
     for model, more, message in (
         ("nowhere/nothing", [], "--model nowhere/nothing: cannot be loaded"),
         (served, ["--range_min", "99", "--num_negatives", "3"], "wanted room for --num_negatives 3"),
         (served, ["--corpus_only"], "leaves nothing to look in"),
+        ("nowhere/nothing", ["--seed", "-1"], "--seed -1: wanted 0 or more"),
+        ("nowhere/nothing", ["--corpus", blank], r"--corpus .*blank\.jsonl:2: found a text that is empty"),
         (served, ["--cross_encoder", "nowhere/nothing"], "--cross_encoder nowhere/nothing: cannot be loaded"),
     ):
         with pytest.raises(UserError, match=message) as error:

@@ -54,6 +54,7 @@ WRONG = {
     "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
     "accumulation": ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps: wanted 1"),
     "nothing to go on with": ({"save_only_model": True}, "--save_only_model, --ignore_data_skip: not supported"),
+    "seed": ({"seed": -1}, "--seed: found -1, wanted 0 or more"),
     "hang timeout": ({"hang_timeout": -1}, "--hang_timeout: found -1.0, wanted 0 or more"),
     "fp16": ({"fp16": True}, "--fp16: not supported"),
     "blind pooling": ({"attn": "cc", "pooling_method": "cls"}, "--attn cc with --pooling_method cls"),

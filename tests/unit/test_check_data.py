@@ -1,5 +1,6 @@
 """The data check: every malformed file gets its verdict, the loader agrees, nothing a file holds is a traceback."""
 
+import errno
 import gzip
 import json
 from math import nan
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gritlm import check_data
 from gritlm.check_data import main
-from gritlm.data.overlap import TextSet
+from gritlm.data.overlap import TextSet, read_evaluation_queries
 from gritlm.data.rows import parse_block, read_blocks
 from gritlm.errors import UserError, run_verb
 
@@ -26,6 +28,7 @@ def write(path, *rows):
 def report_of(tmp_path, *paths, more=()) -> tuple[int, list[list[str]]]:
     """The exit code, and the findings: file name, line, what."""
     out = tmp_path / "report.tsv"
+    out.unlink(missing_ok=True)
     code = main([*map(str, paths), "--report", str(out), "--processes", "1", *map(str, more)])
     rows = [line.split("\t", 2) for line in out.read_text().splitlines()]
     return code, [[file.rsplit("/", 1)[1], line, what] for file, line, what in rows]
@@ -135,6 +138,57 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"gritlm: error: {report}: No such file or directory\n"
 
 
+def test_a_report_is_not_written_over_a_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        main([str(path), "--report", str(path)])
+    assert json.loads(path.read_text()) == GOOD
+
+
+def test_fixed_files_are_all_there_or_none(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    good, writes = check_data.write_fixed, iter([0, 1])
+
+    def full(*args):
+        if next(writes):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return good(*args)
+
+    monkeypatch.setattr(check_data, "write_fixed", full)
+    command = [str(path), str(write(tmp_path / "b.jsonl", GOOD | {"query": "b"})), "--fix", str(tmp_path / "fix")]
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'fix'}'"):
+        main(command)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    monkeypatch.undo()
+    assert main(command) == 0, "control: there is room again"
+
+
+def test_files_that_are_no_data_by_their_names_are_said(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", GOOD)
+    write(tmp_path / "b.json", GOOD)
+    (tmp_path / ".hidden").write_text("")
+    assert main([str(tmp_path)]) == 0
+    assert "not read, for what their names end in: 1 .json\n" in capsys.readouterr().out
+
+
+def test_rows_with_other_instructions_are_no_duplicates(tmp_path):
+    rows = [GOOD | {"pos": [[instruction, "this"]]} for instruction in ("A: ", "B: ", "A: ")]
+    code, found = report_of(tmp_path, write(tmp_path / "a.jsonl", *rows))
+    assert (code, found) == (1, [["a.jsonl", "3", "the same row stands before"]])
+
+
+def test_qrels_are_tab_separated(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    write(tmp_path / "queries.jsonl", {"_id": "a b", "text": "one"}, {"_id": "a", "text": "two"})
+    qrels = tmp_path / "qrels" / "test.tsv"
+    qrels.write_text("query-id\tcorpus-id\tscore\n\na b\td\t1\n")
+    assert read_evaluation_queries(tmp_path) == ["one"]
+    for content, message in ((b"a d 1\n", r"test\.tsv:1: found 'a d 1', wanted"), (b"a\xff\td\t1\n", "UTF-8 text")):
+        qrels.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_evaluation_queries(tmp_path)
+
+
 def test_fixed_files_keep_their_names_and_folders(tmp_path):
     for name in ("train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0.jsonl", "y/0.jsonl"):
         path = tmp_path / "data" / name
@@ -169,6 +223,21 @@ def test_parquet_that_is_not_text_is_named(tmp_path):
     assert "a.parquet:2: found bytes that are not UTF-8" in found[0][2]
 
 
+def test_other_columns_of_a_parquet_file_are_not_looked_at(tmp_path):
+    """A date beyond Python's; and a column that stands twice is refused, for one of them would be lost."""
+    lists, dates = pa.array([["p"]]), pa.array([2**50], pa.timestamp("s"))
+    pq.write_table(pa.table({"query": ["q"], "pos": lists, "neg": lists, "at": dates}), tmp_path / "a.parquet")
+    with pytest.raises(OverflowError):
+        pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert report_of(tmp_path, tmp_path / "a.parquet", more=["--fix", tmp_path / "fix"])[1][0][1] == "1"
+    assert len((tmp_path / "fix" / "a.jsonl").read_text().splitlines()) == 1
+    pq.write_table(pa.table({"query": dates, "pos": lists, "neg": lists}), tmp_path / "b.parquet")
+    assert "b.parquet:1: found " in report_of(tmp_path, tmp_path / "b.parquet")[1][0][2]
+    twice = pa.Table.from_arrays([pa.array(["q"]), lists, lists, lists], names=["query", "pos", "pos", "neg"])
+    pq.write_table(twice, tmp_path / "c.parquet")
+    assert "found the column 'pos' twice" in report_of(tmp_path, tmp_path / "c.parquet")[1][0][2]
+
+
 def test_near_texts_are_found_and_others_not():
     texts = TextSet(["The quick brown fox jumps over the lazy dog near the old river bank today", "short one"])
     assert texts.find("short one ") == "exact"
@@ -176,6 +245,13 @@ def test_near_texts_are_found_and_others_not():
     assert texts.find("Yesterday the quick brown fox jumps over the lazy dog near the old river bank today") == "near"
     assert texts.find("The quick brown fox sleeps under a tree, far from the lazy dog and the old river bank") == ""
     assert texts.find("short") == ""
+
+
+def test_marks_and_wide_letters_belong_to_words():
+    texts = TextSet(["किताब कहाँ है", "ｆｕｌｌ width"])
+    assert texts.find("किताब कहाँ है?") == "near"
+    assert texts.find("कितब कह है") == "", "other vowel signs, other words"
+    assert texts.find("Full width") == "near"
 
 
 def test_every_malformed_file_gets_its_verdict(shared_data, tmp_path):

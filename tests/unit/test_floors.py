@@ -7,6 +7,7 @@ from helpers import ROOT
 
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "picture": 0,
     "arguments": 0,
     "distributed": 0,

@@ -94,6 +94,8 @@ def test_num_samples():
     assert set(rows.values()) == {2, 3}, "every row twice before any comes a third time"
     with pytest.raises(UserError, match="--num_samples: found data set 'd', wanted some of a, b, c"):
         plan(num_samples={"d": 3})
+    with pytest.raises(UserError, match="is larger than the data: found 0 rows"):
+        plan(num_samples={"a": 0, "b": 0, "c": 0}, temperature=2.0)
     assert "rows 20, 48 taken an epoch (2.40 times each)" in p.describe(1, 3)
 
 

@@ -12,7 +12,7 @@ import pytest
 from gritlm.data.records import load_records
 from gritlm.data.rows import Text
 from gritlm.errors import UserError
-from gritlm.prepare import main
+from gritlm.prepare import main, split_by_document, write_held_out
 
 PAIRS = [{"question": f"what is {n}?", "answer": f'the "number", {n}\nand more', "id": n} for n in range(6)]
 
@@ -152,12 +152,99 @@ def test_nothing_held_out_stands_in_train(tmp_path):
     assert careless & {text for row in order[60:] for text in row["positive"]}
 
 
+def test_a_held_out_query_of_several_rows_is_one_query(tmp_path):
+    rows = [{"query": "q", "pos": [f"p{n}", "p0"], "neg": ["p0", "n"]} for n in range(3)]
+    write_held_out(tmp_path, rows)
+    assert (tmp_path / "queries.jsonl").read_text() == '{"_id": "q0", "text": "q"}\n'
+    lines = (tmp_path / "qrels" / "test.tsv").read_text().splitlines()
+    assert lines[1:] == [f"q0\td{n}\t1" for n in (0, 2, 3)]  # d1 is the negative
+
+
+def test_a_held_out_query_is_no_negative_either(tmp_path):
+    rows = [{"query": "q", "pos": ["p"], "neg": []}, {"query": "other", "pos": ["r"], "neg": ["q", "p", "s"]}]
+    drawn = [split_by_document(rows, 1, seed) for seed in range(9)]
+    (train, _, left_out), *_ = [found for found in drawn if found[1] == rows[:1]]
+    assert train == [{"query": "other", "pos": ["r"], "neg": ["s"]}] and left_out == 2
+
+
+def test_what_cannot_be_held_out_is_said(tmp_path):
+    write(tmp_path / "data.jsonl", "".join(json.dumps({"query": f"q{n}", "positive": "p"}) + "\n" for n in range(9)))
+    for wanted, message in ((3, "found no rows apart from the others"), (0, "")):
+        command = [str(tmp_path / "data.jsonl"), str(tmp_path / "out"), "--held_out", str(wanted)]
+        if message:
+            with pytest.raises(UserError, match=message):
+                main(command)
+        else:
+            assert main(command) == 0, "control"
+    write(tmp_path / "one.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
+    with pytest.raises(UserError, match="no row left to train on"):
+        main([str(tmp_path / "one.jsonl"), str(tmp_path / "two"), "--held_out", "1"])
+
+
+def test_flags_of_other_kinds_of_input(tmp_path):
+    path = write(tmp_path / "data.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
+    folder = beir(tmp_path / "set")
+    for source, flags in (
+        (path, ["--no_header"]),
+        (path, ["--split", "test"]),
+        (folder, ["--config", "x"]),
+        (folder, ["--query_column", "text"]),
+        (f"hub:{folder}", ["--no_header"]),
+    ):
+        with pytest.raises(UserError, match=f"{flags[0]} has no effect on "):
+            main([str(source), str(tmp_path / "out"), *flags])
+    with pytest.raises(UserError, match="--seed -1: wanted 0 or more"):
+        main([str(path), str(tmp_path / "out"), "--seed", "-1"])
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv.gz"])
+def test_a_line_that_is_not_utf8_is_named_and_can_be_skipped(tmp_path, name):
+    comma = "," if "csv" in name else "\t"
+    lines = [f"query{comma}positive", f"q{comma}p", f"caf\xe9{comma}p2", *(f"q{n}{comma}p{n}" for n in range(3, 999))]
+    content = "\n".join(lines).encode("latin-1") + b"\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(UserError, match=f"{name}:3: found byte 0xE9, wanted UTF-8 text"):
+        main([str(tmp_path / name), str(tmp_path / "out")])
+    main([str(tmp_path / name), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out")) == 997
+
+
+def test_a_key_that_stands_twice_loses_nothing_in_silence(tmp_path):
+    path = write(tmp_path / "data.csv", "query,positive,positive\nq,p,r\n")
+    with pytest.raises(UserError, match=r"data\.csv:1: found the column 'positive' twice"):
+        main([str(path), str(tmp_path / "out")])
+    folder = beir(tmp_path / "set")
+    with open(folder / "corpus.jsonl", "a") as out:
+        out.write(json.dumps({"_id": "d0", "text": "another"}) + "\n")
+    with pytest.raises(UserError, match=r"corpus\.jsonl:5: found the _id 'd0' a second time"):
+        main([str(folder), str(tmp_path / "out")])
+    main([str(folder), str(tmp_path / "out"), "--skip_bad"])
+    assert rows_of(tmp_path / "out", "set")[1]["pos"] == ["document 0"]
+
+
+def test_negatives_that_are_left_out_are_counted(tmp_path):
+    row = {"query": "q", "positive": "p", "negatives": ["n", "n ", "p", "m"]}
+    path = write(tmp_path / "data.jsonl", json.dumps(row) + "\n")
+    main([str(path), str(tmp_path / "out")])
+    (made,) = rows_of(tmp_path / "out")
+    assert made["neg"] == ["n ", "m"]
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "1 negatives that repeat a positive of their row and 1 that repeat one another" in said
+
+
+def test_a_folder_beside_the_new_one_is_left_alone(tmp_path):
+    path = write(tmp_path / "data.csv", "query,positive\nq,p\n")
+    (tmp_path / "out.part").mkdir()
+    main([str(path), str(tmp_path / "out")])
+    assert (tmp_path / "out.part").is_dir()
+
+
 BAD = {
     "no such column": ("a,b\n1,2\n", "data.csv: found the columns a, b; wanted one of query, anchor"),
     "empty positive": ("query,positive\nq,p\nq,\n", "data.csv:3: pos[0]: found an empty text"),
     "too many columns": ("query,positive\nq,p,x\n", "data.csv:2: found 3 columns, wanted 2"),
     "no row": ("query,positive\n", "data.csv: found no row"),
-    "open quote": ('query,positive\nq,"p\n', "data.csv:"),
+    "open quote": ('query,positive\nq,"p\n', "data.csv:3: found unexpected end of data, wanted comma-separated"),
 }
 
 

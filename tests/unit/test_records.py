@@ -78,6 +78,7 @@ def test_positives_of_the_same_query_in_other_rows_are_known(tmp_path):
     (records,) = load_records(write(tmp_path / "a.jsonl", *rows), tmp_path / "cache")
     assert set(records[0].known) == set(records[1].known) == {text_id("one"), text_id("two")}
     assert records[0].negatives == [Text("", "bad")]
+    assert (records.hidden_negatives, records.dropped_negatives) == (1, 0)
     assert records[2].known == [text_id("three")]
 
 
@@ -144,6 +145,18 @@ def test_a_bad_file_leaves_no_cache_behind(tmp_path):
     with pytest.raises(UserError):
         load_records(write(tmp_path / "a.jsonl", GOOD, {}), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:300], lambda whole: bytes(len(whole))])
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    load_records(path, tmp_path / "cache")
+    (cached,) = (tmp_path / "cache").iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(damage(whole))
+    (records,) = load_records(path, tmp_path / "cache")
+    assert records[0].query == Text(*GOOD["query"])
+    assert cached.read_bytes() == whole
 
 
 def test_nothing_to_read(tmp_path):

@@ -66,3 +66,12 @@ def test_a_damaged_run_file_is_one_error(tmp_path, text):
     (tmp_path / RUN_FILE).write_text(text)
     with pytest.raises(UserError, match=r"run\.json: found a damaged file"):
         find_checkpoint(args, {"seed": 1}, None)
+
+
+def test_cut_off_while_the_run_file_is_written(tmp_path):
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    (tmp_path / f".{RUN_FILE}.0123abcd.part").write_text("{")
+    assert find_checkpoint(args, {"seed": 1}, None) == (None, [])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no run of ours"):
+        find_checkpoint(args, {"seed": 1}, None)

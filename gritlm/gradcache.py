@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from gritlm.engines import Engine
+from gritlm.host_memory import free_host_memory
 
 Chunk = dict[str, Any]  # keyword arguments of the encoder
 
@@ -79,7 +79,7 @@ class ActivationMemory:
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.grad is None)
             return 0.8 * (free - gradients)
-        return 0.5 * psutil.virtual_memory().available / self.sharers
+        return 0.5 * free_host_memory() / self.sharers
 
     def fits(self, tokens: int) -> bool:
         """Whether a chunk of so many tokens may keep its graph; the first one is measured."""

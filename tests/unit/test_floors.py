@@ -8,6 +8,7 @@ from helpers import ROOT
 FLOORS = {
     "errors": 0,
     "files": 0,
+    "host_memory": 0,
     "picture": 0,
     "arguments": 0,
     "distributed": 0,

@@ -135,3 +135,11 @@ def test_the_verbs_are_listed():
 def test_the_readmes_flag_table_is_up_to_date():
     readme = (ROOT / "README.md").read_text()
     assert flag_table() in readme, "regenerate: python -c 'from gritlm.arguments import *; print(flag_table())'"
+
+
+def test_the_readmes_picture_says_what_benchmarks_say():
+    picture, measured = ((ROOT / name).read_text() for name in ("assets/step_time.svg", "benchmarks.md"))
+    said = re.findall(r">([\d.]+) s(?: \(([\d.]+) GB\))?<", picture)
+    assert len(said) == 6
+    for seconds, memory in said:
+        assert f" {seconds} " in measured and (not memory or f"{memory} GB" in measured)

@@ -98,9 +98,26 @@ class EmbeddingTrainingArguments(TrainingArguments):
     log_on_each_node: bool = flag(False, "Left off: the first rank speaks for all.")
     dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.")
     remove_unused_columns: bool = flag(False, "Left off: batches are made by this project's collator.")
+    tf32: bool | None = flag(False, "Left off: the loss and its gradient are exact in float32.")
     ddp_find_unused_parameters: bool | None = flag(False, "Left off: every parameter gets a gradient.")
     ddp_broadcast_buffers: bool | None = flag(False, "Left off: the model's buffers are constants.")
 
+
+# Of Hugging Face's flags; others of theirs work as documented there.
+UNSUPPORTED = {
+    "fp16": "use --bf16 (same speed, no loss scaling)",
+    "tf32": "the loss is exact in float32; --bf16 is faster",
+    "auto_find_batch_size": "the batch is part of the loss; lower --chunk_tokens",
+    "save_only_model": "a run could not go on where it was",
+    "ignore_data_skip": "a run could not go on where it was",
+    "save_on_each_node": "--output_dir must be a folder that all nodes share",
+    "data_seed": "--seed is of the order of the rows, too",
+    "dataloader_drop_last": "every batch is full, and what is left over waits for another epoch",
+    "label_smoothing_factor": "it is of another loss",
+    "neftune_noise_alpha": "the second pass would need the noise of the first",
+    "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
+    "push_to_hub": "upload the folder when it is done (hf upload)",
+}
 
 FlagGroups = tuple[ModelArguments, DataArguments, EmbeddingTrainingArguments]
 GROUPS = (ModelArguments, DataArguments, EmbeddingTrainingArguments)
@@ -223,8 +240,12 @@ def check(
             "--attn cc with --pooling_method cls: the first token sees no other, every text gets one vector"
         )
     check_training(training, ranks, real)
-    if training.global_batch_size == 1 and data.train_group_size == 1:
-        raise UserError("--global_batch_size 1 with --train_group_size 1 leaves no negative to contrast with")
+    in_reach = training.global_batch_size // (1 if training.negatives_cross_device else ranks)
+    if in_reach * data.train_group_size == 1:
+        raise UserError(
+            f"--global_batch_size {training.global_batch_size} on {ranks} ranks, --negatives_cross_device "
+            f"{training.negatives_cross_device}, --train_group_size 1: leave no negative to contrast with"
+        )
 
 
 def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool) -> None:
@@ -239,19 +260,14 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
         fits = False
     if not fits:
         raise UserError(f"--activation_memory: found {training.activation_memory!r}, wanted auto, or GB from 0 up")
-    if training.fp16:
-        raise UserError("--fp16: not supported, use --bf16 (same speed, no loss scaling)")
-    if training.auto_find_batch_size:
-        raise UserError("--auto_find_batch_size: not supported, the batch is part of the loss; lower --chunk_tokens")
-    if training.save_only_model or training.ignore_data_skip:
-        raise UserError("--save_only_model, --ignore_data_skip: not supported, a run could not go on where it was")
+    for name, why in UNSUPPORTED.items():
+        if getattr(training, name) not in (None, False, 0):
+            raise UserError(f"--{name}: not supported, {why}")
     if real and training.n_gpu > 1 and ranks == 1:
         raise UserError(
             f"found {training.n_gpu} GPUs and one process, wanted torchrun --nproc-per-node {training.n_gpu} -m "
             "gritlm.train ... (as the scripts start it), or CUDA_VISIBLE_DEVICES with one"
         )
-    if training.save_on_each_node:
-        raise UserError("--save_on_each_node: not supported, --output_dir must be a folder that all nodes share")
     if training.negatives_ring and not training.negatives_cross_device:
         raise UserError(
             "--negatives_ring passes other ranks' passages around, --negatives_cross_device False wants none"

@@ -1,4 +1,4 @@
-"""Engines: how the two-pass step talks to what stands around the model, so that C2 holds on each of them.
+"""Engines: how the two-pass step talks to what stands around the model, so that the gradient is exact on each.
 
 One class an engine: plain, DistributedDataParallel, FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. All of them average
 the gradient over ranks, and the step wants its sum: `loss_scale` makes up for it.
@@ -6,7 +6,6 @@ the gradient over ranks, and the step wants its sum: `loss_scale` makes up for i
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +18,14 @@ from gritlm.distributed import agree_max, rank, world_size
 Surrogate = Callable[[], Tensor]  # runs one chunk's forward and returns the scalar to back-propagate
 
 
-class Engine(Protocol):
-    """What the two-pass step needs from the wrapper around the model."""
+class Engine:
+    """What the two-pass step needs from the wrapper around the model; this one is of one process, without any.
 
-    model: nn.Module  # encodes a chunk in pass 1, without gradient
-    wrapped: nn.Module  # encodes a chunk in pass 2, with gradient
-    loss_scale: float  # the local loss times this, reduced as the engine does it, is the sum over ranks
-
-    def rounds(self, chunks: int) -> int:
-        """How many chunks this rank must run, at least its own: the same on all ranks where a forward is collective."""
-
-    def may_keep(self, number: int, chunks: int) -> bool:
-        """Whether a chunk's graph may live from pass 1 to pass 2 on this engine."""
-
-    def backward(self, surrogates: Sequence[Surrogate]) -> None:
-        """Run and back-propagate each; gradients cross ranks once, with the last."""
-
-    def step(self) -> None:
-        """Take the optimizer's step, where the engine insists on doing so itself."""
-
-
-class SingleEngine:
-    """One process."""
+    Attributes:
+        model: encodes a chunk in pass 1.
+        wrapped: encodes a chunk in pass 2.
+        loss_scale: the local loss times this, reduced as the engine does it, is the sum over ranks.
+    """
 
     loss_scale = 1.0
 
@@ -48,20 +33,23 @@ class SingleEngine:
         self.model = self.wrapped = model
 
     def rounds(self, chunks: int) -> int:
+        """How many chunks this rank must run, at least its own: the same on all ranks where a forward is collective."""
         return chunks
 
     def may_keep(self, number: int, chunks: int) -> bool:
+        """Whether a chunk's graph may live from pass 1 to pass 2 on this engine."""
         return True
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
+        """Run and back-propagate each; gradients cross ranks once, with the last."""
         for surrogate in surrogates:
             surrogate().backward()
 
     def step(self) -> None:
-        pass
+        """Take the optimizer's step, where the engine insists on doing so itself."""
 
 
-class DDPEngine(SingleEngine):
+class DDPEngine(Engine):
     """DistributedDataParallel: `no_sync` for all chunks but the last."""
 
     def __init__(self, wrapped: DistributedDataParallel):
@@ -77,7 +65,7 @@ class DDPEngine(SingleEngine):
                 surrogate().backward()
 
 
-class ShardedEngine(SingleEngine):
+class ShardedEngine(Engine):
     """Weights or optimizer in shards: a forward may gather weights, so all ranks run as many."""
 
     def __init__(self, wrapped: nn.Module):
@@ -122,7 +110,7 @@ def make_engine(model: nn.Module) -> Engine:
         return DeepSpeedEngine(model)
     if world_size() > 1:
         raise ValueError(f"{type(model).__name__} on {world_size()} ranks: no gradient would cross them")
-    return SingleEngine(model)
+    return Engine(model)
 
 
 def wrap(model: nn.Module, optimizer: torch.optim.Optimizer, engine: str, device: torch.device):

@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +17,6 @@ from gritlm.engines import Engine
 from gritlm.host_memory import free_host_memory
 
 Chunk = dict[str, Any]  # keyword arguments of the encoder
-
-
-@dataclass
-class StepResult:
-    """What a step leaves behind besides the gradients: the detached loss and vectors."""
-
-    loss: Tensor
-    vectors_TD: Tensor
 
 
 class RandomState:
@@ -103,7 +94,7 @@ class ActivationMemory:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # the tensor itself would refer back to its graph, and never be freed
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             yield
@@ -122,7 +113,7 @@ def two_pass_step(
     loss_of: Callable[[Tensor], Tensor],
     mark: Callable[[str], None] = lambda name: None,
     memory: ActivationMemory | None = None,
-) -> StepResult:
+) -> Tensor:
     """Accumulate in the model's `.grad` the gradient of `loss_of(all vectors)`, one chunk at a time.
 
     Args:
@@ -132,6 +123,8 @@ def two_pass_step(
             differentiated is the sum of the ranks' shares.
         mark: called with "pass_1", "loss", "pass_2" as each part ends, for timing.
         memory: how many chunks may keep their graph from pass 1 to pass 2; None: none, every one is encoded again.
+    Returns:
+        The loss, detached.
     """
     # 1. All vectors; as many with their graph as the memory holds.
     idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank joins in only for the others' sake
@@ -164,7 +157,7 @@ def two_pass_step(
     gradients = gradient_TD.split([len(chunk["lengths"]) for chunk in chunks])
     engine.backward([idly] * idle + [functools.partial(surrogate, *part) for part in enumerate(gradients)])
     mark("pass_2")
-    return StepResult(loss.detach(), vectors_TD.detach())
+    return loss.detach()
 
 
 def first_pass(

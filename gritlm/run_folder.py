@@ -55,12 +55,13 @@ def find_checkpoint(
         raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
     try:
         run = json.loads((folder / RUN_FILE).read_text())
-    except ValueError as error:
+        flags, finished = dict(run["flags"]), bool(run["finished"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RUN_FILE}: found a damaged file ({error}); {KEPT}") from error
-    difference = differing(run["flags"], identity)
+    difference = differing(flags, identity)
     if difference:
         raise UserError(f"--output_dir {folder} holds another run: {difference}; {KEPT}")
-    if run["finished"]:
+    if finished:
         raise UserError(f"--output_dir {folder} holds the finished run of these flags; {KEPT}")
     if named:
         return named, []
@@ -132,7 +133,11 @@ def damage(checkpoint: str | Path) -> str:
     folder = Path(checkpoint)
     if not (folder / MANIFEST).is_file():
         return f"found no {MANIFEST} there, wanted a whole checkpoint folder"
-    for name, size in read_manifest(folder)["files"].items():
+    try:
+        files = read_manifest(folder)["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is damaged ({error})"
+    for name, size in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
         found = (folder / name).stat().st_size

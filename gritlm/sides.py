@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gritlm.data.collator import Chunking, to_device
-from gritlm.engines import SingleEngine
+from gritlm.engines import Engine
 from gritlm.errors import UserError, quieten
 from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.measure import TEMPERATURE, Task, memory_in_use, read_peak, reset_peak, synchronize
@@ -61,7 +61,7 @@ class OurStep:
         if task.bf16:
             embedder.forward = torch.autocast(task.device.type, torch.bfloat16)(embedder.forward)
         builder = task.builder(Chunking(self.chunk_tokens, embedder.packed))
-        engine, objective = SingleEngine(embedder), Objective(TEMPERATURE)
+        engine, objective = Engine(embedder), Objective(TEMPERATURE)
         memory = ActivationMemory(self.activation_memory, task.device)
 
         def step() -> torch.Tensor:
@@ -79,7 +79,7 @@ class OurStep:
             layout = ContrastiveBatch(**to_device(batch["layout"], task.device))
             chunks = [to_device(chunk, task.device) for chunk in batch["chunks"]]
             mark("data")
-            return two_pass_step(engine, chunks, lambda vectors: objective(vectors, layout), mark, memory).loss
+            return two_pass_step(engine, chunks, lambda vectors: objective(vectors, layout), mark, memory)
 
         work = Work(embedder, {"": step}, task.device)
         return work

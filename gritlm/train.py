@@ -26,8 +26,9 @@ from gritlm.trainer import EmbeddingTrainer
 # What may change between a run and its continuation without changing what is learnt.
 FREE_TO_CHANGE = ("data_cache",)
 FIXED_TRAINING = """
-    global_batch_size temperature negatives_cross_device seed learning_rate lr_scheduler_type warmup_steps weight_decay
-    num_train_epochs max_steps optim adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16
+    global_batch_size temperature negatives_cross_device seed learning_rate lr_scheduler_type lr_scheduler_kwargs
+    warmup_steps weight_decay num_train_epochs max_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon
+    max_grad_norm bf16
 """.split()  # noqa: SIM905
 
 

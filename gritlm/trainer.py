@@ -151,7 +151,7 @@ class EmbeddingTrainer(Trainer):
                 print(f"--torch_compile: going on without. {problem or 'It failed on another rank.'}")
 
     def probe(self) -> dict[str, float]:
-        """Contract C1 on the model as the engine has wrapped it."""
+        """Attention is what was asked for, on the model as the engine has wrapped it."""
         encoder = make_engine(self.model_wrapped).model
         with torch.compiler.set_stance("force_eager"):  # what is probed here is not compiled: attention
             return probe_attention(encoder, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
@@ -201,7 +201,7 @@ class EmbeddingTrainer(Trainer):
 
         engine = make_engine(model)
         try:
-            result = two_pass_step(engine, chunks, lambda vectors: self.objective(vectors, layout), mark, self.memory)
+            loss = two_pass_step(engine, chunks, lambda vectors: self.objective(vectors, layout), mark, self.memory)
         except torch.OutOfMemoryError as error:
             why = str(error).strip().splitlines()[0]
             raise RankError(
@@ -209,9 +209,9 @@ class EmbeddingTrainer(Trainer):
                 f"Lower --chunk_tokens (now {self.args.chunk_tokens}), or set --activation_memory 0 or "
                 "--gradient_checkpointing True"
             ) from error
-        self.finite.loss(step, result.loss, dataset, rows)
+        self.finite.loss(step, loss, dataset, rows)
         engine.step()
-        return result.loss * self.args.world_size
+        return loss * self.args.world_size
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)

@@ -1,7 +1,7 @@
-"""Contract C2 on the user's own machine: many ranks, on any engine, in any chunks, against one process without any.
+"""Exact gradients on this very machine: many ranks, on any engine, in any chunks, against one process without any.
 
-Random texts and, unless weights are given, random weights; float32. Three SGD steps: the loss, the gradient and the
-updated weights of each are compared, as a relative error in norm.
+Random texts; the model's own weights (random ones with --reset_weight True), its first layers; float32. Three SGD
+steps: the loss, the gradient and the updated weights of each are compared, as a relative error in norm.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def on_an_engine(
         chunks, layout = texts.batch(slice(rank() * share, (rank() + 1) * share), chunking)
         chunks = [to_device(chunk, device) for chunk in chunks]
         layout = ContrastiveBatch(**{name: value.to(device) for name, value in vars(layout).items()})
-        result = two_pass_step(engine, chunks, lambda vectors, layout=layout: objective(vectors, layout), memory=memory)
+        loss = two_pass_step(engine, chunks, lambda vectors, layout=layout: objective(vectors, layout), memory=memory)
         gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
         if is_deepspeed(wrapped):
             engine.step()
@@ -153,7 +153,7 @@ def on_an_engine(
             sgd.zero_grad()
         weights = whole_weights(wrapped)
         weights = dict(model.named_parameters()) if weights is None else weights
-        yield all_reduce_sum(result.loss), gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
+        yield all_reduce_sum(loss), gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
 
 
 def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor:

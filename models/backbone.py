@@ -82,7 +82,7 @@ class AttentionError(UserError):
 
 @torch.no_grad()
 def probe_attention(encoder: nn.Module, embedder: nn.Module, device: torch.device, attn: str, exact: bool = True):
-    """Prove contract C1 on the kernel really in use, in well under a second.
+    """Prove that attention is what was asked for on the kernel really in use, in well under a second.
 
     (a) changing the last token moves token 0 (and must not when `attn` is "cc"); (b) a text in a padded batch gets the
     states it gets alone; (c) what stands under the padding leaks nowhere; (d) a packed text gets the states it gets

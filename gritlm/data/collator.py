@@ -290,7 +290,7 @@ class BatchBuilder(torch.utils.data.Dataset):
             queries.append(record.query)
             slots += [len(passages) + i for i in range(len(group))] + [-1] * (self.group_size - len(group))
             passages += group
-            known.append([text_id(group[0].text), *record.known])
+            known.append(record.known)
 
         contract = self.encoder.contract
         tokens = self.encoder(queries, contract.query_max_len) + self.encoder(passages, contract.passage_max_len)

@@ -150,14 +150,14 @@ class Plan:
         """A batch with those of the rows, in order, that repeat no document; how many were read; those that do."""
         wanted = self.batch_size - len(batch)
         fresh = np.flatnonzero(self.documents.first_seen(np.concatenate([batch, rows]))[len(batch) :])[:wanted]
-        read = int(fresh[-1]) + 1 if len(fresh) == wanted > 0 else len(rows)
+        read = int(fresh[-1]) + 1 if len(fresh) == wanted else len(rows)
         return np.concatenate([batch, rows[fresh]]), read, np.delete(rows[:read], fresh)
 
     def repeating(self, epoch: int) -> int:
         """How many batches of an epoch hold a query or a positive twice, for want of documents."""
         self.batch(epoch, 0)
         batches = self._latest[1][1]
-        return sum(not self.documents.first_seen(rows).all() for rows in batches) if self.documents else len(batches)
+        return sum(not self.documents.first_seen(rows).all() for rows in batches) if self.documents else 0
 
     def describe(self, ranks: int, group_size: int, cross_device: bool = True) -> str:
         """What a run of this plan sees, for people: batches per data set, what is left over, negatives per query."""

@@ -1,4 +1,4 @@
-"""Contract C2 on every engine: {1, 2, 4} ranks x {plain, DDP, FSDP2, ZeRO-1/2/3} x {one, many chunks} x {negatives}."""
+"""Exact gradients: {1, 2, 4} ranks x {plain, DDP, FSDP2, ZeRO-1/2/3} x {one, many chunks} x {negatives}."""
 
 import pytest
 from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, run

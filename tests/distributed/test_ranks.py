@@ -1,4 +1,4 @@
-"""Contract C2 across real gloo ranks: DDP on 2 ranks is one process, for loss, gradient and weights."""
+"""Exact gradients across real gloo ranks: DDP on 2 ranks is one process, for loss, gradient and weights."""
 
 import functools
 import json
@@ -88,8 +88,8 @@ def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool 
         engine = make_engine(wrapped)
         if fault == "divided by the world size":
             engine.loss_scale = 1.0
-        result = two_pass_step(engine, item["chunks"], lambda v, layout=layout: objective(v, layout))
-        seen["loss"].append(all_reduce_sum(result.loss))
+        loss = two_pass_step(engine, item["chunks"], lambda v, layout=layout: objective(v, layout))
+        seen["loss"].append(all_reduce_sum(loss))
         seen["gradient"].append(flat_gradient(model).clone())
         seen["chunks"].append(len(item["chunks"]))
         sgd.step()

@@ -1,4 +1,7 @@
-"""Contract C2 on one process: the two-pass step gives the gradient of the whole-batch loss, whatever the chunks."""
+"""Exact gradients on one process: the two-pass step gives the gradient of the whole-batch loss, whatever the chunks."""
+
+import gc
+import weakref
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from gritlm.data.collator import Chunking, make_chunks
 from gritlm.data.rows import Text, text_id
-from gritlm.engines import SingleEngine
+from gritlm.engines import Engine
 from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.objective import ContrastiveBatch, Objective
 
@@ -46,8 +49,8 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
 
 def two_pass(model, batch: dict, memory: ActivationMemory | None = None) -> Tensor:
     layout = ContrastiveBatch(**batch["layout"])
-    objective, engine = Objective(TEMPERATURE), SingleEngine(model)
-    return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, layout), memory=memory).loss
+    objective, engine = Objective(TEMPERATURE), Engine(model)
+    return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, layout), memory=memory)
 
 
 WAYS = {  # packed or padded, texts merged or not, chunks kept from pass 1: none, some, all
@@ -91,13 +94,31 @@ def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
     builder = make_builder(qwen3, data / "hard.jsonl", tmp_path)
     model, reference = make_embedder(qwen3), make_embedder(qwen3)
     batch = builder[0, 0]
-    forgetful = SingleEngine(model)
+    forgetful = Engine(model)
     seconds = iter(range(99))
     forgetful.wrapped = lambda **chunk: model(**chunk) * (0.0 if next(seconds) == 0 else 1.0)
     layout = ContrastiveBatch(**batch["layout"])
     two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, layout))
     naive_loss(reference, builder, 0, 0).backward()
     assert relative(flat_gradient(model), flat_gradient(reference)) > 1e-3
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["", "control: the tensor itself is saved"])
+def test_a_measured_graph_that_is_given_up_is_freed(qwen3, data, tmp_path, mended, monkeypatch):
+    """As after an out-of-memory error, when the step is taken again and keeps less."""
+    if not mended:
+        monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
+    (chunk, *_) = make_builder(qwen3, data / "hard.jsonl", tmp_path)[0, 0]["chunks"]
+    model, memory, states = make_embedder(qwen3), ActivationMemory("9", torch.device("cpu")), []
+    model.backbone.layers[0].mlp.act_fn.register_forward_hook(lambda *call: states.append(weakref.ref(call[-1])))
+    memory.begin(model)
+    assert memory.fits(chunk["input_ids"].numel())
+    with memory.watched():
+        vectors = model(**chunk)
+    assert memory.used > 0
+    del vectors
+    gc.collect()
+    assert (states[0]() is None) == mended
 
 
 @pytest.mark.parametrize("pooling", ["mean", "weightedmean", "lasttoken", "cls"])

@@ -1,4 +1,4 @@
-"""Contract C6: killed anywhere, at any time, by a full disk too, a run goes on and ends with the same weights."""
+"""Killed anywhere, at any time, by a full disk too, a run goes on and ends with the same weights."""
 
 import contextlib
 import json

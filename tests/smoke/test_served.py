@@ -1,4 +1,4 @@
-"""Contract C5: trainer, GritLM, sentence-transformers and plain transformers give one vector."""
+"""Served is trained: trainer, GritLM, sentence-transformers and plain transformers give one vector."""
 
 import json
 

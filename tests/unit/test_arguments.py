@@ -8,7 +8,7 @@ from helpers import ROOT, run
 
 from gritlm.__main__ import VERBS
 from gritlm.__main__ import main as command_line
-from gritlm.arguments import check_json, flag_table, parse
+from gritlm.arguments import check, check_json, flag_table, parse
 from gritlm.errors import UserError
 
 
@@ -53,7 +53,7 @@ WRONG = {
     "no model": ({"model_name_or_path": ""}, "--model_name_or_path is missing"),
     "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
     "accumulation": ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps: wanted 1"),
-    "nothing to go on with": ({"save_only_model": True}, "--save_only_model, --ignore_data_skip: not supported"),
+    "nothing to go on with": ({"save_only_model": True}, "--save_only_model: not supported"),
     "seed": ({"seed": -1}, "--seed: found -1, wanted 0 or more"),
     "hang timeout": ({"hang_timeout": -1}, "--hang_timeout: found -1.0, wanted 0 or more"),
     "fp16": ({"fp16": True}, "--fp16: not supported"),
@@ -67,6 +67,13 @@ WRONG = {
     "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
     "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring passes other"),
     "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
+    "data skip": ({"ignore_data_skip": True}, "--ignore_data_skip: not supported, a run could not go on"),
+    "other seed": ({"data_seed": 1}, "--data_seed: not supported"),
+    "half a batch": ({"dataloader_drop_last": True}, "--dataloader_drop_last: not supported"),
+    "other loss": ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor: not supported"),
+    "noise": ({"neftune_noise_alpha": 5}, "--neftune_noise_alpha: not supported"),
+    "cache": ({"torch_empty_cache_steps": 5}, "--torch_empty_cache_steps: not supported"),
+    "hub": ({"push_to_hub": True}, "--push_to_hub: not supported"),
     "nothing to contrast": ({"global_batch_size": 1, "train_group_size": 1}, "no negative"),
     "hugging face's own": ({"lr_scheduler_type": "sine"}, "sine"),
 }
@@ -108,6 +115,14 @@ def test_engine_files_that_no_test_has_seen(flags, tmp_path, name):
 @pytest.mark.parametrize("file", sorted((ROOT / "scripts/parallel").glob("*.json")), ids=lambda path: path.name)
 def test_the_shipped_engine_files_are_accepted(file):
     check_json("fsdp_config" if "fsdp" in file.name else "deepspeed", str(file))
+
+
+def test_a_rank_of_one_query_needs_others_or_hard_negatives(flags):
+    groups = parse(as_list(flags | {"global_batch_size": 8, "train_group_size": 1, "negatives_cross_device": False}))
+    with pytest.raises(UserError, match="leave no negative to contrast with"):
+        check(*groups, ranks=8)
+    check(*groups, ranks=4)
+    check(*parse(as_list(flags | {"global_batch_size": 8, "train_group_size": 1})), ranks=8)
 
 
 def test_on_the_command_line_it_is_one_line_and_code_2(flags):

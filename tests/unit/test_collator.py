@@ -1,4 +1,4 @@
-"""Contract C4: no content token is lost, no text is left without a pooled token, chunks hold what they should."""
+"""The text contract: no content token is lost, no text is left without a pooled token, chunks hold what they should."""
 
 import pickle
 

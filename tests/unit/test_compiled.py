@@ -5,7 +5,7 @@ import torch
 from helpers import NEEDS_A_COMPILER, flat_gradient, make_builder, make_embedder, relative
 from torch._dynamo.utils import counters
 
-from gritlm.engines import SingleEngine
+from gritlm.engines import Engine
 from gritlm.gradcache import ActivationMemory, two_pass_step
 from gritlm.models import compiled
 from gritlm.models.compiled import compile_layers
@@ -18,7 +18,7 @@ def step(model, batch, kept: str) -> float:
     layout = ContrastiveBatch(**batch["layout"])
     model.zero_grad()
     memory = ActivationMemory(kept, CPU)
-    return two_pass_step(SingleEngine(model), batch["chunks"], lambda v: Objective(0.05)(v, layout), memory=memory).loss
+    return two_pass_step(Engine(model), batch["chunks"], lambda v: Objective(0.05)(v, layout), memory=memory)
 
 
 @NEEDS_A_COMPILER

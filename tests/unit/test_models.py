@@ -1,4 +1,4 @@
-"""Contract C1: bidirectional where asked, padding without effect, and a probe that notices when it is not so."""
+"""Attention: bidirectional where asked, padding without effect, and a probe that notices when it is not so."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Contract C3: which rows form a batch is a pure function of (seed, epoch, step), and nothing is lost silently."""
+"""Which rows form a batch is a pure function of (seed, epoch, step), and nothing is lost silently."""
 
 from collections import Counter
 

@@ -7,6 +7,7 @@ import pytest
 from gritlm import run_folder
 from gritlm.errors import UserError
 from gritlm.run_folder import (
+    MANIFEST,
     RUN_FILE,
     UNFINISHED,
     damage,
@@ -74,4 +75,20 @@ def test_cut_off_while_the_run_file_is_written(tmp_path):
     assert find_checkpoint(args, {"seed": 1}, None) == (None, [])
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match="is not empty and holds no run of ours"):
+        find_checkpoint(args, {"seed": 1}, None)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"files": ', "[]", '{"files": 3}'])
+def test_a_damaged_manifest_is_passed_over(tmp_path, text):
+    save(tmp_path, 2)
+    assert damage(tmp_path / "checkpoint-2") == "", "control"
+    (tmp_path / "checkpoint-2" / MANIFEST).write_text(text)
+    assert damage(tmp_path / "checkpoint-2").startswith("checkpoint.json is damaged")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"flags": 3, "finished": false}'])
+def test_a_run_file_of_another_shape_is_one_error(tmp_path, text):
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    (tmp_path / RUN_FILE).write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: found a damaged file"):
         find_checkpoint(args, {"seed": 1}, None)

@@ -1,4 +1,7 @@
-"""`gritlm <verb>`: each verb is a module with `main(argv)`; also `python -m gritlm.<verb>`."""
+"""`gritlm <verb>`, or `python -m gritlm <verb>`: each verb is a module with `main(argv)`.
+
+Under torchrun, `-m gritlm.train` and `-m gritlm.verify_gradients`.
+"""
 
 import importlib
 import sys

@@ -9,7 +9,6 @@ import itertools
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from transformers import __version__ as transformers_version
 
 from gritlm.data.collator import Chunking
 from gritlm.encode import GritLM
-from gritlm.errors import UserError, quieten, run_verb
+from gritlm.errors import UserError, quieten, verb_parser
 from gritlm.losses import info_nce
 from gritlm.measure import (
     MODELS,
@@ -50,12 +49,7 @@ EXAMPLES = """examples:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gritlm benchmark",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("what", nargs="?", choices=("step", "loss", "encode"), default="step")
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--lengths", default="stdlib", help="stdlib (default), uniform:N tokens, or a file of rows")
@@ -287,7 +281,3 @@ def encoding(folder: Path, args: argparse.Namespace) -> dict:
             f"  {name:42} {len(texts) / median:8.1f} texts/s  {tokens / median:8.0f} tokens/s  cosine >= {cosine:.6f}"
         )
     return report
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

@@ -8,7 +8,6 @@ never holds two of them), negatives a row, instructions, lengths and what would 
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from gritlm.data.facts import Facts, Worker, find_duplicates, read_facts, shared
 from gritlm.data.overlap import TextSet, read_evaluation_queries
 from gritlm.data.records import find_files
 from gritlm.data.rows import SUFFIXES, decode, read_blocks
-from gritlm.errors import UserError, run_verb
+from gritlm.errors import UserError, verb_parser
 from gritlm.files import written_aside
 from gritlm.picture import bars
 
@@ -146,12 +145,7 @@ def write_fixed(report: FileReport, out: Path, log) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gritlm check-data",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("check-data", __doc__, EXAMPLES)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="as --train_data of gritlm train")
     parser.add_argument("--model_name_or_path", help="count lengths in its tokens; without it, in characters")
     parser.add_argument("--query_max_len", type=int, default=512, help="default 512")
@@ -244,7 +238,3 @@ def fix(reports: list[FileReport], folder: Path, roots: list[Path]) -> None:
                     f"{kept} rows of {report.path} in {folder / name}" if kept else f"no good row in {report.path}"
                 )
     print("\n".join(said))
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

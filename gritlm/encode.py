@@ -1,8 +1,6 @@
 """Use a trained model: the `GritLM` class, and `gritlm encode IN.jsonl OUT.npy`."""
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from tqdm import tqdm
 
 from gritlm.data.collator import Chunking, TextContract, make_chunks, to_device
 from gritlm.data.rows import Text
-from gritlm.errors import UserError, run_verb
+from gritlm.errors import UserError, verb_parser
 from gritlm.files import written_aside
 from gritlm.model_folder import load_model_folder
 from gritlm.models.attention import PACKED
@@ -142,9 +140,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="gritlm encode", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("encode", __doc__, EXAMPLES)
     parser.add_argument("input", type=Path, metavar="IN.jsonl")
     parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (lines, width), numpy's format")
     parser.add_argument("--model", required=True, help="model folder")
@@ -163,7 +159,3 @@ def main(argv: list[str]) -> int:
         np.save(stream, vectors)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]} in {arguments.output}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

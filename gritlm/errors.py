@@ -1,5 +1,6 @@
 """What a verb says: its own lines, and when the user has to act one clear line on stderr, exit code 2."""
 
+import argparse
 import os
 import sys
 import warnings
@@ -34,6 +35,16 @@ def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = N
             message = f"rank {os.environ['RANK']}: {message}"
     print(f"gritlm: error: {message}", file=sys.stderr, flush=True)
     return 2
+
+
+def verb_parser(verb: str, what: str, examples: str) -> argparse.ArgumentParser:
+    """Of `gritlm VERB`, its help with the module's docstring before the flags and examples after them."""
+    return argparse.ArgumentParser(
+        prog=f"gritlm {verb}",
+        description=what,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def quieten() -> None:

@@ -9,9 +9,7 @@ neither our format nor known positives of other rows.
 import argparse
 import hashlib
 import json
-import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from tqdm import tqdm
 from gritlm.data.records import Record, RecordSet, load_records
 from gritlm.data.rows import Text, text_id
 from gritlm.encode import read_texts
-from gritlm.errors import UserError, quieten, run_verb
+from gritlm.errors import UserError, quieten, verb_parser
 from gritlm.files import publish, written_aside
 from gritlm.nearest import Encode, embed, load_encoder, nearest
 from gritlm.picture import bars
@@ -194,15 +192,12 @@ def load_rescorer(name: str) -> Callable[[str, list[str]], np.ndarray]:
 
 def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args: argparse.Namespace) -> None:
     """Write OUT/<set>.jsonl, and say what every rule removed."""
-    target = args.output / f"{records.name}.jsonl"
+    target, work = args.output / f"{records.name}.jsonl", args.output / f".{records.name}"
     if target.exists():
         print(f"{target} is there already")
-        for left in args.output.iterdir():
-            if re.fullmatch(re.escape(f".{records.name}-") + "[0-9a-f]{12}", left.name):
-                shutil.rmtree(left)
+        shutil.rmtree(work, ignore_errors=True)
         return
     passages = Passages(records, extra, args.corpus_only)
-    work = args.output / f".{records.name}-{fingerprint(records, extra, args)}"
     work.mkdir(parents=True, exist_ok=True)
     vectors = (
         embed(encode, Queries(records), work / "queries.npy", f"{records.name} queries"),
@@ -229,16 +224,19 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
     print("\n".join(summary(target, passages.candidates, removed, counts, chosen, own, args.num_negatives)))
 
 
-def facts_of(args: argparse.Namespace, data: list[RecordSet]) -> dict[str, str]:
+def facts_of(args: argparse.Namespace, data: list[RecordSet], extra: list[str]) -> dict[str, str]:
     """The flags, and what was read: all that the result depends on."""
     facts = {name: str(value) for name, value in vars(args).items() if name != "data_cache"}
     facts |= {"input": str(Path(args.input)), "corpus": " ".join(map(str, args.corpus))}
     facts["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
+    facts["corpus texts"] = _hash([text_id(text) for text in extra])
     files = [path for path in sorted(Path(args.model).rglob("*")) if path.is_file()]
-    facts["model files"] = hashlib.sha256(
-        json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]).encode()
-    ).hexdigest()[:12]
+    facts["model files"] = _hash([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
     return facts
+
+
+def _hash(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def check_output(args: argparse.Namespace, facts: dict[str, str], data: list[RecordSet]) -> None:
@@ -266,12 +264,6 @@ def _plain(text: Text) -> str | list[str]:
     return [text.instruction, text.text] if text.instruction else text.text
 
 
-def fingerprint(records: RecordSet, extra: list[str], args: argparse.Namespace) -> str:
-    """Of all that the embeddings depend on, and RUN_FILE does not hold to."""
-    facts = [args.model, args.keep_instruction, records.fingerprint(), [text_id(t) for t in extra]]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-
-
 def summary(
     target: Path, corpus: int, removed: Counter, counts: Counter, chosen: list, own: list, wanted: int
 ) -> Iterator[str]:
@@ -294,9 +286,7 @@ def summary(
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gritlm mine", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("mine", __doc__, EXAMPLES)
     add = parser.add_argument
     add("input", metavar="DATA", help="as --train_data of gritlm train")
     add("output", type=Path, metavar="OUT", help="folder for one jsonl file per data set")
@@ -348,7 +338,7 @@ def main(argv: list[str]) -> int:
     quieten()
     data = load_records(args.input, args.data_cache)
     extra = [text for path in args.corpus for text in read_corpus(path)]
-    facts = facts_of(args, data)
+    facts = facts_of(args, data, extra)
     check_output(args, facts, data)
     encode = load_encoder(args.model, args.keep_instruction)
     rescore = load_rescorer(args.cross_encoder) if args.cross_encoder else None
@@ -358,7 +348,3 @@ def main(argv: list[str]) -> int:
     for records in data:
         mine_set(records, extra, encode, rescore, args)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

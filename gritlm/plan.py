@@ -1,12 +1,11 @@
 """What a run would do, without loading a model: flags, paths and data checked, steps, negatives, the first batches."""
 
 import math
-import sys
 from dataclasses import dataclass
 
 from gritlm.arguments import build, check, flag, make_parser
 from gritlm.data.records import load_records
-from gritlm.errors import quieten, run_verb
+from gritlm.errors import quieten
 from gritlm.models.backbone import load_config
 from gritlm.run_folder import find_checkpoint
 from gritlm.train import build_encoder, describe, make_plan, run_identity, show_examples
@@ -46,7 +45,3 @@ def main(argv: list[str]) -> int:
         print(f"batch {step + 1}, {batch.dataset}: rows {', '.join(rows[:6])}{more}")
     find_checkpoint(args, run_identity(model_args, data_args, args, records, wanted.ranks), engine=None)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

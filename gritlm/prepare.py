@@ -7,7 +7,6 @@ BEIR's format, README.md.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.shapes import NEGATIVE, POSITIVE, QUERY, BadRows, Columns, Row, read_beir, read_columns, read_hub
-from gritlm.errors import UserError, quieten, run_verb
+from gritlm.errors import UserError, quieten, verb_parser
 from gritlm.files import written_aside
 
 EXAMPLES = """examples:
@@ -181,12 +180,7 @@ def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, 
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="gritlm prepare",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("prepare", __doc__, EXAMPLES)
     add = parser.add_argument
     add("input", metavar="IN", help="a BEIR folder, a file of columns, or hub:NAME")
     add("output", type=Path, metavar="OUT", help="a new folder")
@@ -263,7 +257,3 @@ def main(argv: list[str]) -> int:
     print((args.output / "README.md").read_text(), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

@@ -4,11 +4,9 @@
 what it learnt on modules it never saw. Needs no network and no data.
 """
 
-import argparse
 import ast
 import hashlib
 import json
-import sys
 import sysconfig
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +20,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3Config, set_se
 
 from gritlm.data.collator import TextContract, save_tokenizer
 from gritlm.encode import GritLM
-from gritlm.errors import UserError, run_verb
+from gritlm.errors import UserError, verb_parser
 from gritlm.evaluation import retrieval_metrics
 
 EXAMPLES = """examples (scripts/training/train_embonly.sh calls both):
@@ -199,12 +197,7 @@ the model is in {model_folder}. To use it:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="gritlm quickstart",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("quickstart", __doc__, EXAMPLES)
     parser.add_argument("action", choices=("prepare", "report"))
     parser.add_argument("--folder", type=Path, required=True, help="the task's folder")
     parser.add_argument("--model", help="report: the trained model's folder")
@@ -219,7 +212,3 @@ def main(argv: list[str]) -> int:
     else:
         report(arguments.folder, arguments.model)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

@@ -13,4 +13,4 @@ here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 cd "$here"
-exec "$OLDPWD/.venv/bin/python" -m gritlm.prepare "hub:$name" "$out" "$@"
+exec "$OLDPWD/.venv/bin/python" -m gritlm prepare "hub:$name" "$out" "$@"

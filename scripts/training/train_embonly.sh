@@ -62,7 +62,7 @@ fi
 task=
 if [ -z "$MODEL_NAME_OR_PATH" ]; then
   task=outputs/quickstart-task
-  $python -m gritlm.quickstart prepare --folder $task
+  $python -m gritlm quickstart prepare --folder $task
   MODEL_NAME_OR_PATH=$task/base TRAIN_DATA=$task/train.jsonl
   if [ -z "$OUTPUT_DIR" ]; then  # go on where a run was cut off; never touch a finished one
     OUTPUT_DIR=outputs/quickstart; number=1
@@ -90,7 +90,7 @@ if [ -n "$slurm" ]; then
   launch=(srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=1)
 fi
 # Flags, paths and data are checked by one quick process before any GPU is touched: one clear line, exit code 2.
-CUDA_VISIBLE_DEVICES= $python -m gritlm.plan "${flags[@]}" --ranks $((nodes * processes)) >/dev/null
+CUDA_VISIBLE_DEVICES= $python -m gritlm plan "${flags[@]}" --ranks $((nodes * processes)) >/dev/null
 
 # SIGUSR1 and SIGTERM (preemption, the end of the job's time) go on to the workers: they save and end. Ctrl-C aborts.
 ${launch[@]+"${launch[@]}"} bash scripts/training/node.sh "$head" "$port" "$nodes" "$processes" "${flags[@]}" &
@@ -109,4 +109,4 @@ if [ $code = 0 ] && grep -q '"finished": false' "$OUTPUT_DIR/run.json" 2>/dev/nu
   exec scontrol requeue "$SLURM_JOB_ID"
 fi
 [ $code = 0 ] || exit $code
-[ -z "$task" ] || $python -m gritlm.quickstart report --folder "$task" --model "$OUTPUT_DIR"
+[ -z "$task" ] || $python -m gritlm quickstart report --folder "$task" --model "$OUTPUT_DIR"

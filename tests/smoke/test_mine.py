@@ -88,17 +88,24 @@ def test_the_rules(pairs, served, tmp_path, capsys):
     extra = tmp_path / "extra.jsonl"
     extra.write_text("".join(json.dumps(f"an extra passage, number {n}") + "\n" for n in range(40)))
     more = ["--corpus", extra, "--corpus_only", "--relative_margin", "none", "--max_score", 0.1, "--num_negatives", 4]
-    main(flags(pairs, tmp_path / "out", served, tmp_path, *more, "--sampling_strategy", "random", "--output_scores"))
+    more += ["--sampling_strategy", "random", "--output_scores"]
+    main(flags(pairs, tmp_path / "out", served, tmp_path, *more))
     said = capsys.readouterr().out
     assert "scores of positives |" in said
     assert "    max_score " in said
     for row in mined(tmp_path / "out"):
         assert all(text.startswith("an extra passage") for text in row["neg"])
         assert all(score <= 0.1 for score in row["scores"]["neg"])
-    main(flags(pairs, tmp_path / "out", served, tmp_path, *more, "--sampling_strategy", "random", "--output_scores"))
+    main(flags(pairs, tmp_path / "out", served, tmp_path, *more))
     assert "is there already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"was mined with corpus .*extra\.jsonl, now "):
         main(flags(pairs, tmp_path / "out", served, tmp_path))
+    with open(extra, "a") as out:
+        out.write('"one more"\n')
+    with pytest.raises(UserError, match="was mined with corpus texts "):
+        main(
+            flags(pairs, tmp_path / "out", served, tmp_path, *more, "--sampling_strategy", "random", "--output_scores")
+        )
     with pytest.raises(UserError, match="is in DATA"):
         main(flags(pairs.parent, pairs.parent / "mined", served, tmp_path))
 
@@ -169,21 +176,20 @@ def test_rules_that_draw_and_keep(pairs, served, tmp_path):
     assert min(score for row in top for score in row["scores"]["neg"]) < 0.5, "control"
 
 
-def test_one_set_is_done_and_another_cut_off(pairs, served, tmp_path):
-    """What a kill leaves of one set is not thrown away because another, whose name begins alike, is done."""
-    data = tmp_path / "data"
+def test_a_set_that_is_done_is_left_as_it_is(pairs, served, tmp_path, capsys):
+    """A slash more or less is the same folder; what a kill left of a set that is done goes, the other's stays."""
+    data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     for name in ("nq", "nq-hard"):
         (data / f"{name}.jsonl").write_text("\n".join(pairs.read_text().splitlines()[:20]) + "\n")
-    out, command = tmp_path / "out", flags(f"{data}/", tmp_path / "out", served, tmp_path)
-    main(command)
+    main(flags(f"{data}/", out, served, tmp_path))
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "nq-hard.jsonl").unlink()
-    work = out / f".nq-hard-{'0' * 12}"
-    for folder in (work, out / f".nq-{'0' * 12}"):
-        folder.mkdir()
-    main(flags(data, out, served, tmp_path))  # the same folder, without its slash
-    assert work.is_dir() and not (out / f".nq-{'0' * 12}").exists()
-    assert (out / "nq-hard.jsonl").is_file()
+    (out / ".nq").mkdir()
+    capsys.readouterr()
+    main(flags(data, out, served, tmp_path))
+    assert capsys.readouterr().out.count("is there already") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
 
 
 def test_another_model_of_the_same_name_is_another(pairs, served, tmp_path):

@@ -47,6 +47,16 @@ class FileReport:
         facts = self.facts
         return sum(map(len, (self.problems, facts.bad, self.duplicates, facts.repeats, facts.leaked)))
 
+    def dropped(self) -> list[tuple[int, str]]:
+        """Lines that are no good rows, and why."""
+        why = [(line, "the same row stands before") for line in self.duplicates.tolist()]
+        why += [(line, f"the query stands in an evaluation set ({how})") for line, how in self.facts.leaked]
+        return why + [(line, message.removeprefix(f"{self.path}:{line}: ")) for line, message in self.facts.bad]
+
+    def mended(self) -> list[tuple[int, str]]:
+        """Lines of good rows that lose something, and what."""
+        return [(line, f"{count} negatives repeat a positive") for line, count in self.facts.repeats]
+
     def table(self, unit: str, limits: dict[str, int]) -> Iterator[str]:
         facts, rows = self.facts, len(self.facts.lines)
         yield f"{self.path}: {rows + len(facts.bad)} rows"
@@ -111,11 +121,7 @@ def _lengths(side: str, lengths: np.ndarray, unit: str, limit: int) -> Iterator[
 
 def write_fixed(report: FileReport, out: Path, log) -> int:
     """The file's good rows as they stand, less negatives that are positives; every other row into the log."""
-    facts = report.facts
-    drop = dict.fromkeys(report.duplicates.tolist(), "the same row stands before")
-    drop |= {line: f"the query stands in an evaluation set ({how})" for line, how in facts.leaked}
-    drop |= {line: message.split(": ", 1)[1] for line, message in facts.bad}
-    mend, kept = dict(facts.repeats), 0
+    drop, mend, kept = dict(report.dropped()), dict(report.mended()), 0
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "xb") as good:
         try:
@@ -133,7 +139,7 @@ def write_fixed(report: FileReport, out: Path, log) -> int:
                         ]
                         raw = json.dumps(row).encode() + b"\n"
                     if number in mend:
-                        log.write(f"{report.path}\t{number}\tmended\t{mend[number]} negatives repeat a positive\n")
+                        log.write(f"{report.path}\t{number}\tmended\t{mend[number]}\n")
                     good.write(raw if raw.endswith(b"\n") else raw + b"\n")
                     kept += 1
         except UserError as error:
@@ -210,10 +216,7 @@ def write_report(reports: list[FileReport], path: Path) -> None:
     with written_aside(path) as aside, open(aside, "w") as out:
         for report in reports:
             found = [(0, problem) for problem in report.problems]
-            found += [(line, message.split(": ", 1)[1]) for line, message in report.facts.bad]
-            found += [(line, "the same row stands before") for line in report.duplicates.tolist()]
-            found += [(line, f"{count} negatives repeat a positive") for line, count in report.facts.repeats]
-            found += [(line, f"the query stands in an evaluation set ({how})") for line, how in report.facts.leaked]
+            found += report.dropped() + report.mended()
             out.writelines(f"{report.path}\t{line}\t{what}\n" for line, what in sorted(found))
 
 

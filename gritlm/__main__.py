@@ -18,7 +18,7 @@ VERBS = {
     "encode": "turn texts into vectors with a trained model",
     "verify-gradients": "prove that many ranks, on any engine, get the gradient of one process",
     "quickstart": "build, and report on, the task made of this machine's own Python",
-    "benchmark": "time a training step, alone or beside a peer",
+    "benchmark": "time a training step, alone or beside a peer; count the memory that it needs",
 }
 
 

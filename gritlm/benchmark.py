@@ -1,4 +1,5 @@
 """Time, memory and machine use of a training step, of the loss alone, or of encoding; and of a peer doing the same.
+Or, with `memory`, what a step takes of a GPU's memory, counted without one.
 
 No network: a model by name from its config with random weights, texts from the machine's own Python or a file. Each way
 to take a step has a process of its own, and they take turns. Rounds that are not counted come first.
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from transformers import __version__ as transformers_version
 from gritlm.data.collator import Chunking
 from gritlm.encode import GritLM
 from gritlm.errors import UserError, quieten, verb_parser
+from gritlm.footprint import chunk_footprint
 from gritlm.losses import info_nce
 from gritlm.measure import (
     MODELS,
@@ -30,6 +33,7 @@ from gritlm.measure import (
     make_task,
     matrix_rate,
     memory_in_use,
+    model_config,
     read_peak,
     reset_peak,
     synchronize,
@@ -45,12 +49,13 @@ EXAMPLES = """examples:
   gritlm benchmark --model qwen3-0.6b --queries 2048 --bf16 --chunk_tokens 65536 --activation_memory 0 auto
   gritlm benchmark --lengths uniform:256 --compare sentence-transformers --json out.json
   gritlm benchmark loss --queries 8192 --passages 32768 --width 256
-  gritlm benchmark encode --compare sentence-transformers"""
+  gritlm benchmark encode --compare sentence-transformers
+  gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("benchmark", __doc__, EXAMPLES)
-    parser.add_argument("what", nargs="?", choices=("step", "loss", "encode"), default="step")
+    parser.add_argument("what", nargs="?", choices=("step", "loss", "encode", "memory"), default="step")
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--lengths", default="stdlib", help="stdlib (default), uniform:N tokens, or a file of rows")
     parser.add_argument("--queries", type=int, default=64, help="default 64; encode: texts are 10 times as many")
@@ -81,7 +86,7 @@ def main(argv: list[str]) -> int:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     print(f"torch {torch.__version__}, transformers {transformers_version}, {device}, {platform.machine()}")
     with tempfile.TemporaryDirectory() as folder:
-        report = {"step": steps, "loss": losses, "encode": encoding}[args.what](Path(folder), args)
+        report = {"step": steps, "loss": losses, "encode": encoding, "memory": memory}[args.what](Path(folder), args)
     if args.json:
         report["arguments"] = {name: str(value) for name, value in vars(args).items()}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -279,5 +284,26 @@ def encoding(folder: Path, args: argparse.Namespace) -> dict:
         report[name] = {"seconds": median, "texts_per_s": len(texts) / median, "least_cosine": cosine}
         print(
             f"  {name:42} {len(texts) / median:8.1f} texts/s  {tokens / median:8.0f} tokens/s  cosine >= {cosine:.6f}"
+        )
+    return report
+
+
+# ---- memory
+
+
+def memory(folder: Path, args: argparse.Namespace) -> dict:
+    """What a chunk takes on a GPU, with gradient checkpointing and without; no GPU is needed."""
+    config = model_config(args.model)
+    print(f"{args.model}, {'bf16 autocast' if args.bf16 else 'float32'}, texts of {args.max_len} tokens, packed")
+    report: dict = {}
+    for checkpointing in (False, True):
+        counted = chunk_footprint(config, args.chunk_tokens, args.max_len, args.bf16, checkpointing)
+        name = "gradient checkpointing" if checkpointing else "as it is"
+        report[name] = asdict(counted)
+        if not checkpointing:
+            print(f"  weights, AdamW's moments, gradient, in float32 on one GPU: {4 * counted.weights / 1e9:.1f} GB")
+        print(
+            f"  a chunk of {args.chunk_tokens} tokens, {name}: +{counted.peak / 1e9:.1f} GB; "
+            f"kept for its backward: {counted.kept / args.chunk_tokens / 1e6:.2f} MB a token"
         )
     return report

@@ -53,11 +53,11 @@ class ActivationMemory:
         self.auto, self.device, self.sharers = setting == "auto", device, sharers
         self.limit = math.inf if self.auto else float(setting) * 1e9
         self.bytes_per_token: float | None = None
-        self.steps, self.budget, self.used, self.share = 0, 0.0, 0.0, 1.0
+        self.steps, self.budget, self.used, self.share, self.full = 0, 0.0, 0.0, 1.0, False
 
     def begin(self, model: nn.Module) -> None:
         """A step begins: how much may it keep?"""
-        self.steps, self.used = self.steps + 1, 0.0
+        self.steps, self.used, self.full = self.steps + 1, 0.0, False
         self.budget = self.limit
         if self.auto:
             self.budget = self._free(model) if self.steps > 1 else 0.0
@@ -73,9 +73,13 @@ class ActivationMemory:
         return 0.5 * free_host_memory() / self.sharers
 
     def fits(self, tokens: int) -> bool:
-        """Whether a chunk of so many tokens may keep its graph; the first one is measured."""
+        """Whether a chunk of so many tokens may keep its graph; the first one is measured.
+
+        After one that may not, none may: then pass 2 has used up all that was kept before it makes a graph again.
+        """
         expected = tokens * (self.bytes_per_token or 0.0)
-        if self.budget <= 0 or self.used + expected > self.budget:
+        self.full = self.full or self.budget <= 0 or self.used + expected > self.budget
+        if self.full:
             return False
         self.used += expected
         self.tokens = tokens

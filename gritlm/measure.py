@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from transformers import AutoModel, Qwen2Config, Qwen3Config, set_seed
+from transformers import AutoModel, PreTrainedConfig, Qwen2Config, Qwen3Config, set_seed
 
 from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
 from gritlm.data.plan import Plan
@@ -29,7 +29,9 @@ MODELS = {
     "qwen2.5-1.5b": (Qwen2Config, (1536, 8960, 28, 12, 2), {"vocab_size": 151936}),
     "qwen3-0.6b": (Qwen3Config, (1024, 3072, 28, 16, 8), {"head_dim": 128, "vocab_size": 151936}),
     "qwen3-1.7b": (Qwen3Config, (2048, 6144, 28, 16, 8), {"head_dim": 128, "vocab_size": 151936}),
+    "qwen2.5-7b": (Qwen2Config, (3584, 18944, 28, 28, 4), {"vocab_size": 152064}),
     "qwen3-4b": (Qwen3Config, (2560, 9728, 36, 32, 8), {"head_dim": 128, "vocab_size": 151936}),
+    "qwen3-8b": (Qwen3Config, (4096, 12288, 36, 32, 8), {"head_dim": 128, "vocab_size": 151936}),
 }
 
 
@@ -93,12 +95,18 @@ def make_task(folder: Path, args: argparse.Namespace) -> Task:
     return Task(folder, records, encoder, plan, args.group, device, args.bf16)
 
 
-def build_model(folder: Path, name: str, texts: list[str]) -> None:
+def model_config(name: str) -> PreTrainedConfig:
+    """One of MODELS, attending both ways."""
     config_class, sizes, more = MODELS[name]
-    build_tokenizer(folder, texts, 8192)
     config = config_class(**dict(zip(SIZES, sizes, strict=True)), **more, max_position_embeddings=32768)
+    config.is_causal = False
+    return config
+
+
+def build_model(folder: Path, name: str, texts: list[str]) -> None:
+    build_tokenizer(folder, texts, 8192)
     set_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
+    AutoModel.from_config(model_config(name)).save_pretrained(folder)
 
 
 # ---- measuring

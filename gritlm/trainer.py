@@ -204,11 +204,10 @@ class EmbeddingTrainer(Trainer):
             loss = two_pass_step(engine, chunks, lambda vectors: self.objective(vectors, layout), mark, self.memory)
         except torch.OutOfMemoryError as error:
             why = str(error).strip().splitlines()[0]
-            raise RankError(
-                f"step {step}, rank {self.args.process_index}: {why} "
-                f"Lower --chunk_tokens (now {self.args.chunk_tokens}), or set --activation_memory 0 or "
-                "--gradient_checkpointing True"
-            ) from error
+            ways = [f"lower --chunk_tokens (now {self.args.chunk_tokens})"]
+            ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
+            ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
+            raise RankError(f"step {step}, rank {self.args.process_index}: {why} Try: {', or '.join(ways)}") from error
         self.finite.loss(step, loss, dataset, rows)
         engine.step()
         return loss * self.args.world_size

@@ -99,7 +99,7 @@ def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling
             enable_gqa=True,
         )
         outputs.append(output_nHLd.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None]
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None]
 
 
 AttentionInterface.register(PACKED, packed_attention)

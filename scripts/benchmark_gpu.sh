@@ -39,21 +39,21 @@ build_model(out / "qwen3-0.6b", "qwen3-0.6b", [text for pair in pairs for text i
 PYTHON
 
 part gradients 60 $gritlm verify-gradients --model_name_or_path "$out/qwen3-0.6b" --ranks 1 --engines plain ddp fsdp2
-step ways 90 --model qwen3-0.6b --queries 512 --chunk_tokens 32768 --activation_memory 0 auto \
-  --attn_implementation packed sdpa
-step compiled 90 --model qwen3-0.6b --queries 512 --chunk_tokens 32768 --activation_memory 0 auto --torch_compile no yes
-step large 90 --model qwen3-0.6b --queries 2048 --chunk_tokens 65536 --activation_memory auto
+# Chunks as large as `gritlm benchmark memory` says that 80 GB hold beside a chunk's successor: 39 GB each, or 14.
+small="--model qwen3-0.6b --chunk_tokens 16384"
+step ways 90 $small --queries 512 --activation_memory 0 auto --attn_implementation packed sdpa
+step compiled 90 $small --queries 512 --activation_memory 0 auto --torch_compile no yes
+step large 90 $small --queries 2048 --activation_memory auto
 step checkpointed 60 --model qwen3-0.6b --queries 512 --chunk_tokens 65536 --activation_memory 0 auto \
   --gradient_checkpointing
-step uniform 60 --model qwen3-0.6b --queries 128 --lengths uniform:512 --chunk_tokens 65536 --activation_memory 0 auto
-step peer 120 --model qwen3-0.6b --queries 256 --chunk_tokens 32768 --activation_memory auto \
-  --compare sentence-transformers
-step larger_model 90 --model qwen2.5-1.5b --queries 512 --chunk_tokens 32768 --activation_memory 0 auto
+step uniform 60 $small --queries 128 --lengths uniform:512 --activation_memory 0 auto
+step peer 120 $small --queries 256 --activation_memory auto --compare sentence-transformers
+step larger_model 90 --model qwen2.5-1.5b --queries 512 --chunk_tokens 8192 --activation_memory 0 auto
 part loss 30 $gritlm benchmark loss --queries 16384 --passages 65536 --width 1024
 
 train=($python -m torch.distributed.run --standalone --nproc-per-node 1 -m gritlm.train
   --model_name_or_path "$out/qwen3-0.6b" --train_data "$out/pairs.jsonl" --global_batch_size 512 --bf16 True
-  --max_steps 6 --save_strategy no --logging_steps 2 --chunk_tokens 32768)
+  --max_steps 6 --save_strategy no --logging_steps 2 --chunk_tokens 16384)
 part trainer_ddp 60 "${train[@]}" --output_dir "$out/ddp"
 part trainer_compiled 90 "${train[@]}" --output_dir "$out/compiled" --torch_compile True
 part trainer_fsdp2 60 "${train[@]}" --output_dir "$out/fsdp2" --fsdp full_shard --fsdp_config scripts/parallel/fsdp2.json

@@ -103,6 +103,16 @@ def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
     assert relative(flat_gradient(model), flat_gradient(reference)) > 1e-3
 
 
+def test_what_is_kept_stands_before_what_is_made_again(qwen3):
+    """So it is gone, and its memory free, when pass 2 makes the first graph again."""
+    memory = ActivationMemory("1", torch.device("cpu"))
+    memory.bytes_per_token = 1e6
+    for _ in range(2):
+        memory.begin(make_embedder(qwen3))
+        assert [memory.fits(tokens) for tokens in (600, 300, 300, 50)] == [True, True, False, False]
+        assert memory.used == 900e6, "control: the last would have fitted"
+
+
 @pytest.mark.parametrize("mended", [True, False], ids=["", "control: the tensor itself is saved"])
 def test_a_measured_graph_that_is_given_up_is_freed(qwen3, data, tmp_path, mended, monkeypatch):
     """As after an out-of-memory error, when the step is taken again and keeps less."""

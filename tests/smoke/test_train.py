@@ -95,7 +95,7 @@ def test_out_of_memory_says_what_to_lower(qwen3, data, tmp_path):
     assert done.returncode != 0
     assert (
         "gritlm: error: step 2, rank 1: CUDA out of memory. Tried to allocate 20.00 MiB. "
-        "Lower --chunk_tokens (now 128), or set --activation_memory 0 or --gradient_checkpointing True\n"
+        "Try: lower --chunk_tokens (now 128), or --activation_memory 0, or --gradient_checkpointing True\n"
     ) in done.stderr
 
 

@@ -33,6 +33,7 @@ FLOORS = {
     "trainer": 4,
     "train": 5,
     "plan": 6,
+    "footprint": 2,
     "encode": 4,
     "check_data": 3,
     "prepare": 3,

@@ -1,6 +1,6 @@
 """Use a trained model: the `GritLM` class, and `gritlm encode IN.jsonl OUT.npy`."""
 
-import json
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from gritlm.data.collator import Chunking, TextContract, make_chunks, to_device
-from gritlm.data.rows import Text
+from gritlm.data.rows import Text, decode, read_blocks
 from gritlm.errors import UserError, verb_parser
 from gritlm.files import written_aside
 from gritlm.model_folder import load_model_folder
@@ -19,7 +19,7 @@ from gritlm.models.backbone import probe_attention
 EXAMPLES = """examples:
   gritlm encode corpus.jsonl corpus.npy --model outputs/quickstart
   gritlm encode queries.jsonl queries.npy --model outputs/quickstart --side query
-each line of IN is a JSON string, or an object with "text" (and "title"); row i of OUT is the vector of line i"""
+a row of IN (.jsonl, .jsonl.gz, .parquet) is a JSON string, or has "text" (and "title"); row i of OUT is its vector"""
 
 
 class GritLM:
@@ -108,41 +108,41 @@ class GritLM:
     ) -> np.ndarray | torch.Tensor:
         """`encode` of passages; a mapping's title and text are joined by a space, as in BEIR."""
         if not isinstance(corpus, str):
-            corpus = [p if isinstance(p, str) else f"{p.get('title') or ''} {p['text']}".strip() for p in corpus]
+            corpus = [p if isinstance(p, str) else titled(p) for p in corpus]
         options.setdefault("instruction", self.contract.prompts.get("document", ""))
         return self.encode(corpus, **options)
 
 
-def read_texts(path: Path) -> list[str]:
-    """Texts of a jsonl file, one a line.
+def titled(passage: Mapping[str, str]) -> str:
+    """Title and text as one, as in BEIR."""
+    return f"{passage.get('title') or ''} {passage['text']}".strip()
+
+
+def read_texts(path: Path, may_be_empty: bool = True) -> list[str]:
+    """Texts of a .jsonl, .jsonl.gz or .parquet file, one a row; blank lines are no rows.
 
     Raises:
         UserError: naming file and line.
     """
     texts = []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: found {error.msg}, wanted a JSON string or object") from error
-                if isinstance(row, dict) and isinstance(row.get("text"), str):
-                    row = f"{row.get('title') or ''} {row['text']}".strip()
-                if not isinstance(row, str):
-                    raise UserError(f'{path}:{number}: found no text, wanted a JSON string or an object with "text"')
-                texts.append(row)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not texts:
-        raise UserError(f"{path}: found no line, wanted at least one text")
+    for number, raw in itertools.chain.from_iterable(read_blocks(path, columns=("title", "text"))):
+        row = decode(path, number, raw)
+        if isinstance(row, dict) and isinstance(row.get("text"), str):
+            row = titled(row)
+        if not isinstance(row, str):
+            raise UserError(f'{path}:{number}: found no text, wanted a JSON string or an object with "text"')
+        if row != row.encode(errors="replace").decode():
+            raise UserError(f"{path}:{number}: found half of a surrogate pair, wanted valid Unicode")
+        if not (may_be_empty or row.strip()):
+            raise UserError(f"{path}:{number}: found an empty text, wanted a passage")
+        texts.append(row)
     return texts
 
 
 def main(argv: list[str]) -> int:
     parser = verb_parser("encode", __doc__, EXAMPLES)
-    parser.add_argument("input", type=Path, metavar="IN.jsonl")
-    parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (lines, width), numpy's format")
+    parser.add_argument("input", type=Path, metavar="IN")
+    parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (rows, width), numpy's format")
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default: passage")
     parser.add_argument("--instruction", help="in place of the model's own")

@@ -291,7 +291,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("input", metavar="DATA", help="as --train_data of gritlm train")
     add("output", type=Path, metavar="OUT", help="folder for one jsonl file per data set")
     add("--model", required=True, help="a model folder, or what sentence-transformers loads")
-    add("--corpus", nargs="+", type=Path, default=[], help="jsonl files of more passages (as for gritlm encode)")
+    add("--corpus", nargs="+", type=Path, default=[], help="files of more passages (as for gritlm encode)")
     add("--corpus_only", action="store_true", help="look for negatives in --corpus only, not in the positives")
     add("--num_negatives", type=int, default=3, help="per query, default 3")
     add("--range_min", type=int, default=0, help="skip so many of the nearest that are left, default 0")
@@ -325,19 +325,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def read_corpus(path: Path) -> list[str]:
-    texts = read_texts(path)
-    for number, text in enumerate(texts, start=1):
-        if not text.strip() or text != text.encode(errors="replace").decode():
-            raise UserError(f"--corpus {path}:{number}: found a text that is empty or not valid Unicode")
-    return texts
-
-
 def main(argv: list[str]) -> int:
     args = parse(argv)
     quieten()
     data = load_records(args.input, args.data_cache)
-    extra = [text for path in args.corpus for text in read_corpus(path)]
+    extra = [text for path in args.corpus for text in read_texts(path, may_be_empty=False)]
     facts = facts_of(args, data, extra)
     check_output(args, facts, data)
     encode = load_encoder(args.model, args.keep_instruction)

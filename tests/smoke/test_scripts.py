@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from helpers import ROOT, run, write_jsonl
 
+from gritlm import benchmark
+
 SCRIPT = "scripts/training/train_embonly.sh"
 
 
@@ -172,12 +174,10 @@ def test_the_benchmark_beside_its_peer(tmp_path):
 
 def test_the_benchmark_of_the_loss_and_of_encoding(tmp_path):
     flags = ["loss", "--queries", "300", "--passages", "5000", "--width", "16", "--rounds", "1"]
-    done = run("-m", "gritlm", "benchmark", *flags, "--json", tmp_path / "loss")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert benchmark.main([*flags, "--json", str(tmp_path / "loss")]) == 0
     assert max(json.loads((tmp_path / "loss").read_text())["tiled"]["errors"]) < 1e-5
     flags = ["encode", "--queries", "3", "--rounds", "1", "--compare", "sentence-transformers"]
-    done = run("-m", "gritlm", "benchmark", *flags, "--json", tmp_path / "encode")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert benchmark.main([*flags, "--json", str(tmp_path / "encode")]) == 0
     found = json.loads((tmp_path / "encode").read_text())
     sides = [side for name, side in found.items() if name.startswith("sentence-transformers")]
     assert sides

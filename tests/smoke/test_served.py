@@ -1,8 +1,11 @@
 """Served is trained: trainer, GritLM, sentence-transformers and plain transformers give one vector."""
 
+import gzip
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import INSTRUCTION, WORDS, make_builder, make_embedder, run, train, train_flags
@@ -12,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from gritlm import GritLM
 from gritlm.data.collator import CONTRACT_FILE, Chunking, TextContract, make_chunks
 from gritlm.data.rows import Text
+from gritlm.encode import read_texts
 from gritlm.errors import UserError
 from gritlm.models.backbone import AttentionError
 
@@ -209,9 +213,27 @@ def test_encode_from_the_command_line(trained, tmp_path):
     assert np.allclose(found, GritLM(folder).encode_corpus(["river", "a stone", "snow"]), atol=1e-5)
     again = run(*command)
     assert again.returncode == 2 and "nothing is overwritten" in again.stderr
-    (tmp_path / "in.jsonl").write_text('"fine"\n{"txt": "x"}\n')
-    bad = run(*command[:4], tmp_path / "other.npy", *command[5:])
-    assert bad.returncode == 2 and "in.jsonl:2: found no text" in bad.stderr
+
+
+def test_texts_of_every_kind_of_file(tmp_path):
+    rows = [{"_id": 1, "title": "a", "text": "stone"}, {"_id": 2, "title": None, "text": ""}]
+    lines = "\n\n".join(map(json.dumps, rows)).encode()
+    plain, zipped, parquet = (tmp_path / f"texts.{suffix}" for suffix in ("jsonl", "jsonl.gz", "parquet"))
+    plain.write_bytes(lines)
+    zipped.write_bytes(gzip.compress(lines))
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    assert read_texts(plain) == read_texts(zipped) == read_texts(parquet) == ["a stone", ""]
+    with pytest.raises(UserError, match=r"texts\.jsonl:3: found an empty text"):
+        read_texts(plain, may_be_empty=False)
+    for content, message in (
+        (b"", "found no row"),
+        (b'"fine"\n{"txt": "x"}', ":2: found no text"),
+        (b'"fine"\n"\\ud800"', ":2: found half of a surrogate pair"),
+        (b'"fine"\n"\xff"', ":2: found byte 0xFF"),
+    ):
+        plain.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_texts(plain)
 
 
 def test_a_bare_backbone_needs_a_contract(qwen3):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All of benchmarks.md's GPU figures, on one GPU, without a network, in about 10 minutes: bash scripts/benchmark_gpu.sh [OUT]
 # Engines and gradients first, then step time and memory of each way, then the Trainer on each engine. Each part ends
-# within its time limit, and one that fails does not stop the others.
+# within its time limit, and one that fails does not stop the others. PARTS="ways peer" runs these alone.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:-outputs/benchmark_gpu}
@@ -13,6 +13,7 @@ failed=0
 part() { # part NAME SECONDS command ...
   local name=$1 limit=$2 code=0
   shift 2
+  [[ " ${PARTS:-$name} " == *" $name "* ]] || return 0
   echo "== $name: $*" | tee -a "$out/log.txt"
   timeout "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
   grep -v -i warning "$out/$name.txt" | tail -n 30 | cut -c1-400 | tee -a "$out/log.txt"

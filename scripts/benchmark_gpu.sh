@@ -9,6 +9,7 @@ mkdir -p "$out"
 python=${PYTHON:-.venv/bin/python}
 gritlm="$python -m gritlm"
 failed=0
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} # as the launch script has it
 
 part() { # part NAME SECONDS command ...
   local name=$1 limit=$2 code=0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from gritlm.errors import UserError
 
@@ -117,6 +118,15 @@ UNSUPPORTED = {
     "neftune_noise_alpha": "the second pass would need the noise of the first",
     "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
     "push_to_hub": "upload the folder when it is done (hf upload)",
+    "train_sampling_strategy": "which rows form a batch follows from the seed, the epoch and the step alone",
+    "dataloader_in_order": "which rows form a batch follows from the seed, the epoch and the step alone",
+    "accelerator_config": "batches reach the ranks without accelerate",
+    "use_liger_kernel": "it knows no model of this kind; see --torch_compile",
+    "enable_jit_checkpoint": "a run saves on SIGTERM anyhow",
+    **dict.fromkeys(
+        ("eval_strategy", "do_eval", "do_predict", "eval_on_start", "bf16_full_eval", "fp16_full_eval"),
+        "a run evaluates nothing; each checkpoint is a model folder to evaluate",
+    ),
 }
 
 FlagGroups = tuple[ModelArguments, DataArguments, EmbeddingTrainingArguments]
@@ -240,12 +250,6 @@ def check(
             "--attn cc with --pooling_method cls: the first token sees no other, every text gets one vector"
         )
     check_training(training, ranks, real)
-    in_reach = training.global_batch_size // (1 if training.negatives_cross_device else ranks)
-    if in_reach * data.train_group_size == 1:
-        raise UserError(
-            f"--global_batch_size {training.global_batch_size} on {ranks} ranks, --negatives_cross_device "
-            f"{training.negatives_cross_device}, --train_group_size 1: leave no negative to contrast with"
-        )
 
 
 def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool) -> None:
@@ -260,8 +264,9 @@ def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool)
         fits = False
     if not fits:
         raise UserError(f"--activation_memory: found {training.activation_memory!r}, wanted auto, or GB from 0 up")
+    defaults = {f.name: f.default for f in dataclasses.fields(training)} | {"accelerator_config": AcceleratorConfig()}
     for name, why in UNSUPPORTED.items():
-        if getattr(training, name) not in (None, False, 0):
+        if getattr(training, name) != defaults[name]:
             raise UserError(f"--{name}: not supported, {why}")
     if real and training.n_gpu > 1 and ranks == 1:
         raise UserError(

@@ -10,6 +10,7 @@ import itertools
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from transformers import __version__ as transformers_version
 
 from gritlm.data.collator import Chunking
 from gritlm.encode import GritLM
-from gritlm.errors import UserError, quieten, verb_parser
+from gritlm.errors import UserError, quieten, run_verb, verb_parser
 from gritlm.footprint import chunk_footprint
 from gritlm.losses import info_nce
 from gritlm.measure import (
@@ -294,16 +295,25 @@ def encoding(folder: Path, args: argparse.Namespace) -> dict:
 def memory(folder: Path, args: argparse.Namespace) -> dict:
     """What a chunk takes on a GPU, with gradient checkpointing and without; no GPU is needed."""
     config = model_config(args.model)
+    tokens = args.chunk_tokens // args.max_len * args.max_len
+    if not tokens:
+        raise UserError(
+            f"--chunk_tokens {args.chunk_tokens} holds not even one text of --max_len {args.max_len} tokens"
+        )
     print(f"{args.model}, {'bf16 autocast' if args.bf16 else 'float32'}, texts of {args.max_len} tokens, packed")
     report: dict = {}
     for checkpointing in (False, True):
-        counted = chunk_footprint(config, args.chunk_tokens, args.max_len, args.bf16, checkpointing)
+        counted = chunk_footprint(config, tokens, args.max_len, args.bf16, checkpointing)
         name = "gradient checkpointing" if checkpointing else "as it is"
         report[name] = asdict(counted)
         if not checkpointing:
             print(f"  weights, AdamW's moments, gradient, in float32 on one GPU: {4 * counted.weights / 1e9:.1f} GB")
         print(
-            f"  a chunk of {args.chunk_tokens} tokens, {name}: +{counted.peak / 1e9:.1f} GB; "
-            f"kept for its backward: {counted.kept / args.chunk_tokens / 1e6:.2f} MB a token"
+            f"  a chunk of {tokens} tokens, {name}: +{counted.peak / 1e9:.1f} GB; "
+            f"kept for its backward: {counted.kept / tokens / 1e6:.2f} MB a token"
         )
     return report
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -8,6 +8,7 @@ never holds two of them), negatives a row, instructions, lengths and what would 
 import argparse
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from gritlm.data.facts import Facts, Worker, find_duplicates, read_facts, shared
 from gritlm.data.overlap import TextSet, read_evaluation_queries
 from gritlm.data.records import find_files
 from gritlm.data.rows import SUFFIXES, decode, read_blocks
-from gritlm.errors import UserError, verb_parser
+from gritlm.errors import UserError, run_verb, verb_parser
 from gritlm.files import written_aside
 from gritlm.picture import bars
 
@@ -241,3 +242,7 @@ def fix(reports: list[FileReport], folder: Path, roots: list[Path]) -> None:
                     f"{kept} rows of {report.path} in {folder / name}" if kept else f"no good row in {report.path}"
                 )
     print("\n".join(said))
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

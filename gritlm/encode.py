@@ -1,6 +1,7 @@
 """Use a trained model: the `GritLM` class, and `gritlm encode IN.jsonl OUT.npy`."""
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from gritlm.data.collator import Chunking, TextContract, make_chunks, to_device
 from gritlm.data.rows import Text, decode, read_blocks
-from gritlm.errors import UserError, verb_parser
+from gritlm.errors import UserError, run_verb, verb_parser
 from gritlm.files import written_aside
 from gritlm.model_folder import load_model_folder
 from gritlm.models.attention import PACKED
@@ -159,3 +160,7 @@ def main(argv: list[str]) -> int:
         np.save(stream, vectors)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]} in {arguments.output}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -15,15 +15,16 @@ from gritlm.models.embedder import Embedder
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators under it return, while they live, and the most at any time.
+    """Counts the bytes of all tensors that operators under it return, while they live, and the most at any time; of
+    those that are known before, and of views of them, none.
 
     What a kernel takes for itself while it runs is not seen, nor what an allocator loses between tensors.
     """
 
-    def __init__(self):
+    def __init__(self, *known: Tensor):
         super().__init__()
         self.now = self.peak = 0
-        self._alive: set[int] = set()
+        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
@@ -61,24 +62,27 @@ def chunk_footprint(
     """A chunk of texts of `length` tokens each, through a model of this config, packed, not compiled.
 
     Args:
-        tokens: of the chunk; rounded down to whole texts, at least one.
+        tokens: of the chunk, whole texts: a multiple of `length`.
         bf16: under bfloat16 autocast.
     """
     with FakeTensorMode():
         model = Embedder(AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED)).train()
         if gradient_checkpointing:
             model.activation_checkpointing_enable()
-        return count_chunk(model, max(1, tokens // length), length, bf16)
+        return count_chunk(model, tokens // length, length, bf16)
 
 
 def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) -> Footprint:
     """One forward and backward of `model`, on tensors with data or without; leaves it no gradient."""
-    for weight in model.parameters():  # its gradient is there from the first chunk on: another's is added and gone
-        weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+    weights = list(model.parameters())
+    # Their gradient is there from the first chunk on: another's is added, and gone.
+    hooks = [w.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None)) for w in weights]
     ids, lengths = torch.zeros(texts * length, dtype=torch.long), torch.full((texts,), length)
-    with LiveBytes() as live:
+    with LiveBytes(*weights) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             vectors = model(ids, lengths, torch.zeros_like(lengths), runs=((texts, length),))
         kept = live.now
         vectors.backward(torch.zeros_like(vectors))
-    return Footprint(sum(weight.nbytes for weight in model.parameters()), kept, live.peak)
+    for hook in hooks:
+        hook.remove()
+    return Footprint(sum(weight.nbytes for weight in weights), kept, live.peak)

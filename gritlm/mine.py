@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from gritlm.data.records import Record, RecordSet, load_records
 from gritlm.data.rows import Text, text_id
 from gritlm.encode import read_texts
-from gritlm.errors import UserError, quieten, verb_parser
+from gritlm.errors import UserError, quieten, run_verb, verb_parser
 from gritlm.files import publish, written_aside
 from gritlm.nearest import Encode, embed, load_encoder, nearest
 from gritlm.picture import bars
@@ -226,11 +227,12 @@ def mine_set(records: RecordSet, extra: list[str], encode: Encode, rescore, args
 
 def facts_of(args: argparse.Namespace, data: list[RecordSet], extra: list[str]) -> dict[str, str]:
     """The flags, and what was read: all that the result depends on."""
-    facts = {name: str(value) for name, value in vars(args).items() if name != "data_cache"}
+    facts = {name: str(value) for name, value in vars(args).items() if name not in ("output", "data_cache")}
     facts |= {"input": str(Path(args.input)), "corpus": " ".join(map(str, args.corpus))}
     facts["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
     facts["corpus texts"] = _hash([text_id(text) for text in extra])
-    files = [path for path in sorted(Path(args.model).rglob("*")) if path.is_file()]
+    own = args.output.resolve()  # it may be in the model's folder
+    files = [p for p in sorted(Path(args.model).rglob("*")) if p.is_file() and own not in p.resolve().parents]
     facts["model files"] = _hash([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
     return facts
 
@@ -340,3 +342,7 @@ def main(argv: list[str]) -> int:
     for records in data:
         mine_set(records, extra, encode, rescore, args)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

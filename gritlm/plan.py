@@ -1,11 +1,12 @@
 """What a run would do, without loading a model: flags, paths and data checked, steps, negatives, the first batches."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 from gritlm.arguments import build, check, flag, make_parser
 from gritlm.data.records import load_records
-from gritlm.errors import quieten
+from gritlm.errors import quieten, run_verb
 from gritlm.models.backbone import load_config
 from gritlm.run_folder import find_checkpoint
 from gritlm.train import build_encoder, describe, make_plan, run_identity, show_examples
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     check(model_args, data_args, args, wanted.ranks, real=False)
     load_config(model_args.model_name_or_path, model_args.attn, model_args.trust_remote_code)
     records = load_records(data_args.train_data, data_args.data_cache)
-    plan = make_plan(data_args, args, records)
+    plan = make_plan(data_args, args, records, wanted.ranks)
     print("\n".join(describe(plan, data_args, args, records, wanted.ranks)))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * plan.steps_per_epoch)
     print(f"  {steps} steps in all")
@@ -45,3 +46,7 @@ def main(argv: list[str]) -> int:
         print(f"batch {step + 1}, {batch.dataset}: rows {', '.join(rows[:6])}{more}")
     find_checkpoint(args, run_identity(model_args, data_args, args, records, wanted.ranks), engine=None)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -7,6 +7,7 @@ BEIR's format, README.md.
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.shapes import NEGATIVE, POSITIVE, QUERY, BadRows, Columns, Row, read_beir, read_columns, read_hub
-from gritlm.errors import UserError, quieten, verb_parser
+from gritlm.errors import UserError, quieten, run_verb, verb_parser
 from gritlm.files import written_aside
 
 EXAMPLES = """examples:
@@ -257,3 +258,7 @@ def main(argv: list[str]) -> int:
     print((args.output / "README.md").read_text(), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -7,6 +7,7 @@ what it learnt on modules it never saw. Needs no network and no data.
 import ast
 import hashlib
 import json
+import sys
 import sysconfig
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3Config, set_se
 
 from gritlm.data.collator import TextContract, save_tokenizer
 from gritlm.encode import GritLM
-from gritlm.errors import UserError, verb_parser
+from gritlm.errors import UserError, run_verb, verb_parser
 from gritlm.evaluation import retrieval_metrics
 
 EXAMPLES = """examples (scripts/training/train_embonly.sh calls both):
@@ -212,3 +213,7 @@ def main(argv: list[str]) -> int:
     else:
         report(arguments.folder, arguments.model)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

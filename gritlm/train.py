@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     for problem in damaged:
         say(problem)
 
-    plan = make_plan(data_args, args, records)
+    plan = make_plan(data_args, args, records, args.world_size)
     for line in describe(plan, data_args, args, records, args.world_size):
         say(line)
     encoder = build_encoder(model_args, data_args, records)
@@ -134,7 +134,14 @@ def check_ranks_agree(identity: dict) -> None:
 # ---- the data
 
 
-def make_plan(data_args: DataArguments, args: EmbeddingTrainingArguments, records: list[RecordSet]) -> Plan:
+def make_plan(data_args: DataArguments, args: EmbeddingTrainingArguments, records: list[RecordSet], ranks: int) -> Plan:
+    in_reach = args.global_batch_size // (1 if args.negatives_cross_device else ranks)
+    if in_reach * largest_group(data_args, records) == 1:
+        raise UserError(
+            f"--global_batch_size {args.global_batch_size} on {ranks} ranks, --negatives_cross_device "
+            f"{args.negatives_cross_device}, --train_group_size {data_args.train_group_size}, and the data's own "
+            "negatives: leave a query none to contrast with"
+        )
     return Plan(
         [r.name for r in records],
         list(map(len, records)),

@@ -275,6 +275,9 @@ def test_bad_data_ends_in_one_line(qwen3, tmp_path):
     write_jsonl(path, 5, 1, 0)
     line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
     assert "--global_batch_size 8 is larger than the data: found 5 rows" in line
+    write_jsonl(path, 5, 0, 0)
+    line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache", global_batch_size=1))
+    assert "leave a query none to contrast with" in line
     assert not (tmp_path / "out").exists()
 
 

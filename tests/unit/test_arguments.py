@@ -1,15 +1,20 @@
 """Flags: wrong ones end in one line, and the README's table is the one the code makes."""
 
 import re
+import runpy
 import sys
+import warnings
+from contextlib import nullcontext
 
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, run, write_jsonl
 
 from gritlm.__main__ import VERBS
 from gritlm.__main__ import main as command_line
-from gritlm.arguments import check, check_json, flag_table, parse
+from gritlm.arguments import check_json, flag_table, parse
+from gritlm.data.records import load_records
 from gritlm.errors import UserError
+from gritlm.train import make_plan
 
 
 @pytest.fixture
@@ -74,7 +79,11 @@ WRONG = {
     "noise": ({"neftune_noise_alpha": 5}, "--neftune_noise_alpha: not supported"),
     "cache": ({"torch_empty_cache_steps": 5}, "--torch_empty_cache_steps: not supported"),
     "hub": ({"push_to_hub": True}, "--push_to_hub: not supported"),
-    "nothing to contrast": ({"global_batch_size": 1, "train_group_size": 1}, "no negative"),
+    "other seed, though 0": ({"data_seed": 0}, "--data_seed: not supported"),
+    "other order": ({"train_sampling_strategy": "group_by_length"}, "--train_sampling_strategy: not supported"),
+    "accelerate": ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config: not supported"),
+    "liger": ({"use_liger_kernel": True}, "--use_liger_kernel: not supported"),
+    "evaluation": ({"eval_strategy": "steps", "eval_steps": 5}, "--eval_strategy: not supported, a run evaluates"),
     "hugging face's own": ({"lr_scheduler_type": "sine"}, "sine"),
 }
 
@@ -117,12 +126,21 @@ def test_the_shipped_engine_files_are_accepted(file):
     check_json("fsdp_config" if "fsdp" in file.name else "deepspeed", str(file))
 
 
-def test_a_rank_of_one_query_needs_others_or_hard_negatives(flags):
-    groups = parse(as_list(flags | {"global_batch_size": 8, "train_group_size": 1, "negatives_cross_device": False}))
-    with pytest.raises(UserError, match="leave no negative to contrast with"):
-        check(*groups, ranks=8)
-    check(*groups, ranks=4)
-    check(*parse(as_list(flags | {"global_batch_size": 8, "train_group_size": 1})), ranks=8)
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_a_rank_of_one_query_needs_others_or_hard_negatives(flags, tmp_path, negatives):
+    write_jsonl(tmp_path / "pairs.jsonl", 16, negatives, 0)
+    (records,) = load_records(tmp_path / "pairs.jsonl", tmp_path / "cache")
+
+    def plan(ranks: int, **more):
+        _, data, training = parse(as_list(flags | {"global_batch_size": 8} | more))
+        return make_plan(data, training, [records], ranks)
+
+    alone = {"negatives_cross_device": False}
+    for more in (alone | {"train_group_size": 1}, alone):
+        with nullcontext() if negatives and more == alone else pytest.raises(UserError, match="a query none"):
+            plan(8, **more)
+        plan(4, **more)
+    plan(8, train_group_size=1)
 
 
 def test_on_the_command_line_it_is_one_line_and_code_2(flags):
@@ -134,10 +152,12 @@ def test_on_the_command_line_it_is_one_line_and_code_2(flags):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_examples(verb, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gritlm", verb, "--help"])
-    with pytest.raises(SystemExit) as end:
-        command_line()
+@pytest.mark.parametrize("alone", [False, True], ids=["gritlm", "python -m"])
+def test_every_verb_has_help_with_examples(verb, alone, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gritlm", *([] if alone else [verb]), "--help"])
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that the module is loaded already
+        runpy.run_module(f"gritlm.{verb.replace('-', '_')}", run_name="__main__") if alone else command_line()
     assert end.value.code == 0
     assert "examples" in capsys.readouterr().out
 

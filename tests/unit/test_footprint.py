@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from transformers import AutoModel
 
 from gritlm.benchmark import main
+from gritlm.errors import UserError
 from gritlm.footprint import PACKED, LiveBytes, chunk_footprint, count_chunk
 from gritlm.measure import model_config
 from gritlm.models.embedder import Embedder
@@ -32,10 +34,12 @@ def test_without_data_the_count_is_the_same():
     config = model_config("tiny")
     model = Embedder(AutoModel.from_config(config, attn_implementation=PACKED)).train()
     found = count_chunk(model, 4, 32, bf16=True)
-    assert found == chunk_footprint(config, 4 * 32 + 31, 32, bf16=True)
+    assert found == chunk_footprint(config, 4 * 32, 32, bf16=True)
     assert found != chunk_footprint(config, 4 * 32, 16, bf16=True), "control: eight texts of half the length"
     checkpointed = chunk_footprint(config, 4 * 32, 32, bf16=True, gradient_checkpointing=True)
     assert checkpointed.kept < found.kept / 3 and checkpointed.peak < found.peak
+    one = chunk_footprint(config, 1, 1)
+    assert one.kept < one.weights / 50, "the weights themselves are not what a chunk takes"
     assert found.weights == checkpointed.weights == sum(4 * weight.numel() for weight in model.parameters())
 
 
@@ -64,7 +68,9 @@ print(read_peak(cpu) - base)
 
 def test_the_verb(capsys, tmp_path):
     out = tmp_path / "out.json"
-    assert main(["memory", "--chunk_tokens", "512", "--max_len", "64", "--json", str(out)]) == 0
+    with pytest.raises(UserError, match="--chunk_tokens 32 holds not even one text of --max_len 64"):
+        main(["memory", "--chunk_tokens", "32", "--max_len", "64"])
+    assert main(["memory", "--chunk_tokens", "520", "--max_len", "64", "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     assert report["gradient checkpointing"]["peak"] < report["as it is"]["peak"]
     assert "a chunk of 512 tokens, as it is: +0.1 GB" in capsys.readouterr().out

@@ -26,6 +26,7 @@ from transformers import __version__ as transformers_version
 from gritlm.data.collator import Chunking
 from gritlm.encode import GritLM
 from gritlm.errors import UserError, quieten, run_verb, verb_parser
+from gritlm.files import written_aside
 from gritlm.footprint import chunk_footprint
 from gritlm.losses import info_nce
 from gritlm.measure import (
@@ -90,7 +91,8 @@ def main(argv: list[str]) -> int:
         report = {"step": steps, "loss": losses, "encode": encoding, "memory": memory}[args.what](Path(folder), args)
     if args.json:
         report["arguments"] = {name: str(value) for name, value in vars(args).items()}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        with written_aside(args.json) as aside:
+            aside.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 

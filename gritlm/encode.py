@@ -155,8 +155,8 @@ def main(argv: list[str]) -> int:
     model = GritLM(arguments.model)
     encode = model.encode_queries if arguments.side == "query" else model.encode_corpus
     options = {} if arguments.instruction is None else {"instruction": arguments.instruction}
-    vectors = encode(texts, chunk_tokens=arguments.chunk_tokens, show_progress=True, **options)
-    with written_aside(arguments.output) as aside, open(aside, "wb") as stream:
+    with written_aside(arguments.output) as aside, open(aside, "wb") as stream:  # while there is nothing to lose
+        vectors = encode(texts, chunk_tokens=arguments.chunk_tokens, show_progress=True, **options)
         np.save(stream, vectors)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]} in {arguments.output}")
     return 0

@@ -1,11 +1,15 @@
 """Files that are whole or absent: written aside, brought to the disk, renamed."""
 
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+DAY = 24 * 60 * 60  # seconds
 
 
 def to_disk(path: Path) -> None:
@@ -29,10 +33,17 @@ def publish(aside: Path, target: Path) -> None:
 def written_aside(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder at: published at the end, or nothing is left of it.
 
+    What a killed process leaves there is hidden, and goes when the same target is written a day later.
+
     Raises:
-        OSError: with `target` as its filename: no such folder, no room, no permission.
+        OSError: with `target` as its filename: no room, no permission.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with suppress(FileNotFoundError):  # another process may take it away
+            if time.time() - left.stat().st_mtime > DAY:
+                _remove(left)
     try:
         yield aside
         publish(aside, target)
@@ -41,7 +52,11 @@ def written_aside(target: Path) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

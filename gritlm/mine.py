@@ -336,7 +336,6 @@ def main(argv: list[str]) -> int:
     check_output(args, facts, data)
     encode = load_encoder(args.model, args.keep_instruction)
     rescore = load_rescorer(args.cross_encoder) if args.cross_encoder else None
-    args.output.mkdir(parents=True, exist_ok=True)
     with written_aside(args.output / RUN_FILE) as aside:
         aside.write_text(json.dumps(facts, indent=2) + "\n")
     for records in data:

@@ -21,7 +21,7 @@ class ContrastiveBatch:
 
     text_of_query_B: int64 (B,), text_of_slot_S: int64 (S,) indices into the local vectors, -1 for an unused slot.
     id_of_slot_S: int64 (S,), a hash of the passage's text.
-    known_BK: int64 (B, K), hashes of every known positive of the query, the drawn one included, padded with it.
+    known_BK: int64 (B, K), hashes of every known positive of the query, the drawn one included, padded with one.
     """
 
     text_of_query_B: Tensor

@@ -61,8 +61,8 @@ def prepare(found: Iterable[Row], instruction: str, bad: BadRows) -> Prepared:
         key = (checked["query_id"], *sorted(set(checked["pos_id"])))
         prepared.dropped_negatives += checked["dropped_negatives"]
         negatives = dict(zip(_ids(made, "neg"), made["neg"], strict=True))
-        prepared.repeated_negatives += len(made["neg"]) - len(negatives)
         new = {key: text for key, text in negatives.items() if key not in checked["pos_id"]}
+        prepared.repeated_negatives += len(made["neg"]) - checked["dropped_negatives"] - len(new)
         if key not in first:
             first[key] = len(prepared.rows)
             prepared.rows.append(made | {"neg": list(new.values())})

@@ -19,6 +19,7 @@ from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, parse_blo
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 
+END_OF_STREAM = bytes.fromhex("ffffffff00000000")  # https://arrow.apache.org/docs/format/Columnar.html
 LARGE = 16 << 20  # bytes of a file that is worth several processes
 
 
@@ -172,10 +173,19 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
 def _open(path: Path, folder: Path, processes: int) -> datasets.Dataset:
     target = _cached(path, folder, processes)
     try:
+        if not _ends(target):
+            raise pa.ArrowInvalid("a stream that breaks off")
         return datasets.Dataset.from_file(str(target))
     except (pa.ArrowException, OSError):  # damaged since it was written: what it was made from is still there
         target.unlink(missing_ok=True)
         return datasets.Dataset.from_file(str(_cached(path, folder, processes)))
+
+
+def _ends(target: Path) -> bool:
+    """Whether an Arrow stream has its end mark; without it, a whole number of batches would pass for all of them."""
+    with open(target, "rb") as stream:
+        stream.seek(-len(END_OF_STREAM), os.SEEK_END)
+        return stream.read() == END_OF_STREAM
 
 
 def _cached(path: Path, folder: Path, processes: int) -> Path:
@@ -187,7 +197,6 @@ def _cached(path: Path, folder: Path, processes: int) -> Path:
     target = folder / f"{_stem(path)}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.arrow"
     if not target.exists():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             with written_aside(target) as aside:
                 _write(path, aside, processes if stat.st_size > LARGE else 1)
         except OSError as error:

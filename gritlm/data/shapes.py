@@ -115,13 +115,15 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
     with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=separator == ",")
         header: list[str] | None = None
+        begun = 1  # the line that the row in hand begins at: a quoted field may go over several
         try:
             for values in reader:
+                where, begun = f"{path}:{begun}", reader.line_num + 1
                 try:
                     "".join(values).encode()
                 except UnicodeEncodeError as error:
                     byte = ord(error.object[error.start]) - 0xDC00  # as surrogateescape keeps it
-                    found = UserError(f"{path}:{reader.line_num}: found byte 0x{byte:02X}, wanted UTF-8 text")
+                    found = UserError(f"{where}: found byte 0x{byte:02X}, wanted UTF-8 text")
                     if header is None:
                         raise found from error
                     bad.add(found)
@@ -139,11 +141,11 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
                     continue
                 if len(values) != len(header):
                     found = f"found {len(values)} columns, wanted {len(header)} as in line 1"
-                    bad.add(UserError(f"{path}:{reader.line_num}: {found}"))
+                    bad.add(UserError(f"{where}: {found}"))
                     continue
-                yield f"{path}:{reader.line_num}", dict(zip(header, values, strict=True))
+                yield where, dict(zip(header, values, strict=True))
         except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}:{reader.line_num + 1}: found {error}, wanted {name_of(separator)}") from error
+            raise UserError(f"{path}:{begun}: found {error}, wanted {name_of(separator)}") from error
 
 
 def name_of(separator: str) -> str:

@@ -204,12 +204,12 @@ def test_encode_from_the_command_line(trained, tmp_path):
         pytest.skip("once is enough")
     texts = [json.dumps("river"), json.dumps({"text": "stone", "title": "a"}), json.dumps({"text": "snow"})]
     (tmp_path / "in.jsonl").write_text("\n".join(texts) + "\n")
-    command = ("-m", "gritlm", "encode", tmp_path / "in.jsonl", tmp_path / "out.npy", "--model", folder)
+    command = ("-m", "gritlm", "encode", tmp_path / "in.jsonl", tmp_path / "new" / "out.npy", "--model", folder)
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "3 vectors of width" in done.stdout
     assert "encoding: 100%" in done.stderr
-    found = np.load(tmp_path / "out.npy")
+    found = np.load(tmp_path / "new" / "out.npy")
     assert np.allclose(found, GritLM(folder).encode_corpus(["river", "a stone", "snow"]), atol=1e-5)
     again = run(*command)
     assert again.returncode == 2 and "nothing is overwritten" in again.stderr

@@ -133,9 +133,11 @@ def test_instructions_that_training_refuses(tmp_path, qwen3):
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
-    path, report = write(tmp_path / "a.jsonl", GOOD), tmp_path / "missing" / "report.tsv"
+    path, report = write(tmp_path / "a.jsonl", GOOD), tmp_path / "a.jsonl" / "report.tsv"
     assert run_verb(main, [str(path), "--report", str(report)]) == 2
-    assert capsys.readouterr().err == f"gritlm: error: {report}: No such file or directory\n"
+    assert capsys.readouterr().err == f"gritlm: error: {path}: File exists\n"
+    assert run_verb(main, [str(path), "--report", str(tmp_path / "new" / "report.tsv")]) == 0
+    assert (tmp_path / "new" / "report.tsv").exists()
 
 
 def test_a_report_is_not_written_over_a_file(tmp_path):

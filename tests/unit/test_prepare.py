@@ -223,13 +223,13 @@ def test_a_key_that_stands_twice_loses_nothing_in_silence(tmp_path):
 
 
 def test_negatives_that_are_left_out_are_counted(tmp_path):
-    row = {"query": "q", "positive": "p", "negatives": ["n", "n ", "p", "m"]}
+    row = {"query": "q", "positive": "p", "negatives": ["n", "n ", "p", "p", "m"]}
     path = write(tmp_path / "data.jsonl", json.dumps(row) + "\n")
     main([str(path), str(tmp_path / "out")])
     (made,) = rows_of(tmp_path / "out")
     assert made["neg"] == ["n ", "m"]
     said = (tmp_path / "out" / "README.md").read_text()
-    assert "1 negatives that repeat a positive of their row and 1 that repeat one another" in said
+    assert "2 negatives that repeat a positive of their row and 1 that repeat one another" in said
 
 
 def test_a_folder_beside_the_new_one_is_left_alone(tmp_path):
@@ -244,7 +244,9 @@ BAD = {
     "empty positive": ("query,positive\nq,p\nq,\n", "data.csv:3: pos[0]: found an empty text"),
     "too many columns": ("query,positive\nq,p,x\n", "data.csv:2: found 3 columns, wanted 2"),
     "no row": ("query,positive\n", "data.csv: found no row"),
-    "open quote": ('query,positive\nq,"p\n', "data.csv:3: found unexpected end of data, wanted comma-separated"),
+    "open quote": ('query,positive\nq,"p\n', "data.csv:2: found unexpected end of data, wanted comma-separated"),
+    "text behind a quote": ('query,positive\nq,"p"x\n', "data.csv:2: found ',' expected after"),
+    "a row over lines": ('query,positive\nq,"p\np"\nq,"a\nb",x\n', "data.csv:4: found 3 columns, wanted 2"),
 }
 
 

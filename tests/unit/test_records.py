@@ -11,6 +11,7 @@ import pytest
 from gritlm.data.records import find_files, load_records
 from gritlm.data.rows import Text, text_id
 from gritlm.errors import UserError
+from gritlm.files import written_aside
 
 GOOD = {"query": ["Instruct: x\nQuery: ", "what"], "pos": ["this"], "neg": []}
 
@@ -147,7 +148,27 @@ def test_a_bad_file_leaves_no_cache_behind(tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:300], lambda whole: bytes(len(whole))])
+def test_what_a_killed_writer_left_goes_a_day_later(tmp_path):
+    old, fresh, of_another = (tmp_path / f".{name}.part" for name in ("out.1", "out.2", "other.1"))
+    for left in (old, fresh, of_another):
+        left.mkdir()
+        (left / "half").touch()
+    for left in (old, of_another):
+        os.utime(left, (0, 0))
+    with written_aside(tmp_path / "out") as aside:
+        aside.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", fresh.name, of_another.name}
+
+
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "cut off": lambda whole: whole[:300],
+    "cut off behind a batch": lambda whole: whole[:-8],
+    "zeros": lambda whole: bytes(len(whole)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     path = write(tmp_path / "a.jsonl", GOOD)
     load_records(path, tmp_path / "cache")

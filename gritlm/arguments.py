@@ -84,7 +84,9 @@ class EmbeddingTrainingArguments(TrainingArguments):
         "GB of activations that pass 1 keeps for pass 2, which else makes them again. auto: what is free; 0: none.",
     )
     hang_timeout: float = flag(
-        900.0, "Seconds without progress after which the run ends, naming the rank, step and batch. 0: wait for ever."
+        900.0,
+        "Seconds without progress (a save is one piece) after which the run ends, naming the rank, step and batch. "
+        "0: after torch's own 30 minutes.",
     )
 
     learning_rate: float = flag(2e-5, "Peak learning rate.")

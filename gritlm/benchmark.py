@@ -309,7 +309,11 @@ def memory(folder: Path, args: argparse.Namespace) -> dict:
         name = "gradient checkpointing" if checkpointing else "as it is"
         report[name] = asdict(counted)
         if not checkpointing:
-            print(f"  weights, AdamW's moments, gradient, in float32 on one GPU: {4 * counted.weights / 1e9:.1f} GB")
+            state = counted.weights / 1e9
+            print(
+                f"  weights, AdamW's moments, gradient, in float32: {4 * state:.1f} GB; {5 * state:.1f} with DDP, "
+                "which copies the gradient"
+            )
         print(
             f"  a chunk of {tokens} tokens, {name}: +{counted.peak / 1e9:.1f} GB; "
             f"kept for its backward: {counted.kept / tokens / 1e6:.2f} MB a token"

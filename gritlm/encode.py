@@ -48,7 +48,8 @@ class GritLM:
         self.model, self.text_encoder = load_model_folder(str(folder), contract, attn_implementation)
         dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.model.to(self.device)
-        self.model.backbone.to(dtype)
+        for weight in self.model.backbone.parameters():  # not the buffers: rotary frequencies stay in float32
+            weight.data = weight.data.to(dtype)
         attn = "cc" if self.model.config.is_causal else "bb"
         probe_attention(self.model, self.model, self.device, attn, exact=dtype == torch.float32)
 

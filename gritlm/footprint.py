@@ -79,7 +79,7 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
     hooks = [w.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None)) for w in weights]
     ids, lengths = torch.zeros(texts * length, dtype=torch.long), torch.full((texts,), length)
     with LiveBytes(*weights) as live:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
             vectors = model(ids, lengths, torch.zeros_like(lengths), runs=((texts, length),))
         kept = live.now
         vectors.backward(torch.zeros_like(vectors))

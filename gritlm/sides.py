@@ -59,7 +59,7 @@ class OurStep:
         if self.compiled and (problem := compile_layers(embedder, task.device, task.bf16)):
             raise UserError(f"--torch_compile: {problem}")
         if task.bf16:
-            embedder.forward = torch.autocast(task.device.type, torch.bfloat16)(embedder.forward)
+            embedder.forward = torch.autocast(task.device.type, torch.bfloat16, cache_enabled=False)(embedder.forward)
         builder = task.builder(Chunking(self.chunk_tokens, embedder.packed))
         engine, objective = Engine(embedder), Objective(TEMPERATURE)
         memory = ActivationMemory(self.activation_memory, task.device)

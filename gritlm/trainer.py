@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import AutocastKwargs, DynamoBackend
 from safetensors import SafetensorError
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback
@@ -118,10 +118,14 @@ class EmbeddingTrainer(Trainer):
         self.counts: Counter = Counter()
         self._save_to: str | None = None
         self._served: list[str] = []
+        # A forward uses each weight once; a cache would hold a bfloat16 copy of all of them until it ends.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         if self.is_fsdp_enabled and args.bf16:
-            # accelerate would also add gradients up in bfloat16, over chunks and over ranks.
+            # accelerate would also add gradients up in bfloat16, over chunks and over ranks, and round the vectors.
             plugin = self.accelerator.state.fsdp_plugin
-            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            )
         if args.torch_compile:
             self._compile()
 
@@ -207,6 +211,8 @@ class EmbeddingTrainer(Trainer):
             ways = [f"lower --chunk_tokens (now {self.args.chunk_tokens})"]
             ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
             ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
+            whole = self.args.world_size > 1 and not self.is_fsdp_enabled and not self.is_deepspeed_enabled
+            ways += ["--fsdp, which shards the model"] * whole
             raise RankError(f"step {step}, rank {self.args.process_index}: {why} Try: {', or '.join(ways)}") from error
         self.finite.loss(step, loss, dataset, rows)
         engine.step()

@@ -10,6 +10,10 @@ export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1} # torch: large pages on a
 export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}
 [ -t 2 ] || export TQDM_MININTERVAL=${TQDM_MININTERVAL:-10}     # seconds; a progress bar in a log file need not be smooth
 
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo "$processes")
+[ "$cores" -ge "$processes" ] || echo "node: $(hostname): $cores CPU cores for $processes processes, each with workers" \
+  "that tokenise: slow. Under SLURM ask for more, such as --exclusive or --cpus-per-gpu 8" >&2
+
 if [ "$nodes" = 1 ]; then
   where=(--standalone)
 else
@@ -23,7 +27,8 @@ else
     sleep 1
   done
   where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$head:$port"
-    --rdzv-id "${SLURM_JOB_ID:-0}-${SLURM_RESTART_COUNT:-0}" --rdzv-conf "join_timeout=$RENDEZVOUS_SECONDS")
+    --rdzv-id "${SLURM_JOB_ID:-0}-${SLURM_RESTART_COUNT:-0}"
+    --rdzv-conf "join_timeout=$RENDEZVOUS_SECONDS,is_host=$([ "${SLURM_NODEID:-0}" = 0 ] && echo true || echo false)")
 fi
 
 # torchrun and its workers begin with SIGUSR1 ignored (until they can save), and in a session of their own, so that

@@ -7,7 +7,7 @@
 # The main job. Edit the variables, or set them on the call:
 #   MODEL_NAME_OR_PATH=Qwen/Qwen3-0.6B TRAIN_DATA=data/ bash scripts/training/train_embonly.sh --seed 1
 # The same file under SLURM, from the repository's root; 300 s before its time is up it saves and requeues itself:
-#   sbatch --nodes 2 --gpus-per-node 8 --time 12:00:00 scripts/training/train_embonly.sh
+#   sbatch --nodes 2 --gpus-per-node 8 --exclusive --mem 0 --time 12:00:00 scripts/training/train_embonly.sh
 # With neither model nor data it trains the embedded default, which needs no download. More flags: gritlm train --help
 set -euo pipefail
 fail() { echo "train_embonly: error: $*" >&2; exit 2; }
@@ -42,6 +42,7 @@ bash scripts/setup.sh
 python=.venv/bin/python
 
 if [ "$GPUS" != none ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  export CUDA_DEVICE_ORDER=PCI_BUS_ID  # as nvidia-smi counts
   [ -z "$GPUS" ] || export CUDA_VISIBLE_DEVICES=$GPUS
   query=(nvidia-smi --query-gpu=index,memory.free,memory.total --format=csv,noheader,nounits)
   [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || query+=(-i "$CUDA_VISIBLE_DEVICES")

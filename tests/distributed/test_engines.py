@@ -11,7 +11,7 @@ def table(output: str) -> list[list[str]]:
     return [row.split() for row in output.splitlines() if row.endswith(("  ok", "  WRONG"))]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(4, marks=pytest.mark.long)])
 def test_many_ranks_are_one_process(qwen3, ranks):
     engines = (["plain"] if ranks == 1 else []) + ["ddp", "fsdp2", *ZERO]
     done = run(
@@ -28,7 +28,9 @@ def test_many_ranks_are_one_process(qwen3, ranks):
     assert max(float(error) for cell in cells for error in cell[4:7]) <= 1e-5
 
 
-@pytest.mark.parametrize("flags", [["--attn_implementation", "sdpa"], ["--activation_memory", "1"]])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(["--attn_implementation", "sdpa"], marks=pytest.mark.long), ["--activation_memory", "1"]]
+)
 def test_padded_and_with_kept_graphs(qwen3, flags):
     """The table above is without padding and keeps nothing of pass 1; here padded, or kept as far as an engine may."""
     command = ["-m", "gritlm", "verify-gradients", "--model_name_or_path", qwen3, "--ranks", "2"]

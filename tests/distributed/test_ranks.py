@@ -188,7 +188,7 @@ def count_collectives(model_folder, data, cache, batch: int) -> dict:
     return {"calls": calls, "chunks": len(item["chunks"]), "slots": len(layout.text_of_slot_S), "weights": weights}
 
 
-@pytest.mark.parametrize("ranks, batch", [(2, 8), (2, 16), (4, 16)])
+@pytest.mark.parametrize("ranks, batch", [(2, 8), (2, 16), pytest.param(4, 16, marks=pytest.mark.long)])
 def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch):
     """Whatever the chunks. What a rank gives grows with its own batch, what it gets with the global one."""
     width = 32

@@ -4,7 +4,8 @@ usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 
 FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), stop (SIGUSR1 to itself), sleep (for
 ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in), count (no
-fault: says how often the first layer has been called).
+fault: says how often the first layer has been called, whether autocast kept its copies of the weights meanwhile, and
+how far the vectors that reach the loss are off unit length).
 
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
@@ -41,16 +42,21 @@ class Watched(train.EmbeddingTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(AtStepEnd())
-        self.calls = 0
+        self.calls, self.copies_kept, self.off = 0, False, 0.0
         if fault == "count":
             self.model.backbone.layers[0].input_layernorm.register_forward_pre_hook(self.count)
 
     def count(self, *_):
         self.calls += 1
+        self.copies_kept |= torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()
+
+    def look(self, vectors, layout):
+        self.off = max(self.off, (vectors.detach().norm(dim=1) - 1).abs().max().item())
+        return self.watched_objective(vectors, layout)
 
     def train(self, **kwargs):
         super().train(**kwargs)
-        print(f"calls: {self.calls}")
+        print(f"calls: {self.calls}; copies kept: {self.copies_kept}; off unit length: {self.off:.1e}")
 
     def get_batch_samples(self, *args, **kwargs):
         batches = super().get_batch_samples(*args, **kwargs)
@@ -68,6 +74,8 @@ class Watched(train.EmbeddingTrainer):
         if fault == "slow":
             time.sleep(0.15)
         objective = self.objective
+        if fault == "count":
+            self.watched_objective, self.objective = objective, self.look
         if is_due("nan", self.state.global_step + 1):
             self.objective = lambda vectors, layout: objective(vectors, layout) * float("nan")
         if is_due("oom", self.state.global_step + 1):

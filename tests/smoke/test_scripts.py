@@ -158,6 +158,7 @@ def test_a_wheel_holds_everything(tmp_path):
     ]
 
 
+@pytest.mark.long
 def test_the_benchmark_beside_its_peer(tmp_path):
     """Both sides do the same work: equal losses and gradients. Its times are for benchmarks.md, not for a test."""
     flags = ["--queries", "4", "--max_len", "64", "--rounds", "1", "--activation_memory", "0", "1"]

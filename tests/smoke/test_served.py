@@ -236,6 +236,17 @@ def test_texts_of_every_kind_of_file(tmp_path):
             read_texts(plain)
 
 
+def test_in_half_precision_positions_are_whole(qwen3):
+    """Rotary frequencies stay in float32, as in every loader; rounded, they would turn distant tokens the wrong way."""
+    ours = GritLM(qwen3, TextContract(), dtype=torch.bfloat16).model.backbone
+    theirs = AutoModel.from_pretrained(qwen3, dtype=torch.bfloat16)
+    for found, wanted in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert found.dtype == wanted.dtype == torch.bfloat16
+    buffers = dict(theirs.named_buffers())
+    assert buffers and all(torch.equal(buffers[name], value) for name, value in ours.named_buffers())
+    assert {value.dtype for value in buffers.values()} == {torch.float32}
+
+
 def test_a_bare_backbone_needs_a_contract(qwen3):
     with pytest.raises(UserError, match=f"found no {CONTRACT_FILE}"):
         GritLM(qwen3)

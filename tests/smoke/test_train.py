@@ -11,7 +11,7 @@ from helpers import DRIVER, NEEDS_A_COMPILER, ROOT, batches_of, losses, run, tra
 from safetensors.torch import load_file, save_file
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_and_resumed_is_undisturbed(qwen3_dropout, data, tmp_path, ranks):
     """6 steps == 3 steps, saved, kill -9 after 4, and again: bit for bit, dropout on, the same rows in every step."""
     cache = tmp_path / "cache"
@@ -95,7 +95,8 @@ def test_out_of_memory_says_what_to_lower(qwen3, data, tmp_path):
     assert done.returncode != 0
     assert (
         "gritlm: error: step 2, rank 1: CUDA out of memory. Tried to allocate 20.00 MiB. "
-        "Try: lower --chunk_tokens (now 128), or --activation_memory 0, or --gradient_checkpointing True\n"
+        "Try: lower --chunk_tokens (now 128), or --activation_memory 0, or --gradient_checkpointing True, "
+        "or --fsdp, which shards the model\n"
     ) in done.stderr
 
 
@@ -174,7 +175,10 @@ def test_gradient_checkpointing_and_bf16(qwen3, data, tmp_path):
         calls += [int(number) for number in re.findall(r"calls: (\d+)", done.stdout)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert calls[1] / calls[0] == 3 / 2, "pass 1, pass 2, and once more within pass 2"
-    train(*train_flags(qwen3, data, tmp_path / "bf16", tmp_path / "cache", max_steps=2, bf16=True))
+    flags = train_flags(qwen3, data, tmp_path / "bf16", tmp_path / "cache", max_steps=2, bf16=True)
+    done = run(DRIVER, tmp_path / "rows", "count", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "copies kept: False" in done.stdout, "of the weights, until a forward ends"
     bf16 = load_file(tmp_path / "bf16" / "model.safetensors")
     assert all(value.dtype == torch.float32 for value in bf16.values())
     assert not all(torch.equal(bf16[name], weights[0][name]) for name in bf16)
@@ -270,14 +274,9 @@ def test_bad_data_ends_in_one_line(qwen3, tmp_path):
         out.write('{"query": "q", "pos": "p", "neg": []}\n')
     line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
     assert line == f"gritlm: error: {path}:6: pos: found a string, wanted a list of passages"
-    path.write_text("")
-    assert "found no row" in refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
     write_jsonl(path, 5, 1, 0)
     line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache"))
     assert "--global_batch_size 8 is larger than the data: found 5 rows" in line
-    write_jsonl(path, 5, 0, 0)
-    line = refused(*train_flags(qwen3, path, tmp_path / "out", tmp_path / "cache", global_batch_size=1))
-    assert "leave a query none to contrast with" in line
     assert not (tmp_path / "out").exists()
 
 

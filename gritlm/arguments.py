@@ -120,11 +120,13 @@ UNSUPPORTED = {
     "neftune_noise_alpha": "the second pass would need the noise of the first",
     "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
     "push_to_hub": "upload the folder when it is done (hf upload)",
-    "train_sampling_strategy": "which rows form a batch follows from the seed, the epoch and the step alone",
-    "dataloader_in_order": "which rows form a batch follows from the seed, the epoch and the step alone",
     "accelerator_config": "batches reach the ranks without accelerate",
     "use_liger_kernel": "it knows no model of this kind; see --torch_compile",
     "enable_jit_checkpoint": "a run saves on SIGTERM anyhow",
+    **dict.fromkeys(
+        ("train_sampling_strategy", "dataloader_in_order"),
+        "which rows form a batch follows from the seed, the epoch and the step alone",
+    ),
     **dict.fromkeys(
         ("eval_strategy", "do_eval", "do_predict", "eval_on_start", "bf16_full_eval", "fp16_full_eval"),
         "a run evaluates nothing; each checkpoint is a model folder to evaluate",

@@ -41,7 +41,7 @@ build_model(out / "qwen3-0.6b", "qwen3-0.6b", [text for pair in pairs for text i
 PYTHON
 
 part gradients 60 $gritlm verify-gradients --model_name_or_path "$out/qwen3-0.6b" --ranks 1 --engines plain ddp fsdp2
-# Chunks as large as `gritlm benchmark memory` says that 80 GB hold beside a chunk's successor: 39 GB each, or 14.
+# By `gritlm benchmark memory` a chunk takes 39 GB here, 14 checkpointed and 30 of the larger model: 80 GB hold one of each.
 small="--model qwen3-0.6b --chunk_tokens 16384"
 step ways 90 $small --queries 512 --activation_memory 0 auto --attn_implementation packed sdpa
 step compiled 90 $small --queries 512 --activation_memory 0 auto --torch_compile no yes

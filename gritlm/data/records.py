@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,13 +173,11 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
 
 def _open(path: Path, folder: Path, processes: int) -> datasets.Dataset:
     target = _cached(path, folder, processes)
-    try:
-        if not _ends(target):
-            raise pa.ArrowInvalid("a stream that breaks off")
-        return datasets.Dataset.from_file(str(target))
-    except (pa.ArrowException, OSError):  # damaged since it was written: what it was made from is still there
-        target.unlink(missing_ok=True)
-        return datasets.Dataset.from_file(str(_cached(path, folder, processes)))
+    with suppress(pa.ArrowException, OSError):
+        if _ends(target):
+            return datasets.Dataset.from_file(str(target))
+    target.unlink(missing_ok=True)  # damaged since it was written: what it was made from is still there
+    return datasets.Dataset.from_file(str(_cached(path, folder, processes)))
 
 
 def _ends(target: Path) -> bool:

@@ -20,13 +20,13 @@ def without_data(mode: FakeTensorMode, values: dict) -> dict:
 
 
 def take_step(folder, batch: dict, bf16: bool, kept: float, attn: str = "packed", objective=None) -> Embedder:
-    """As the trainer takes it, up to the optimizer's own step and with it."""
+    """As the trainer takes it, the optimizer's own step included."""
     config = make_embedder(folder).config
     memory = ActivationMemory(str(kept), torch.device("cpu"))
     memory.bytes_per_token = 1.0 if kept else None
     with FakeTensorMode() as mode:
         model = Embedder(AutoModel.from_config(config, attn_implementation=attn)).train()
-        model.forward = torch.autocast("cpu", torch.bfloat16, enabled=bf16)(model.forward)
+        model.forward = torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False)(model.forward)
         optimizer, watch = torch.optim.AdamW(model.parameters(), foreach=True), FiniteWatch(torch.device("cpu"))
         watch.eager = False
         chunks = [without_data(mode, chunk) for chunk in batch["chunks"]]

@@ -46,8 +46,10 @@ def test_without_data_the_count_is_the_same():
 def test_a_process_takes_what_is_counted():
     """Peak of the resident set, with an allocator that gives everything large back at once."""
     script = f"""
-import sys, torch
-from gritlm.measure import AutoModel, Embedder, memory_in_use, model_config, read_peak, reset_peak
+import torch
+from transformers import AutoModel
+from gritlm.measure import memory_in_use, model_config, read_peak, reset_peak
+from gritlm.models.embedder import Embedder
 cpu = torch.device("cpu")
 model = Embedder(AutoModel.from_config(model_config("tiny"), attn_implementation="{PACKED}")).train()
 for texts in (2, 32):

@@ -1,23 +1,20 @@
-"""`gritlm <verb>`, or `python -m gritlm <verb>`: each verb is a module with `main(argv)`.
-
-Under torchrun, `-m gritlm.train` and `-m gritlm.verify_gradients`.
-"""
+"""`gritlm VERB`, or `python -m gritlm VERB` (also under torchrun): each verb is a module with `main(argv)`."""
 
 import importlib
 import sys
 
-from gritlm import __version__
-from gritlm.errors import run_verb
+from gritlm import VERBS, __version__
+from gritlm.cli import exit_rank, run_verb
 
-VERBS = {
-    "train": "train an embedding model (under torchrun: -m gritlm.train)",
-    "plan": "say what a training run would do; load no model",
-    "check-data": "read all training data and say what is wrong with it",
+HELP = {
+    "train": "train an embedding model (many GPUs: torchrun ... -m gritlm train)",
+    "plan": "show what a training run would do, without loading a model",
+    "check-data": "read all training data and report what is wrong with it",
     "mine": "find hard negatives for a data set with any embedding model",
-    "prepare": "bring public data of a common shape into the training format",
+    "prepare": "convert public data of a common shape to the training format",
     "encode": "turn texts into vectors with a trained model",
-    "verify-gradients": "prove that many ranks, on any engine, get the gradient of one process",
-    "quickstart": "build, and report on, the task made of this machine's own Python",
+    "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
+    "quickstart": "build the task made of this machine's own Python, and report on it",
     "benchmark": "time a training step, alone or beside a peer; count the memory that it needs",
 }
 
@@ -25,19 +22,19 @@ VERBS = {
 def main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: gritlm <verb> [flags]\n\nverbs:")
-        print("\n".join(f"  {verb:18}{what}" for verb, what in VERBS.items()))
-        print("\n`gritlm <verb> --help` shows a verb's flags and examples.")
+        print("usage: gritlm VERB [flags]\n\nverbs:")
+        print("\n".join(f"  {verb:18}{text}" for verb, text in HELP.items()))
+        print("\n`gritlm VERB --help` shows a verb's flags and examples.")
         return 0
-    if arguments[0] == "--version":
+    verb = arguments[0]
+    if verb == "--version":
         print(__version__)
         return 0
-    if arguments[0] not in VERBS:
-        print(f"gritlm: error: found verb {arguments[0]!r}, wanted one of {', '.join(VERBS)}", file=sys.stderr)
+    if verb not in VERBS:
+        print(f"gritlm: error: found verb {verb!r}, wanted one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"gritlm.{arguments[0].replace('-', '_')}")
-    return run_verb(module.main, arguments[1:])
+    return run_verb(lambda argv: importlib.import_module(VERBS[verb]).main(argv), arguments[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_rank(main())

@@ -3,11 +3,8 @@
 Only this file and engines.py import torch.distributed.
 """
 
-import atexit
 import functools
 import os
-import sys
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,7 +20,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def start() -> torch.device:
+def init_process_group() -> torch.device:
     """Join the process group that torchrun describes; the device of this process."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
@@ -49,25 +46,11 @@ def barrier() -> None:
         dist.barrier()
 
 
-def close() -> None:
+def destroy_process_group() -> None:
     """Leave the process group; without it a rank's exit can hang or warn."""
     if dist.is_initialized():
         _cpu_group.cache_clear()  # a group that is still referred to keeps its threads
         dist.destroy_process_group()
-
-
-def leave(code: int) -> NoReturn:
-    """End this process. A rank does so without winding the interpreter down.
-
-    DTensor's and DeepSpeed's caches keep gloo's threads after the process group is gone, and one that still runs as
-    the interpreter winds down aborts it: a run that has written everything would end as one that failed.
-    """
-    if "RANK" not in os.environ:
-        sys.exit(code)
-    atexit._run_exitfuncs()  # of loggers
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def all_gather(x: Tensor) -> Tensor:
@@ -105,7 +88,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     return _GatherWithGradient.apply(x) if world_size() > 1 else x
 
 
-def pass_on(x: Tensor) -> Tensor:
+def ring_shift(x: Tensor) -> Tensor:
     """Give `x` to the next rank of the ring and take the one of the rank before (same shape). No gradient."""
     if world_size() == 1:
         return x
@@ -123,7 +106,7 @@ def _cpu_group():
     return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
-def agree_max(*values: int) -> list[int]:
+def all_reduce_max(*values: int) -> list[int]:
     """The largest value of any rank, for each of some integers on the host. All ranks must call it."""
     if world_size() == 1:
         return list(values)

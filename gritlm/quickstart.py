@@ -4,148 +4,25 @@
 what it learnt on modules it never saw. Needs no network and no data.
 """
 
-import ast
-import hashlib
 import json
-import sys
-import sysconfig
-import textwrap
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3Config, set_seed
 
-from gritlm.data.collator import TextContract, save_tokenizer
-from gritlm.encode import GritLM
-from gritlm.errors import UserError, run_verb, verb_parser
-from gritlm.evaluation import retrieval_metrics
+from gritlm.cli import verb_parser
+from gritlm.data.stdlib_pairs import MAX_PAIRS, collect
+from gritlm.errors import UserError
+from gritlm.evaluation.metrics import retrieval_metrics
+from gritlm.gritlm import GritLM
+from gritlm.models.text import TextContract
+from gritlm.models.tiny import build_model
 
 EXAMPLES = """examples (scripts/training/train_embonly.sh calls both):
   gritlm quickstart prepare --folder outputs/quickstart-task
   gritlm quickstart report --folder outputs/quickstart-task --model outputs/quickstart"""
 
 INSTRUCTION = "Instruct: Given a summary, find the Python code that it describes\nQuery: "
-HELD_OUT = 950  # pairs, at most: whole modules of the standard library
-MAX_PAIRS = 40_000  # from installed packages; the standard library comes whole
-END = "<|endoftext|>"
-TINY = {
-    "hidden_size": 192,
-    "intermediate_size": 256,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
-    "head_dim": 32,
-}
-Pair = tuple[str, str]  # summary, source without its docstring
-
-
-# ---- the pairs
-
-
-def extract_pairs(path: Path) -> list[Pair]:
-    """Every documented function and class of a file: first paragraph of its docstring, and its source without any."""
-    try:
-        source = path.read_text(encoding="utf-8")
-        body = ast.parse(source).body if '"""' in source else []
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return []  # a template, another Python's syntax: not ours to judge
-    documented, docstring_lines = [], set()
-    while body:
-        node = body.pop()
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        body += node.body
-        if docstring := ast.get_docstring(node):
-            documented.append((node, " ".join(docstring.split("\n\n")[0].split())))
-            docstring_lines.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = source.splitlines()
-    pairs = []
-    for node, summary in documented:
-        kept = [lines[i - 1] for i in range(node.lineno, node.end_lineno + 1) if i not in docstring_lines]
-        if len(node.body) > 1 and len(summary) >= 12 and summary.count(" ") >= 2:
-            pairs.append((summary[:500], textwrap.dedent("\n".join(kept))[:4000].rstrip()))
-    return pairs
-
-
-def _files(root: Path, skip: tuple[str, ...]) -> list[Path]:
-    return sorted(p for p in root.rglob("*.py") if not set(skip) & set(p.relative_to(root).parts))
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def _distinct(pairs: list[Pair], seen: set[str]) -> list[Pair]:
-    """Pairs of which neither side stood before, here or in `seen`."""
-    kept = []
-    for summary, code in pairs:
-        if summary not in seen and code not in seen:
-            seen.update((summary, code))
-            kept.append((summary, code))
-    return kept
-
-
-def collect(max_pairs: int) -> tuple[list[Pair], list[Pair]]:
-    """(train, held out). Held out are whole modules of the standard library; nothing of them stands in train."""
-    paths = sysconfig.get_paths()
-    library = Path(paths["stdlib"])
-    own = _files(library, ("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"))
-    # Files in an order that no package dominates, so that a cap takes some of each.
-    installed = _files(Path(paths["purelib"]), ("tests", "test", "__pycache__"))
-    installed.sort(key=lambda path: _digest("/".join(path.parts[-2:])))
-
-    with ProcessPoolExecutor() as pool:
-        by_module: dict[str, list[Pair]] = {}
-        for path, pairs in zip(own, pool.map(extract_pairs, own, chunksize=16), strict=True):
-            by_module.setdefault(path.relative_to(library).parts[0].removesuffix(".py"), []).extend(pairs)
-        seen: set[str] = set()
-        train, held = [], []
-        for module in sorted(by_module, key=_digest):
-            pairs = _distinct(by_module[module], seen)
-            side = held if len(held) + len(pairs) <= HELD_OUT else train
-            side += pairs
-        more: list[Pair] = []
-        for start in range(0, len(installed), 512):
-            for pairs in pool.map(extract_pairs, installed[start : start + 512], chunksize=16):
-                more += _distinct(pairs, seen)
-            if len(more) >= max_pairs:
-                break
-    return train + more[:max_pairs], held
-
-
-# ---- the untrained model
-
-
-def build_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> None:
-    """A byte-level BPE trained on the texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END), folder)
-
-
-def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: int = 0) -> None:
-    """A tokenizer of the texts, and a tiny Qwen3 with random weights."""
-    build_tokenizer(folder, texts, vocabulary)
-    config = Qwen3Config(vocab_size=vocabulary, max_position_embeddings=1024, eos_token_id=0, **TINY)
-    set_seed(seed)
-    model = AutoModel.from_config(config)
-    with torch.no_grad():
-        # At 0.02 the layers' output drowns the token's own embedding, and learning starts 100 steps later.
-        model.embed_tokens.weight.mul_(0.3 / config.initializer_range)
-    model.save_pretrained(folder)
-
-
-# ---- before and after
 
 
 def measure(model: GritLM, task: dict) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
@@ -213,7 +90,3 @@ def main(argv: list[str]) -> int:
     else:
         report(arguments.folder, arguments.model)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main))

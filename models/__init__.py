@@ -1,5 +1,1 @@
-"""The network: a decoder LLM made into a text encoder. Knows nothing of data, losses or ranks."""
-
-from gritlm.models.embedder import Embedder
-
-__all__ = ["Embedder"]
+"""Text in, unit vector out: the network, its tokenizer, and the folder that holds both. Imports nothing by itself."""

@@ -19,14 +19,14 @@ PACKED = "packed"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the texts of a packed row lie: as runs (count, length) on the host, and as their starts on the device."""
+    """Where the texts of a packed row lie: (count, length) of each run on the host, the starts on the device."""
 
-    runs: tuple[tuple[int, int], ...]
-    cu_lengths: Tensor  # int32 (N + 1,), 0 and the end of each text
+    equal_length_runs: tuple[tuple[int, int], ...]
+    cu_seqlens: Tensor  # int32 (N + 1,), 0 and the end of each text
 
     @property
     def longest(self) -> int:
-        return max(length for _, length in self.runs)
+        return max(length for _, length in self.equal_length_runs)
 
 
 def packed_attention(
@@ -51,12 +51,12 @@ def packed_attention(
         )
     causal = module.config.is_causal
     half = value_1KTd.dtype in (torch.bfloat16, torch.float16)
-    if not why_a_call_per_run(query_1HTd.device, half, dropout):
+    if not varlen_unavailable_reason(query_1HTd.device, half, dropout):
         return _one_varlen_call(query_1HTd, key_1KTd, value_1KTd, packing, scaling, causal), None
     return _a_call_per_run(query_1HTd, key_1KTd, value_1KTd, packing, dropout, scaling, causal), None
 
 
-def why_a_call_per_run(device: torch.device, half: bool, dropout: float) -> str:
+def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float) -> str:
     """What keeps a row's texts from one varlen kernel (slow on a GPU, not on a CPU); "" if nothing does."""
     if device.type != "cuda":
         return "no GPU"
@@ -73,7 +73,7 @@ def _one_varlen_call(query, key, value, packing: Packing, scaling: float | None,
 
     # Under autocast the norms before give float32; the kernel wants one dtype.
     query_THd, key_TKd, value_TKd = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    starts, longest = packing.cu_lengths, packing.longest
+    starts, longest = packing.cu_seqlens, packing.longest
     window = (-1, 0) if causal else (-1, -1)
     return varlen_attn(
         *(query_THd, key_TKd, value_TKd, starts, starts, longest, longest),
@@ -85,10 +85,10 @@ def _one_varlen_call(query, key, value, packing: Packing, scaling: float | None,
 
 def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling: float | None, causal: bool) -> Tensor:
     # split, not slices: its backward is one concatenation, not a whole tensor of zeros for each run.
-    sizes = [count * length for count, length in packing.runs]
+    sizes = [count * length for count, length in packing.equal_length_runs]
     outputs = []
     for (count, length), *parts in zip(
-        packing.runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
+        packing.equal_length_runs, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True
     ):
         query_nHLd, key_nKLd, value_nKLd = (x.unflatten(1, (count, length)).transpose(0, 1) for x in parts)
         output_nHLd = F.scaled_dot_product_attention(

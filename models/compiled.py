@@ -66,9 +66,9 @@ def _vectors_and_gradient(embedder: Embedder, bf16: bool) -> list[Tensor]:
     device = next(embedder.parameters()).device
     lengths = torch.tensor([9, 5, 5], device=device)
     ids = torch.arange(19, device=device)
-    chunk = {"lengths": lengths, "skipped": torch.zeros_like(lengths)}
+    chunk = {"lengths": lengths, "prompt_lengths": torch.zeros_like(lengths)}
     if embedder.packed:
-        chunk |= {"input_ids": ids, "runs": ((1, 9), (2, 5))}
+        chunk |= {"input_ids": ids, "equal_length_runs": ((1, 9), (2, 5))}
     else:
         chunk["input_ids"] = ids[:9].expand(3, -1).contiguous()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -51,20 +51,22 @@ class Embedder(nn.Module):
     def embedding_dim(self) -> int:
         return self.projection.out_features if self.projection else self.config.hidden_size
 
-    def forward(self, input_ids: Tensor, lengths: Tensor, skipped: Tensor, runs: tuple = ()) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, lengths: Tensor, prompt_lengths: Tensor, equal_length_runs: tuple = ()
+    ) -> Tensor:
         """Encode N texts, packed one after the other without padding, or right-padded.
 
         Args:
             input_ids: int64 (T,) packed, or (N, L) padded.
             lengths: int64 (N,), tokens of each text.
-            skipped: int64 (N,), how many of each text's first tokens do not count in pooling.
-            runs: packed only: (count, length) of each run of equally long texts, in order, as plain integers.
+            prompt_lengths: int64 (N,), how many of each text's first tokens do not count in pooling.
+            equal_length_runs: packed only: (count, length) of each run of equally long texts, in order.
         Returns:
             float32 (N, D), unit norm if `normalized`.
         """
         if input_ids.dim() == 1:
             ends_N = lengths.cumsum(0)
-            packing = Packing(runs, F.pad(ends_N, (1, 0)).int())
+            packing = Packing(equal_length_runs, F.pad(ends_N, (1, 0)).int())
             states_TD = self.backbone(
                 input_ids=input_ids[None],
                 position_ids=positions(lengths, len(input_ids))[None],
@@ -77,7 +79,7 @@ class Embedder(nn.Module):
             states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), use_cache=False)[0]
             states_TD = states_NLD[mask_NL]
         with torch.autocast(states_TD.device.type, enabled=False):
-            vectors_ND = pool(states_TD, lengths, skipped, self.pooling_method)
+            vectors_ND = pool(states_TD, lengths, prompt_lengths, self.pooling_method)
             if self.projection is not None:
                 vectors_ND = self.projection(vectors_ND.to(self.projection.weight.dtype)).float()
             return F.normalize(vectors_ND, dim=-1) if self.normalized else vectors_ND

@@ -10,13 +10,13 @@ from torch import Tensor
 POOLING = ("mean", "weightedmean", "lasttoken", "cls")
 
 
-def pool(states_TD: Tensor, lengths_N: Tensor, skipped_N: Tensor, method: str) -> Tensor:
+def pool(states_TD: Tensor, lengths_N: Tensor, prompt_lengths_N: Tensor, method: str) -> Tensor:
     """One float32 vector per text.
 
     Args:
         states_TD: token states (T, D), any float dtype, texts one after the other.
         lengths_N: int64 (N,), tokens of each text; their sum is T.
-        skipped_N: int64 (N,), how many of its first tokens do not count, fewer than its length.
+        prompt_lengths_N: int64 (N,), how many of its first tokens do not count, fewer than its length.
         method: mean; weightedmean, by position, 1 for the first token (SGPT, arXiv 2202.08904); lasttoken; cls, the
             first token that counts.
     Returns:
@@ -26,10 +26,10 @@ def pool(states_TD: Tensor, lengths_N: Tensor, skipped_N: Tensor, method: str) -
     if method == "lasttoken":
         return states_TD[starts_N + lengths_N - 1].float()
     if method == "cls":
-        return states_TD[starts_N + skipped_N].float()
+        return states_TD[starts_N + prompt_lengths_N].float()
     position_T = positions(lengths_N, len(states_TD))
-    skipped_T = skipped_N.repeat_interleave(lengths_N, output_size=len(states_TD))
-    weights_T = (position_T >= skipped_T).float()
+    prompt_length_T = prompt_lengths_N.repeat_interleave(lengths_N, output_size=len(states_TD))
+    weights_T = (position_T >= prompt_length_T).float()
     if method == "weightedmean":
         weights_T = weights_T * (position_T + 1)
     sums_ND = torch.segment_reduce(states_TD.float() * weights_T[:, None], "sum", lengths=lengths_N, unsafe=True)

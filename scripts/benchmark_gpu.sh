@@ -30,8 +30,8 @@ $python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())
 $python - "$out" <<'PYTHON' || exit 2
 import json, sys
 from pathlib import Path
-from gritlm.measure import build_model
-from gritlm.quickstart import collect
+from gritlm.benchmark.workload import build_model
+from gritlm.data.stdlib_pairs import collect
 out = Path(sys.argv[1])
 pairs, _ = collect(0)
 with open(out / "pairs.jsonl", "w") as file:
@@ -53,7 +53,7 @@ step peer 120 $small --queries 256 --activation_memory auto --compare sentence-t
 step larger_model 90 --model qwen2.5-1.5b --queries 512 --chunk_tokens 8192 --activation_memory 0 auto
 part loss 30 $gritlm benchmark loss --queries 16384 --passages 65536 --width 1024
 
-train=($python -m torch.distributed.run --standalone --nproc-per-node 1 -m gritlm.train
+train=($python -m torch.distributed.run --standalone --nproc-per-node 1 -m gritlm train
   --model_name_or_path "$out/qwen3-0.6b" --train_data "$out/pairs.jsonl" --global_batch_size 512 --bf16 True
   --max_steps 6 --save_strategy no --logging_steps 2 --chunk_tokens 16384)
 part trainer_ddp 60 "${train[@]}" --output_dir "$out/ddp"

@@ -11,8 +11,8 @@ import transformers
 from helpers import ROOT, WORDS, write_jsonl
 from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, set_seed
 
-from gritlm.data.collator import save_tokenizer
-from gritlm.quickstart import END
+from gritlm.models.tiny import END
+from gritlm.models.tokenizer import save_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -16,13 +16,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from gritlm.data.collator import BatchBuilder, Chunking, TextContract, TextEncoder, load_tokenizer
-from gritlm.data.documents import Documents
-from gritlm.data.plan import Plan
+from gritlm.data.batch_plan import Plan
+from gritlm.data.batches import BatchBuilder
+from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import load_records
-from gritlm.distributed import close
+from gritlm.distributed import destroy_process_group
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
+from gritlm.models.text import TextContract
+from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 # DeepSpeed compiles its CPU communication at first use.
@@ -65,15 +68,17 @@ def make_builder(
     rank=0,
     ranks=1,
     packed: bool = True,
-    merge: bool = True,
+    deduplicate: bool = True,
     **text,
 ) -> BatchBuilder:
     records = load_records(data, cache)
     contract = TextContract(query_max_len=32, passage_max_len=48, **text)
-    encoder = TextEncoder(load_tokenizer(str(model), contract), contract)
-    documents = Documents.concatenate([r.documents for r in records])
+    text_tokenizer = TextTokenizer(load_tokenizer(str(model), contract), contract)
+    documents = RowTexts.concatenate([r.documents for r in records])
     plan = Plan([r.name for r in records], list(map(len, records)), batch, seed=3, documents=documents)
-    return BatchBuilder(plan, records, encoder, group, Chunking(chunk_tokens, packed, merge), rank, ranks)
+    return BatchBuilder(
+        plan, records, text_tokenizer, group, ChunkConfig(chunk_tokens, packed, deduplicate), rank, ranks
+    )
 
 
 def make_embedder(model: Path, **options) -> Embedder:
@@ -102,7 +107,7 @@ def _rank_main(rank: int, ranks: int, folder: str, function: Callable, args: tup
     try:
         torch.save(function(*args), f"{folder}/{rank}.pt")
     finally:
-        close()
+        destroy_process_group()
 
 
 def run_ranks(function: Callable, *args, ranks: int = 2) -> list:
@@ -149,7 +154,7 @@ def run(*command: str, ranks: int = 1, cwd: Path = ROOT, **env: str) -> subproce
 
 
 def train(*flags: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess:
-    done = run("-m", "gritlm.train", *flags, ranks=ranks, **env)
+    done = run("-m", "gritlm", "train", *flags, ranks=ranks, **env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

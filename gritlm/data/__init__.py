@@ -1,1 +1,1 @@
-"""From files to batches: records (reading), plan (which rows), collator (text contract, tensors)."""
+"""From files to batches."""

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from gritlm.data.documents import Documents
+from gritlm.data.no_repeats import RowTexts
 from gritlm.data.parallel import in_order
-from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, Text, parse_block, read_blocks
+from gritlm.data.rows import FEATURES, FORMAT_VERSION, SUFFIXES, parse_block, read_blocks
 from gritlm.errors import UserError
 from gritlm.files import written_aside
+from gritlm.models.text import Text
 
 END_OF_STREAM = bytes.fromhex("ffffffff00000000")  # https://arrow.apache.org/docs/format/Columnar.html
 LARGE = 16 << 20  # bytes of a file that is worth several processes
@@ -26,12 +27,12 @@ LARGE = 16 << 20  # bytes of a file that is worth several processes
 
 @dataclass(frozen=True)
 class Record:
-    """One row: `known` holds the ids of every known positive of this query, in this row or another."""
+    """One row: `known_positives` holds the ids of every known positive of this query, in this row or another."""
 
     query: Text
     positives: list[Text]
     negatives: list[Text]
-    known: list[int]
+    known_positives: list[int]
 
 
 class RecordSet:
@@ -45,7 +46,7 @@ class RecordSet:
         self.longest_group = 1 + max(pc.max(pc.list_value_length(texts)).as_py() for texts in negatives)
         self.instructions = self._instructions("query")
         self.passage_instructions = sorted({*self._instructions("pos"), *self._instructions("neg")})
-        self.known_elsewhere = self._find_repeated_queries()
+        self.positives_by_query = self._find_repeated_queries()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -56,14 +57,14 @@ class RecordSet:
             [Text(*pair) for pair in zip(row[side]["instruction"], row[side]["text"], strict=True)]
             for side in ("pos", "neg")
         )
-        known = self.known_elsewhere.get(row["query_id"])
+        known = self.positives_by_query.get(row["query_id"])
         if known:
             pairs = zip(row["neg_id"], negatives, strict=True)
             negatives = [passage for key, passage in pairs if key not in known]
         return Record(Text(**row["query"]), positives, negatives, sorted(known or row["pos_id"]))
 
     @functools.cached_property
-    def documents(self) -> Documents:
+    def documents(self) -> RowTexts:
         """The ids of each row's query and positives: no two rows of a batch may share one."""
         queries = self._column("query_id")
         positives = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table.data["pos_id"].chunks])
@@ -74,7 +75,7 @@ class RecordSet:
         of_query[starts[:-1]] = True
         ids[of_query] = queries
         ids[~of_query] = pc.list_flatten(positives).to_numpy(zero_copy_only=False)
-        return Documents(starts, ids)
+        return RowTexts(starts, ids)
 
     def positive_ids(self, row: int) -> np.ndarray:
         """The ids of a row's positives."""
@@ -103,10 +104,14 @@ class RecordSet:
     @functools.cached_property
     def hidden_negatives(self) -> int:
         """Negatives that are left out because another row has them as a positive of the same query."""
-        rows = np.flatnonzero(np.isin(self._column("query_id"), np.array(list(self.known_elsewhere), dtype=np.int64)))
+        rows = np.flatnonzero(
+            np.isin(self._column("query_id"), np.array(list(self.positives_by_query), dtype=np.int64))
+        )
         ids = self.table.data["neg_id"].take(rows).to_pylist()
         queries = self._column("query_id")[rows].tolist()
-        return sum(key in self.known_elsewhere[query] for query, keys in zip(queries, ids, strict=True) for key in keys)
+        return sum(
+            key in self.positives_by_query[query] for query, keys in zip(queries, ids, strict=True) for key in keys
+        )
 
     def _find_repeated_queries(self) -> dict[int, set[int]]:
         """For queries that stand in several rows: the positives of all those rows."""

@@ -10,13 +10,14 @@ import json
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Sequence, Value
 
 from gritlm.errors import UserError
+from gritlm.models.text import Text
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = ("query", "pos", "neg")
@@ -39,13 +40,6 @@ FEATURES = Features(
 
 
 Block = list[tuple[int, Any]]
-
-
-class Text(NamedTuple):
-    """What is encoded: the instruction stands right before the text."""
-
-    instruction: str
-    text: str
 
 
 def text_id(text: str) -> int:

@@ -34,7 +34,7 @@ fi
 # torchrun and its workers begin with SIGUSR1 ignored (until they can save), and in a session of their own, so that
 # only this script signals them.
 trap '' USR1
-setsid .venv/bin/python -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" -m gritlm.train "$@" &
+setsid .venv/bin/python -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" -m gritlm train "$@" &
 torchrun=$!
 asked=
 trap 'asked=yes' USR1 TERM

@@ -7,9 +7,9 @@ import sys
 
 import torch
 
-from gritlm import engines, objective, verify_gradients
+from gritlm.cli import run_verb
 from gritlm.distributed import all_gather, rank, world_size
-from gritlm.errors import run_verb
+from gritlm.training import engines, objective, verify_gradients
 
 
 def gather_own_gradient(x):
@@ -20,7 +20,7 @@ def gather_own_gradient(x):
 
 
 def divided(model):
-    engine = engines.make_engine(model)
+    engine = engines.engine_for(model)
     engine.loss_scale = 1.0
     return engine
 
@@ -28,5 +28,5 @@ def divided(model):
 if sys.argv[1] == "gather":
     objective.gather_with_gradient = gather_own_gradient
 else:
-    verify_gradients.make_engine = divided
+    verify_gradients.engine_for = divided
 sys.exit(run_verb(verify_gradients.main, sys.argv[2:]))

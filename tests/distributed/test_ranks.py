@@ -23,11 +23,11 @@ from helpers import (
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from gritlm import objective as objective_module
-from gritlm.distributed import agree_max, all_gather, all_reduce_sum, close, rank, world_size
-from gritlm.engines import DDPEngine, make_engine
-from gritlm.gradcache import two_pass_step
-from gritlm.objective import ContrastiveBatch, Objective
+from gritlm.distributed import all_gather, all_reduce_max, all_reduce_sum, destroy_process_group, rank, world_size
+from gritlm.training import objective as objective_module
+from gritlm.training.engines import DDPEngine, engine_for
+from gritlm.training.gradcache import two_pass_step
+from gritlm.training.objective import ContrastiveBatch, Objective
 
 STEPS = 3
 
@@ -37,28 +37,29 @@ def threads_of_gloo() -> list[str]:
     return [name for name in names if "gloo" in name]
 
 
-def threads_around_close() -> tuple[list[str], list[str]]:
-    agree_max(rank())
+def threads_around_destroy() -> tuple[list[str], list[str]]:
+    all_reduce_max(rank())
     before = threads_of_gloo()
-    close()
+    destroy_process_group()
     return before, threads_of_gloo()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the threads' names")
 def test_no_thread_outlives_the_process_group():
     """One that did could ask for the interpreter while it winds down, which aborts a rank that had done its work."""
-    for before, after in run_ranks(threads_around_close):
+    for before, after in run_ranks(threads_around_destroy):
         assert before and not after
 
 
 LEAVING = """
 import atexit, gritlm.distributed as d
+from gritlm.cli import exit_rank
 class Cache:
     def __del__(self): print("wound down", flush=True)
 d.cache = Cache()
 atexit.register(print, "loggers ended")
 print("done", end=" ")
-d.leave(3)
+exit_rank(3)
 """
 
 
@@ -84,11 +85,11 @@ def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool 
     seen = {"loss": [], "gradient": [], "chunks": []}
     for step in range(STEPS):
         item = builder[0, step]
-        layout = ContrastiveBatch(**item["layout"])
-        engine = make_engine(wrapped)
+        contrastive = ContrastiveBatch(**item["contrastive"])
+        engine = engine_for(wrapped)
         if fault == "divided by the world size":
             engine.loss_scale = 1.0
-        loss = two_pass_step(engine, item["chunks"], lambda v, layout=layout: objective(v, layout))
+        loss = two_pass_step(engine, item["chunks"], lambda v, contrastive=contrastive: objective(v, contrastive))
         seen["loss"].append(all_reduce_sum(loss))
         seen["gradient"].append(flat_gradient(model).clone())
         seen["chunks"].append(len(item["chunks"]))
@@ -142,17 +143,17 @@ def own_negatives_only(model_folder, data, cache) -> tuple:
     batch = builder[0, 0]
     model = make_embedder(model_folder)
     vectors = torch.cat([model(**chunk) for chunk in batch["chunks"]])
-    layout = ContrastiveBatch(**batch["layout"])
+    contrastive = ContrastiveBatch(**batch["contrastive"])
     return (
-        [Objective(0.05, cross_device=cross)(vectors, layout).detach() for cross in (False, True)],
+        [Objective(0.05, cross_device=cross)(vectors, contrastive).detach() for cross in (False, True)],
         vectors.detach(),
-        layout,
+        contrastive,
     )
 
 
 def test_negatives_of_the_own_rank_only(qwen3, data, tmp_path):
-    for (own, cross), vectors, layout in run_ranks(own_negatives_only, qwen3, data / "hard.jsonl", tmp_path):
-        alone = Objective(0.05)(vectors, layout).detach()  # as the only process
+    for (own, cross), vectors, contrastive in run_ranks(own_negatives_only, qwen3, data / "hard.jsonl", tmp_path):
+        alone = Objective(0.05)(vectors, contrastive).detach()  # as the only process
         assert torch.allclose(own, alone / 2)
         assert cross > own
 
@@ -173,19 +174,19 @@ def count_collectives(model_folder, data, cache, batch: int) -> dict:
     builder = make_builder(model_folder, data, cache, batch=batch, rank=rank(), ranks=world_size())
     model = DistributedDataParallel(make_embedder(model_folder), broadcast_buffers=False)
     model.register_comm_hook(None, default_hooks.allreduce_hook)  # as DDP does it, but called from Python
-    engine = make_engine(model)
+    engine = engine_for(model)
     assert isinstance(engine, DDPEngine)
     names = {"all_gather_single": 1, "reduce_scatter_single": 1, "all_reduce": 0, "batch_isend_irecv": 0}
     for step in range(2):  # the first step also arranges DDP's buckets
         item = builder[0, step]
-        layout = ContrastiveBatch(**item["layout"])
+        contrastive = ContrastiveBatch(**item["contrastive"])
         calls.clear()
         with pytest.MonkeyPatch.context() as patch:
             for name, given in names.items():
                 patch.setattr(dist, name, counted(name, given))
-            two_pass_step(engine, item["chunks"], lambda v, layout=layout: Objective(0.05)(v, layout))
+            two_pass_step(engine, item["chunks"], lambda v, contrastive=contrastive: Objective(0.05)(v, contrastive))
     weights = sum(p.nbytes for p in model.parameters())
-    return {"calls": calls, "chunks": len(item["chunks"]), "slots": len(layout.text_of_slot_S), "weights": weights}
+    return {"calls": calls, "chunks": len(item["chunks"]), "slots": len(contrastive.text_of_slot_S), "weights": weights}
 
 
 @pytest.mark.parametrize("ranks, batch", [(2, 8), (2, 16), pytest.param(4, 16, marks=pytest.mark.long)])
@@ -206,7 +207,7 @@ def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch
 
 def test_the_trainer_gives_one_curve_on_one_and_two_ranks(qwen3, data, tmp_path):
     """AdamW through the real Trainer and torchrun; each batch from one data set, the same rows on both."""
-    from gritlm.data.plan import MIXED
+    from gritlm.data.batch_plan import MIXED
 
     cache = tmp_path / "cache"
     flags = {"max_steps": 8, "save_steps": 8, "global_batch_size": 8}

@@ -8,11 +8,12 @@ import torch
 from helpers import flat_gradient, flat_weights, make_builder, make_embedder, relative
 from torch import Tensor
 
-from gritlm.data.collator import Chunking, make_chunks
-from gritlm.data.rows import Text, text_id
-from gritlm.engines import Engine
-from gritlm.gradcache import ActivationMemory, two_pass_step
-from gritlm.objective import ContrastiveBatch, Objective
+from gritlm.data.rows import text_id
+from gritlm.models.chunks import ChunkConfig, make_chunks
+from gritlm.models.text import Text
+from gritlm.training.engines import Engine
+from gritlm.training.gradcache import ActivationMemory, two_pass_step
+from gritlm.training.objective import ContrastiveBatch, Objective
 
 TEMPERATURE = 0.05
 
@@ -28,12 +29,12 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
         )
         queries.append(record.query)
         groups.append([record.positives[positive]] + [record.negatives[i] for i in negatives])
-        known.append(set(record.known))
+        known.append(set(record.known_positives))
     passages = [passage for group in groups for passage in group]
 
     def vectors(texts: list[Text], limit: int) -> Tensor:
         (chunk,), row_of_text = make_chunks(
-            builder.encoder(texts, limit), Chunking(10**9, packed=False, merge=False), 0
+            builder.text_tokenizer(texts, limit), ChunkConfig(10**9, packed=False, deduplicate=False), 0
         )
         return model(**chunk)[row_of_text]
 
@@ -48,17 +49,17 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
 
 
 def two_pass(model, batch: dict, memory: ActivationMemory | None = None) -> Tensor:
-    layout = ContrastiveBatch(**batch["layout"])
+    contrastive = ContrastiveBatch(**batch["contrastive"])
     objective, engine = Objective(TEMPERATURE), Engine(model)
-    return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, layout), memory=memory)
+    return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, contrastive), memory=memory)
 
 
 WAYS = {  # packed or padded, texts merged or not, chunks kept from pass 1: none, some, all
-    "packed, recomputed": ({"packed": True, "merge": True}, "0"),
-    "packed, some kept": ({"packed": True, "merge": True}, "0.002"),
-    "packed, all kept": ({"packed": True, "merge": False}, "9"),
-    "padded, recomputed": ({"packed": False, "merge": False}, "0"),
-    "padded, all kept": ({"packed": False, "merge": True}, "9"),
+    "packed, recomputed": ({"packed": True, "deduplicate": True}, "0"),
+    "packed, some kept": ({"packed": True, "deduplicate": True}, "0.002"),
+    "packed, all kept": ({"packed": True, "deduplicate": False}, "9"),
+    "padded, recomputed": ({"packed": False, "deduplicate": False}, "0"),
+    "padded, all kept": ({"packed": False, "deduplicate": True}, "9"),
 }
 
 
@@ -97,8 +98,8 @@ def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
     forgetful = Engine(model)
     seconds = iter(range(99))
     forgetful.wrapped = lambda **chunk: model(**chunk) * (0.0 if next(seconds) == 0 else 1.0)
-    layout = ContrastiveBatch(**batch["layout"])
-    two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, layout))
+    contrastive = ContrastiveBatch(**batch["contrastive"])
+    two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, contrastive))
     naive_loss(reference, builder, 0, 0).backward()
     assert relative(flat_gradient(model), flat_gradient(reference)) > 1e-3
 
@@ -152,11 +153,11 @@ def test_dropout(qwen3_dropout, data, tmp_path, replay, kept, packed, monkeypatc
     """With dropout, two passes over the chunks are one pass over the same chunks that keeps its graphs."""
     import contextlib
 
-    import gritlm.gradcache as gradcache
+    from gritlm.training import gradcache
 
     if not replay:
         monkeypatch.setattr(gradcache.RandomState, "replayed", lambda self: contextlib.nullcontext())
-    builder = make_builder(qwen3_dropout, data / "hard.jsonl", tmp_path, packed=packed, merge=False)
+    builder = make_builder(qwen3_dropout, data / "hard.jsonl", tmp_path, packed=packed, deduplicate=False)
     memory = ActivationMemory(kept, torch.device("cpu"))
     model, reference = make_embedder(qwen3_dropout).train(), make_embedder(qwen3_dropout).train()
     batch = builder[0, 0]
@@ -165,7 +166,7 @@ def test_dropout(qwen3_dropout, data, tmp_path, replay, kept, packed, monkeypatc
     loss = two_pass(model, batch, memory)
     torch.manual_seed(5)
     kept = torch.cat([reference(**chunk) for chunk in batch["chunks"]])
-    truth = Objective(TEMPERATURE)(kept, ContrastiveBatch(**batch["layout"]))
+    truth = Objective(TEMPERATURE)(kept, ContrastiveBatch(**batch["contrastive"]))
     truth.backward()
     assert abs(loss - truth.detach()) / truth.detach() < 1e-6
     error = relative(flat_gradient(model), flat_gradient(reference))

@@ -15,7 +15,8 @@ import torch
 from helpers import DRIVER, ROOT, run, train_flags
 from safetensors.torch import load_file
 
-from gritlm.run_folder import RUN_FILE, UNFINISHED, damage
+from gritlm.training.checkpoints import STAGING_FOLDER, find_damage
+from gritlm.training.run_folder import RUN_FILE
 
 pytestmark = pytest.mark.long
 
@@ -47,7 +48,7 @@ def kill_all(process: subprocess.Popen) -> None:
 
 
 def whole(out) -> bool:
-    return all(damage(path) == "" for path in out.glob("checkpoint-*"))
+    return all(find_damage(path) == "" for path in out.glob("checkpoint-*"))
 
 
 def same(one, other) -> bool:
@@ -74,11 +75,11 @@ def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
             if kills < KILLS:
                 time.sleep(rng.uniform(0, 2))
                 if kills % 2:
-                    while process.poll() is None and not (out / UNFINISHED).exists():
+                    while process.poll() is None and not (out / STAGING_FOLDER).exists():
                         pass
                     time.sleep(rng.uniform(0, 0.01))
             if kills < KILLS and process.poll() is None:
-                in_a_save += (out / UNFINISHED).exists()
+                in_a_save += (out / STAGING_FOLDER).exists()
                 if kills % 4 < 2:
                     kill_all(process)
                 elif ranks := workers(process):
@@ -111,7 +112,7 @@ def test_a_full_disk(qwen3_dropout, data, tmp_path, small_disk, ranks):
     whole_flags = train_flags(qwen3_dropout, data, tmp_path / "undisturbed", tmp_path / "cache", **options)
     assert run(DRIVER, tmp_path / "rows", "-", *whole_flags, ranks=ranks).returncode == 0
     flags = train_flags(qwen3_dropout, data, small_disk / "out", tmp_path / "cache", **options)
-    failed = run("-m", "gritlm.train", *flags, ranks=ranks)
+    failed = run("-m", "gritlm", "train", *flags, ranks=ranks)
     assert failed.returncode != 0
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("gritlm: error:")]
     checkpoints = sorted(path.name for path in (small_disk / "out").glob("checkpoint-*"))
@@ -119,7 +120,7 @@ def test_a_full_disk(qwen3_dropout, data, tmp_path, small_disk, ranks):
     assert "could not be written" in line
     assert f"{checkpoints[-1]} is whole: make room and start the same command again" in line
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    resumed = run("-m", "gritlm.train", *flags, ranks=ranks)
+    resumed = run("-m", "gritlm", "train", *flags, ranks=ranks)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert f"{checkpoints[-1]}" in resumed.stdout
     assert same(small_disk / "out", tmp_path / "undisturbed")
@@ -132,14 +133,14 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(qwen3_dropout, data, tmp_p
     newest = tmp_path / "out" / "checkpoint-4"
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
     shutil.copytree(newest, tmp_path / "cut")
-    named = run("-m", "gritlm.train", *flags, "--resume_from_checkpoint", tmp_path / "cut")
+    named = run("-m", "gritlm", "train", *flags, "--resume_from_checkpoint", tmp_path / "cut")
     assert named.returncode == 2
     assert f"--resume_from_checkpoint {tmp_path / 'cut'}: optimizer.pt is cut short: found 100" in named.stderr
     other = train_flags(qwen3_dropout, data, tmp_path / "other", tmp_path / "cache", **options, temperature=0.5)
-    named = run("-m", "gritlm.train", *other, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2")
+    named = run("-m", "gritlm", "train", *other, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2")
     assert named.returncode == 2
     assert "it is of another run: temperature was 0.02, now 0.5" in named.stderr
-    resumed = run("-m", "gritlm.train", *flags)
+    resumed = run("-m", "gritlm", "train", *flags)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert f"{newest} cannot be used: optimizer.pt is cut short" in resumed.stdout
     assert f"resuming from {tmp_path / 'out' / 'checkpoint-2'}" in resumed.stdout
@@ -150,7 +151,7 @@ def test_ranks_that_were_not_started_alike(qwen3, data, tmp_path):
     flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache")
     unlike = tmp_path / "unlike.py"
     unlike.write_text(
-        "import os, sys\nfrom gritlm import train\nfrom gritlm.errors import run_verb\n"
+        "import os, sys\nfrom gritlm.training import train\nfrom gritlm.cli import run_verb\n"
         "sys.exit(run_verb(train.main, sys.argv[1:] + ['--temperature', '0.0' + str(2 + int(os.environ['RANK']))]))\n"
     )
     done = run(unlike, *flags, ranks=2)

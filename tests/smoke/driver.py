@@ -21,9 +21,8 @@ import transformers
 from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
-from gritlm import train
-from gritlm.distributed import leave
-from gritlm.errors import run_verb
+from gritlm.cli import exit_rank, run_verb
+from gritlm.training import train
 
 rows_file = sys.argv[1]
 fault, at_step, on_rank = [*sys.argv[2].split(":"), "0", "0"][:3]
@@ -50,9 +49,9 @@ class Watched(train.EmbeddingTrainer):
         self.calls += 1
         self.copies_kept |= torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()
 
-    def look(self, vectors, layout):
+    def look(self, vectors, contrastive):
         self.off = max(self.off, (vectors.detach().norm(dim=1) - 1).abs().max().item())
-        return self.watched_objective(vectors, layout)
+        return self.watched_objective(vectors, contrastive)
 
     def train(self, **kwargs):
         super().train(**kwargs)
@@ -77,7 +76,7 @@ class Watched(train.EmbeddingTrainer):
         if fault == "count":
             self.watched_objective, self.objective = objective, self.look
         if is_due("nan", self.state.global_step + 1):
-            self.objective = lambda vectors, layout: objective(vectors, layout) * float("nan")
+            self.objective = lambda vectors, contrastive: objective(vectors, contrastive) * float("nan")
         if is_due("oom", self.state.global_step + 1):
             self.objective = out_of_memory
         try:
@@ -86,7 +85,7 @@ class Watched(train.EmbeddingTrainer):
             self.objective = objective
 
 
-def out_of_memory(vectors, layout):
+def out_of_memory(vectors, contrastive):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
@@ -99,4 +98,4 @@ class AtStepEnd(TrainerCallback):
 
 
 train.EmbeddingTrainer = Watched
-leave(run_verb(train.main, sys.argv[3:]))
+exit_rank(run_verb(train.main, sys.argv[3:]))

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from gritlm.data.collator import TextContract, TextEncoder, load_tokenizer
-from gritlm.data.rows import Text
+from gritlm.curation.embedding import embed
+from gritlm.curation.mine import main
 from gritlm.errors import UserError
-from gritlm.mine import main
-from gritlm.model_folder import load_model_folder, save_model_folder
-from gritlm.nearest import embed
+from gritlm.models.folder import load_model_folder, save_model_folder
+from gritlm.models.text import Text, TextContract
+from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def served(qwen3, tmp_path_factory):
     contract = TextContract(query_max_len=64, passage_max_len=64)
     embedder, _ = load_model_folder(str(qwen3), contract)
     folder = tmp_path_factory.mktemp("served")
-    save_model_folder(embedder, TextEncoder(load_tokenizer(str(qwen3), contract), contract), folder)
+    save_model_folder(embedder, TextTokenizer(load_tokenizer(str(qwen3), contract), contract), folder)
     return folder
 
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from helpers import ROOT, run, write_jsonl
 
-from gritlm import benchmark
+from gritlm.benchmark import benchmark
 
 SCRIPT = "scripts/training/train_embonly.sh"
 
@@ -151,10 +151,10 @@ def test_a_wheel_holds_everything(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
-    code = "import gritlm.models.backbone as b, gritlm.data.plan as p; print(b.__file__); print(p.__file__)"
+    code = "import gritlm.models.backbone as b, gritlm.data.batch_plan as p; print(b.__file__); print(p.__file__)"
     done = run("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.stdout.split() == [
-        str(tmp_path / "site" / "gritlm" / name) for name in ("models/backbone.py", "data/plan.py")
+        str(tmp_path / "site" / "gritlm" / name) for name in ("models/backbone.py", "data/batch_plan.py")
     ]
 
 

@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from gritlm import GritLM
-from gritlm.data.collator import CONTRACT_FILE, Chunking, TextContract, make_chunks
-from gritlm.data.rows import Text
-from gritlm.encode import read_texts
+from gritlm.data.texts import read_texts
 from gritlm.errors import UserError
-from gritlm.models.backbone import AttentionError
+from gritlm.models.chunks import ChunkConfig, make_chunks
+from gritlm.models.probe import AttentionError
+from gritlm.models.text import CONTRACT_FILE, Text, TextContract
 
 # One-word queries, other scripts, odd white space, code, longer than the limit: 64 in all.
 PROBES = [
@@ -101,8 +101,8 @@ def test_served_is_trained(trained, qwen3, data, tmp_path):
     ).eval()
     model.config.is_causal = options.get("attn") == "cc"
     model.load_weights(folder / "checkpoint-3")
-    encoder = make_builder(qwen3, data, tmp_path, **text).encoder
-    chunks, row_of_text = make_chunks(encoder([Text(INSTRUCTION, t) for t in PROBES], 48), Chunking(512), 0)
+    text_tokenizer = make_builder(qwen3, data, tmp_path, **text).text_tokenizer
+    chunks, row_of_text = make_chunks(text_tokenizer([Text(INSTRUCTION, t) for t in PROBES], 48), ChunkConfig(512), 0)
     with torch.no_grad():
         trainers = torch.cat([model(**chunk) for chunk in chunks])[row_of_text].numpy()
 
@@ -176,24 +176,24 @@ def test_gritlm_takes_what_gritlm_took(trained):
 
 def test_the_probe_runs_on_load(trained, monkeypatch):
     """A kernel that looks at what stands under the padding is an error, not a wrong vector."""
-    from gritlm import encode
+    from gritlm import gritlm
 
     folder, options = trained
     if options:
         pytest.skip("once is enough")
-    load = encode.load_model_folder
+    load = gritlm.load_model_folder
 
     def blind_to_padding(*args):
-        embedder, text_encoder = load(*args)
+        embedder, text_tokenizer = load(*args)
         forward = embedder.backbone.forward
 
         def blind(attention_mask=None, packing=None, **inputs):
             return forward(**inputs, packing=packing, attention_mask=attention_mask if packing else None)
 
         embedder.backbone.forward = blind
-        return embedder, text_encoder
+        return embedder, text_tokenizer
 
-    monkeypatch.setattr(encode, "load_model_folder", blind_to_padding)
+    monkeypatch.setattr(gritlm, "load_model_folder", blind_to_padding)
     with pytest.raises(AttentionError):
         GritLM(folder)
 

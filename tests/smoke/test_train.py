@@ -195,7 +195,7 @@ def finished(qwen3, data, tmp_path_factory):
 
 
 def refused(*flags: str) -> str:
-    done = run("-m", "gritlm.train", *flags)
+    done = run("-m", "gritlm", "train", *flags)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("gritlm: error:")]

@@ -1,0 +1,73 @@
+"""How a verb runs: its parser, its exit code, and one line on stderr where the user has to act. Imports no torch."""
+
+import argparse
+import atexit
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from gritlm.errors import RankError, UserError
+
+
+def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Run `main(argv)` and return its exit code. A `UserError` becomes one line on stderr and exit code 2.
+
+    So does an `OSError` that names a file: a missing folder, no permission, a full disk. Where all ranks meet the same
+    error, the first rank prints it.
+    """
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}"
+    except UserError as error:
+        message = str(error)
+        first, first_here = (os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
+        if not first and not first_here and not isinstance(error, RankError):
+            return 2
+        if not first and not isinstance(error, RankError):  # the cause may be on this machine alone: a path, a disk
+            message = f"rank {os.environ['RANK']}: {message}"
+    print(f"gritlm: error: {message}", file=sys.stderr, flush=True)
+    return 2
+
+
+def exit_rank(code: int) -> NoReturn:
+    """End this process with an exit code. A rank of a distributed job skips the interpreter's shutdown.
+
+    DTensor's and DeepSpeed's caches keep gloo's threads alive after the process group is destroyed. Such a thread can
+    abort an interpreter that shuts down, and a run that has written everything would end as a failed one.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    atexit._run_exitfuncs()  # loggers flush here
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def verb_parser(verb: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """The parser of `gritlm VERB`. Its help shows the description, the flags, then the examples."""
+    return argparse.ArgumentParser(
+        prog=f"gritlm {verb}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def quieten() -> None:
+    """Keep the libraries' progress bars and known harmless warnings off the screen."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    # accelerate warns of a DDP option that is set on purpose. Buffers are constants here, and a broadcast for each
+    # chunk would hang where ranks have different numbers of chunks.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
+    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*reduce_scatter_tensor.* is deprecated.*")

@@ -1,0 +1,106 @@
+"""Whether a text stands in an evaluation set: exactly, or nearly."""
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from gritlm.data.public_formats import BadRows, read_qrels
+from gritlm.data.rows import decode, read_blocks, text_id
+from gritlm.errors import UserError
+
+SHINGLE, SHARE = 8, 0.8  # words in a row; of a text's shingles, so many in one other text make it nearly the same
+
+
+class _Letters(dict):
+    """For `str.translate`: what is no letter, digit or combining mark becomes a space."""
+
+    def __missing__(self, code: int) -> int:
+        letter = chr(code)
+        self[code] = code if letter.isalnum() or unicodedata.category(letter)[0] == "M" else ord(" ")
+        return self[code]
+
+
+_LETTERS = _Letters()
+
+
+def normal_words(text: str) -> list[str]:
+    """Its words in lower case and in Unicode's compatible form (NFKC), without punctuation."""
+    return unicodedata.normalize("NFKC", text.casefold()).translate(_LETTERS).split()
+
+
+class EvaluationTexts:
+    """Texts to be found again.
+
+    `find` says "exact" for an equal text (trailing white space apart), "near" for one with the same words in the same
+    order, or of whose stretches of 8 words at least 80% stand in one text of the set (or the other way round).
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        self.exact: set[int] = set()
+        self.normal: set[int] = set()
+        self.shingles: dict[int, list[int]] = {}
+        self.sizes: list[int] = []
+        for text in texts:
+            if text_id(text) in self.exact:
+                continue
+            self.exact.add(text_id(text))
+            words = normal_words(text)
+            self.normal.add(hash(tuple(words)))
+            shingles = _shingles(words)
+            for shingle in shingles:
+                self.shingles.setdefault(shingle, []).append(len(self.sizes))
+            self.sizes.append(len(shingles))
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def find(self, text: str) -> str:
+        """exact, near, or ""."""
+        if text_id(text) in self.exact:
+            return "exact"
+        words = normal_words(text)
+        if words and hash(tuple(words)) in self.normal:
+            return "near"
+        shingles = _shingles(words)
+        shared = Counter(number for shingle in shingles for number in self.shingles.get(shingle, ()))
+        near = any(count >= SHARE * min(len(shingles), self.sizes[number]) for number, count in shared.items())
+        return "near" if near else ""
+
+
+def _shingles(words: list[str]) -> set[int]:
+    return {hash(tuple(words[i : i + SHINGLE])) for i in range(len(words) - SHINGLE + 1)}
+
+
+def read_evaluation_queries(path: Path) -> list[str]:
+    """The queries of an evaluation set: a BEIR folder (those of qrels/test.tsv), or rows or texts of a jsonl file.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if path.is_dir():
+        queries, qrels = path / "queries.jsonl", path / "qrels" / "test.tsv"
+        if not queries.is_file():
+            raise UserError(f"{path}: found no queries.jsonl in it, wanted a BEIR folder or a file")
+        wanted = {query for _, query, _, _ in read_qrels(qrels, BadRows())} if qrels.is_file() else None
+        found = [text for key, text in _texts(queries) if wanted is None or key in wanted]
+        if not found:
+            raise UserError(f"{qrels}: found no id of {queries} in it, wanted query-id, corpus-id and score a line")
+        return found
+    return [text for _, text in _texts(path)]
+
+
+def _texts(path: Path) -> Iterable[tuple[str, str]]:
+    for block in read_blocks(path, columns=("_id", "text", "query")):
+        for number, raw in block:
+            row = decode(path, number, raw)
+            key, text = "", row
+            if isinstance(row, dict):
+                key, text = str(row.get("_id", "")), row.get("text", row.get("query"))
+            if isinstance(text, list) and len(text) == 2:  # [instruction, text]
+                text = text[1]
+            if not isinstance(text, str):
+                found = json.dumps(row, ensure_ascii=False, default=str)[:60]
+                raise UserError(f'{path}:{number}: found {found}, wanted a string, or an object with "text" or "query"')
+            yield key, text

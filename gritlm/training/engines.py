@@ -1,0 +1,168 @@
+"""Engines: how the two-pass step talks to what stands around the model, so that the gradient is exact on each.
+
+One class an engine: plain, DistributedDataParallel, FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. All of them average
+the gradient over ranks, and the step wants its sum: `loss_scale` makes up for it.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from gritlm.distributed import all_reduce_max, rank, world_size
+
+Surrogate = Callable[[], Tensor]  # runs one chunk's forward and returns the scalar to back-propagate
+
+
+class Engine:
+    """What the two-pass step needs from the wrapper around the model; this one is of one process, without any.
+
+    Attributes:
+        model: encodes a chunk in pass 1.
+        wrapped: encodes a chunk in pass 2.
+        loss_scale: the local loss times this, reduced as the engine does it, is the sum over ranks.
+    """
+
+    loss_scale = 1.0
+
+    def __init__(self, model: nn.Module):
+        self.model = self.wrapped = model
+
+    def rounds(self, chunks: int) -> int:
+        """How many chunks this rank must run, at least its own: the same on all ranks where a forward is collective."""
+        return chunks
+
+    def may_keep(self, number: int, chunks: int) -> bool:
+        """Whether a chunk's graph may live from pass 1 to pass 2 on this engine."""
+        return True
+
+    def backward(self, surrogates: Sequence[Surrogate]) -> None:
+        """Run and back-propagate each; gradients cross ranks once, with the last."""
+        for surrogate in surrogates:
+            surrogate().backward()
+
+    def step(self) -> None:
+        """Take the optimizer's step, where the engine insists on doing so itself."""
+
+
+class DDPEngine(Engine):
+    """DistributedDataParallel: `no_sync` for all chunks but the last."""
+
+    def __init__(self, wrapped: DistributedDataParallel):
+        self.model, self.wrapped = wrapped.module, wrapped
+        self.loss_scale = float(world_size())
+
+    def may_keep(self, number: int, chunks: int) -> bool:
+        return number < chunks - 1  # the last one's forward tells DDP that the reduction comes
+
+    def backward(self, surrogates: Sequence[Surrogate]) -> None:
+        for number, surrogate in enumerate(surrogates, start=1):
+            with nullcontext() if number == len(surrogates) else self.wrapped.no_sync():
+                surrogate().backward()
+
+
+class ShardedEngine(Engine):
+    """Weights or optimizer in shards: a forward may gather weights, so all ranks run as many."""
+
+    def __init__(self, wrapped: nn.Module):
+        super().__init__(wrapped)
+        self.loss_scale = float(world_size())
+
+    def rounds(self, chunks: int) -> int:
+        return all_reduce_max(chunks)[0]
+
+    def may_keep(self, number: int, chunks: int) -> bool:
+        return False  # a graph that outlives its forward would hold the whole weights that it gathered
+
+
+class FSDP2Engine(ShardedEngine):
+    """FSDP2: gradients stay whole until the last chunk."""
+
+    def backward(self, surrogates: Sequence[Surrogate]) -> None:
+        for number, surrogate in enumerate(surrogates, start=1):
+            self.wrapped.set_requires_gradient_sync(number == len(surrogates))
+            surrogate().backward()
+
+
+class DeepSpeedEngine(ShardedEngine):
+    """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step."""
+
+    def backward(self, surrogates: Sequence[Surrogate]) -> None:
+        with self.wrapped.coalesce_grad_reduction():
+            for surrogate in surrogates:
+                self.wrapped.backward(surrogate(), scale_wrt_gas=False)
+
+    def step(self) -> None:
+        self.wrapped.step()
+
+
+def engine_for(model: nn.Module) -> Engine:
+    """The engine for a model as the Trainer has wrapped it."""
+    if isinstance(model, DistributedDataParallel):
+        return DDPEngine(model)
+    if isinstance(model, FSDPModule):
+        return FSDP2Engine(model)
+    if is_deepspeed(model):
+        return DeepSpeedEngine(model)
+    if world_size() > 1:
+        raise ValueError(f"{type(model).__name__} on {world_size()} ranks: no gradient would cross them")
+    return Engine(model)
+
+
+def wrap_model(model: nn.Module, optimizer: torch.optim.Optimizer, engine: str, device: torch.device):
+    """The model inside an engine by name, and its optimizer, without a Trainer: float32, no clipping, no schedule.
+
+    Args:
+        engine: plain, ddp, fsdp2, zero1, zero2 or zero3.
+    """
+    if engine == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False), optimizer
+    if engine == "fsdp2":
+        for module in model.modules():
+            if type(module).__name__ in model._no_split_modules:
+                fully_shard(module)
+        fully_shard(model)
+        (group,) = optimizer.param_groups
+        return model, type(optimizer)(model.parameters(), **{k: v for k, v in group.items() if k != "params"})
+    if engine.startswith("zero"):
+        import deepspeed
+
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": int(engine[-1])},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "gradient_clipping": 0.0,
+        }
+        wrapped, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        return wrapped, optimizer
+    return model, optimizer
+
+
+def is_deepspeed(model: nn.Module) -> bool:
+    """Without importing DeepSpeed, which takes seconds and is an extra."""
+    return type(model).__module__.startswith("deepspeed.")
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """All weights on the first rank's CPU (an empty dict on the others), or None where every rank has them anyway.
+
+    Gathered one by one, never all on one device. All ranks must call it.
+    """
+    if isinstance(model, FSDPModule):
+        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if is_deepspeed(model) and model.zero_optimization_partition_weights():
+        import deepspeed
+
+        weights = {}
+        for name, parameter in model.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if rank() == 0:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+        return weights
+    return None

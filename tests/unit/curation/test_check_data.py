@@ -1,0 +1,311 @@
+"""The data check: every malformed file gets its verdict, the loader agrees, nothing a file holds is a traceback."""
+
+import errno
+import gzip
+import json
+from math import nan
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gritlm.cli import run_verb
+from gritlm.curation import check_data
+from gritlm.curation.check_data import main
+from gritlm.curation.overlap import EvaluationTexts, read_evaluation_queries
+from gritlm.data.rows import parse_block, read_blocks
+from gritlm.errors import UserError
+
+GOOD = {"query": ["Instruct: x\nQuery: ", "what is it"], "pos": ["this"], "neg": ["that"]}
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def report_of(tmp_path, *paths, more=()) -> tuple[int, list[list[str]]]:
+    """The exit code, and the findings: file name, line, what."""
+    out = tmp_path / "report.tsv"
+    out.unlink(missing_ok=True)
+    code = main([*map(str, paths), "--report", str(out), "--processes", "1", *map(str, more)])
+    rows = [line.split("\t", 2) for line in out.read_text().splitlines()]
+    return code, [[file.rsplit("/", 1)[1], line, what] for file, line, what in rows]
+
+
+def test_clean_is_code_0(tmp_path, capsys):
+    rows = [GOOD, GOOD | {"query": "other", "pos": ["one", "two"], "neg": []}]
+    assert report_of(tmp_path, write(tmp_path / "a.jsonl", *rows)) == (0, [])
+    said = capsys.readouterr().out
+    assert "a.jsonl: 2 rows" in said
+    assert "negatives a row: 0 to 1" in said
+    assert "1 files, 2 good rows, 0 findings" in said
+
+
+def test_every_kind_of_finding(tmp_path, capsys, qwen3):
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    queries = {"1": "which stars are nearest to the sun, and how far away are they?", "2": "an exact one", "3": "train"}
+    write(beir / "queries.jsonl", *({"_id": key, "text": text} for key, text in queries.items()))
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\tx\t1\n2\ty\t1\n")
+    first = [
+        GOOD,
+        '{"query": "q", "pos": [], "neg": []}',
+        GOOD,
+        {"query": "a", "pos": ["p"], "neg": ["p ", "n"]},
+        {"query": "an exact one", "pos": ["p1"], "neg": []},
+        {"query": "Which stars are nearest to the sun and how far away are they", "pos": ["p2"], "neg": []},
+        {"query": "train", "pos": ["p"], "neg": []},
+    ]
+    paths = [write(tmp_path / "a.jsonl", *first), write(tmp_path / "b.jsonl", GOOD)]
+    code, found = report_of(
+        tmp_path, *paths, more=["--eval", beir, "--model_name_or_path", qwen3, "--fix", tmp_path / "fix"]
+    )
+    assert code == 1
+    assert found == [
+        ["a.jsonl", "2", "pos: found an empty list, wanted at least one passage"],
+        ["a.jsonl", "3", "the same row stands before"],
+        ["a.jsonl", "4", "1 negatives repeat a positive"],
+        ["a.jsonl", "5", "the query stands in an evaluation set (exact)"],
+        ["a.jsonl", "6", "the query stands in an evaluation set (near)"],
+        ["b.jsonl", "1", "the same row stands before"],
+    ]
+    said = capsys.readouterr().out
+    assert f"{paths[0]}:2: pos: found an empty list" in said
+    assert "1 positives answer several queries" in said
+    assert "query tokens |" in said
+
+    assert [json.loads(line) for line in (tmp_path / "fix" / "a.jsonl").read_text().splitlines()] == [
+        GOOD,
+        {"query": "a", "pos": ["p"], "neg": ["n"]},
+        {"query": "train", "pos": ["p"], "neg": []},
+    ]
+    assert not (tmp_path / "fix" / "b.jsonl").exists()
+    log = [line.split("\t")[1:3] for line in (tmp_path / "fix" / "dropped.tsv").read_text().splitlines()]
+    assert log == [
+        ["2", "dropped"],
+        ["3", "dropped"],
+        ["4", "mended"],
+        ["5", "dropped"],
+        ["6", "dropped"],
+        ["1", "dropped"],
+    ]
+    assert report_of(tmp_path, tmp_path / "fix" / "a.jsonl", more=["--eval", beir]) == (0, [])
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        main([str(paths[0]), "--fix", str(tmp_path / "fix")])
+
+
+def test_many_processes_say_the_same(tmp_path):
+    rows = [{"query": f"q{n}", "pos": [f"p{n} " + "x" * 900], "neg": []} for n in range(3000)]
+    rows[2500] = rows[7]
+    path = write(tmp_path / "a.jsonl", *rows)  # several stretches
+    with gzip.open(tmp_path / "b.jsonl.gz", "wb") as out:
+        out.write(path.read_bytes()[:-100])
+    one = report_of(tmp_path, path, tmp_path / "b.jsonl.gz")
+    two = report_of(tmp_path, path, tmp_path / "b.jsonl.gz", more=["--processes", 2])
+    assert one == two
+    assert one[1][0] == ["a.jsonl", "2501", "the same row stands before"]
+    assert len(one[1]) == 1 + 2999 + 1  # the cut row of b, and all others of it
+
+
+def test_a_file_cut_short(tmp_path, capsys):
+    whole = gzip.compress("".join(json.dumps(GOOD | {"query": f"q{n}"}) + "\n" for n in range(100)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-20])
+    code, found = report_of(tmp_path, tmp_path / "a.jsonl.gz")
+    assert code == 1
+    assert found[0][1] == "0" and "cannot be read" in found[0][2]
+    assert "a.jsonl.gz: 0 rows" not in capsys.readouterr().out, "what stood before the cut is read"
+
+
+def test_instructions_that_training_refuses(tmp_path, qwen3):
+    rows = [
+        {"query": ["Query:", "runs into the text"], "pos": ["p1"], "neg": []},
+        {"query": ["Query: ", "does not"], "pos": [["P:", "p2"]], "neg": []},
+        {"query": ["many words " * 40, "no room"], "pos": ["p3"], "neg": []},
+    ]
+    path = write(tmp_path / "a.jsonl", *rows)
+    assert report_of(tmp_path, path) == (0, []), "without a model they cannot be judged"
+    code, found = report_of(tmp_path, path, more=["--model_name_or_path", qwen3, "--query_max_len", "32"])
+    assert code == 1 and len(found) == 3
+    assert any("'P:' can share a token" in what for _, _, what in found)
+    assert any("leaves no room" in what and "many words" in what for _, _, what in found)
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    path, report = write(tmp_path / "a.jsonl", GOOD), tmp_path / "a.jsonl" / "report.tsv"
+    assert run_verb(main, [str(path), "--report", str(report)]) == 2
+    assert capsys.readouterr().err == f"gritlm: error: {path}: File exists\n"
+    assert run_verb(main, [str(path), "--report", str(tmp_path / "new" / "report.tsv")]) == 0
+    assert (tmp_path / "new" / "report.tsv").exists()
+
+
+def test_a_report_is_not_written_over_a_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(UserError, match="nothing is overwritten"):
+        main([str(path), "--report", str(path)])
+    assert json.loads(path.read_text()) == GOOD
+
+
+def test_fixed_files_are_all_there_or_none(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    good, writes = check_data.write_fixed, iter([0, 1])
+
+    def full(*args):
+        if next(writes):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return good(*args)
+
+    monkeypatch.setattr(check_data, "write_fixed", full)
+    command = [str(path), str(write(tmp_path / "b.jsonl", GOOD | {"query": "b"})), "--fix", str(tmp_path / "fix")]
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'fix'}'"):
+        main(command)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    monkeypatch.undo()
+    assert main(command) == 0, "control: there is room again"
+
+
+def test_files_that_are_no_data_by_their_names_are_said(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", GOOD)
+    write(tmp_path / "b.json", GOOD)
+    (tmp_path / ".hidden").write_text("")
+    assert main([str(tmp_path)]) == 0
+    assert "not read, for what their names end in: 1 .json\n" in capsys.readouterr().out
+
+
+def test_rows_with_other_instructions_are_no_duplicates(tmp_path):
+    rows = [GOOD | {"pos": [[instruction, "this"]]} for instruction in ("A: ", "B: ", "A: ")]
+    code, found = report_of(tmp_path, write(tmp_path / "a.jsonl", *rows))
+    assert (code, found) == (1, [["a.jsonl", "3", "the same row stands before"]])
+
+
+def test_qrels_are_tab_separated(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    write(tmp_path / "queries.jsonl", {"_id": "a b", "text": "one"}, {"_id": "a", "text": "two"})
+    qrels = tmp_path / "qrels" / "test.tsv"
+    qrels.write_text("query-id\tcorpus-id\tscore\n\na b\td\t1\n")
+    assert read_evaluation_queries(tmp_path) == ["one"]
+    for content, message in ((b"a d 1\n", r"test\.tsv:1: found 'a d 1', wanted"), (b"a\xff\td\t1\n", "UTF-8 text")):
+        qrels.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_evaluation_queries(tmp_path)
+
+
+def test_fixed_files_keep_their_names_and_folders(tmp_path):
+    for name in ("train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0.jsonl", "y/0.jsonl"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, {"query": name, "pos": ["p"], "neg": []}, {"query": name, "pos": ["p"], "neg": ["another row"]})
+    pq.write_table(
+        pa.table({"query": ["t"], "pos": [["p"]], "neg": [["n"]], "at": [nan]}), tmp_path / "data" / "x" / "0.parquet"
+    )
+    report_of(tmp_path, tmp_path / "data", more=["--fix", tmp_path / "fix"])
+    names = sorted(str(path.relative_to(tmp_path / "fix")) for path in (tmp_path / "fix").rglob("*.jsonl"))
+    fixed = ["train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0-3.jsonl", "x/0.jsonl", "y/0.jsonl"]
+    assert names == fixed
+    assert sum(len((tmp_path / "fix" / name).read_text().splitlines()) for name in names) == 11
+    assert report_of(tmp_path, tmp_path / "fix") == (0, [])
+
+
+def test_good_rows_are_not_written_among_the_others(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data" / "a.jsonl", GOOD)
+    with pytest.raises(UserError, match=r"is in .*, and would be read as data"):
+        main([str(path.parent), "--fix", str(path.parent / "fix")])
+    assert main([str(path), "--fix", str(path.parent / "fix")]) == 0, "control: a file is not its folder"
+
+
+def test_parquet_that_is_not_text_is_named(tmp_path):
+    texts = pa.array(["good", "bad"]).view(pa.string())
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, texts.buffers()[1], pa.py_buffer(b"good\xff\xfe!")])
+    lists = pa.array([["p"], ["p"]])
+    pq.write_table(pa.table({"query": broken, "pos": lists, "neg": lists}), tmp_path / "a.parquet")
+    code, found = report_of(tmp_path, tmp_path / "a.parquet")
+    assert code == 1
+    assert "a.parquet:2: found bytes that are not UTF-8" in found[0][2]
+
+
+def test_other_columns_of_a_parquet_file_are_not_looked_at(tmp_path):
+    """A date beyond Python's; and a column that stands twice is refused, for one of them would be lost."""
+    lists, dates = pa.array([["p"]]), pa.array([2**50], pa.timestamp("s"))
+    pq.write_table(pa.table({"query": ["q"], "pos": lists, "neg": lists, "at": dates}), tmp_path / "a.parquet")
+    with pytest.raises(OverflowError):
+        pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert report_of(tmp_path, tmp_path / "a.parquet", more=["--fix", tmp_path / "fix"])[1][0][1] == "1"
+    assert len((tmp_path / "fix" / "a.jsonl").read_text().splitlines()) == 1
+    pq.write_table(pa.table({"query": dates, "pos": lists, "neg": lists}), tmp_path / "b.parquet")
+    assert "b.parquet:1: found " in report_of(tmp_path, tmp_path / "b.parquet")[1][0][2]
+    twice = pa.Table.from_arrays([pa.array(["q"]), lists, lists, lists], names=["query", "pos", "pos", "neg"])
+    pq.write_table(twice, tmp_path / "c.parquet")
+    assert "found the column 'pos' twice" in report_of(tmp_path, tmp_path / "c.parquet")[1][0][2]
+
+
+def test_near_texts_are_found_and_others_not():
+    texts = EvaluationTexts(["The quick brown fox jumps over the lazy dog near the old river bank today", "short one"])
+    assert texts.find("short one ") == "exact"
+    assert texts.find("Short one!") == "near"
+    assert texts.find("Yesterday the quick brown fox jumps over the lazy dog near the old river bank today") == "near"
+    assert texts.find("The quick brown fox sleeps under a tree, far from the lazy dog and the old river bank") == ""
+    assert texts.find("short") == ""
+
+
+def test_marks_and_wide_letters_belong_to_words():
+    texts = EvaluationTexts(["किताब कहाँ है", "ｆｕｌｌ width"])
+    assert texts.find("किताब कहाँ है?") == "near"
+    assert texts.find("कितब कह है") == "", "other vowel signs, other words"
+    assert texts.find("Full width") == "near"
+
+
+def test_every_malformed_file_gets_its_verdict(shared_data, tmp_path):
+    """Of the check and of its exit code, at the right line."""
+    folder, wrong = shared_data / "malformed", []
+    (tmp_path / "symlink_loop.jsonl").symlink_to("symlink_loop.jsonl")
+    for line in (folder / "EXPECTED.tsv").read_text().splitlines():
+        name, number, verdict = line.split("\t")
+        path = folder / name if (folder / name).exists() else tmp_path / name
+        if name == "no_read_permission.jsonl":
+            continue  # root reads it all the same
+        try:
+            code, found = report_of(tmp_path, path)
+        except UserError as error:  # no file at all, which ends the whole check
+            code, found = 2, [[name, "0", str(error)]]
+        expected = (code == 0) if verdict == "OK" else (code > 0 and found[0][1] == number)
+        if not expected:
+            wrong.append((name, number, verdict, code, found[:2]))
+    assert not wrong
+
+
+# ---- a fuzzer
+
+_texts = st.one_of(st.text(max_size=6), st.sampled_from(["", " ", "p", "\ud800", "\u2028", "\x00", "p "]))
+_anything = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_texts, inner, max_size=2)),
+    max_leaves=5,
+)
+_passages = st.one_of(st.lists(st.one_of(_texts, st.lists(_texts, max_size=3)), max_size=3), _anything)
+_rows = st.one_of(
+    st.fixed_dictionaries({"query": st.one_of(_texts, _anything), "pos": _passages, "neg": _passages}),
+    st.just(GOOD),
+    _anything,
+)
+_lines = st.one_of(_rows.map(lambda row: json.dumps(row).encode()), st.binary(max_size=30))
+_files = st.lists(_lines, max_size=5).map(b"\n".join)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+@given(_files, st.sampled_from([".jsonl", ".jsonl.gz", ".parquet"]), st.booleans())
+def test_no_file_is_a_traceback(tmp_path, content, suffix, zipped):
+    """1,000 files: a verdict for each, and the one of the loader."""
+    path = tmp_path / f"fuzz{suffix}"
+    path.write_bytes(gzip.compress(content)[: -1 if len(content) % 7 == 0 else None] if zipped else content)
+    code, found = report_of(tmp_path, path)
+    try:
+        for block in read_blocks(path):
+            parse_block(path, block)
+        assert all("found" not in what for _, _, what in found)
+    except UserError as error:
+        first = min((f for f in found if "found" in f[2] or f[1] == "0"), key=lambda f: int(f[1]) or 10**9)
+        assert code == 1
+        assert str(error).endswith(first[2]) or str(error) == first[2]

@@ -1,0 +1,312 @@
+"""Public shapes into the training format: nothing lost, nothing leaked, and bad input named."""
+
+import csv
+import gzip
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gritlm.curation.prepare import main, split_by_document, write_held_out
+from gritlm.data.records import load_records
+from gritlm.errors import UserError
+from gritlm.models.text import Text
+
+PAIRS = [{"question": f"what is {n}?", "answer": f'the "number", {n}\nand more', "id": n} for n in range(6)]
+
+
+def rows_of(folder, name="data") -> list[dict]:
+    return [json.loads(line) for line in (folder / "train" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def write(path, text: str):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["csv", "tsv", "jsonl", "parquet"])
+def columns(request, tmp_path):
+    """The same pairs in a file of each kind."""
+    path = tmp_path / f"data.{request.param}"
+    if request.param == "csv":
+        with open(path, "w", newline="", encoding="utf-8-sig") as out:
+            writer = csv.DictWriter(out, ["question", "answer", "id"])
+            writer.writeheader()
+            writer.writerows(PAIRS)
+    elif request.param == "tsv":
+        lines = [
+            "question\tanswer\tid",
+            *(f"{p['question']}\t{p['answer']}\t{p['id']}".replace("\n", " ") for p in PAIRS),
+        ]
+        write(path, "\n".join(lines) + "\n")
+    elif request.param == "jsonl":
+        write(path, "".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    else:
+        pq.write_table(pa.Table.from_pylist(PAIRS), path)
+    return path
+
+
+def test_columns(columns, tmp_path):
+    assert main([str(columns), str(tmp_path / "out"), "--instruction", "Answer it", "--licence", "MIT"]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert [row["query"] for row in rows] == [["Instruct: Answer it\nQuery: ", p["question"]] for p in PAIRS]
+    wanted = [p["answer"].replace("\n", " ") if columns.suffix == ".tsv" else p["answer"] for p in PAIRS]
+    assert [row["pos"] for row in rows] == [[text] for text in wanted]
+    (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
+    assert records[3].query == Text("Instruct: Answer it\nQuery: ", "what is 3?")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "licence: MIT" in card and "train: 6 rows" in card
+
+
+def test_triples_and_negative_columns(tmp_path):
+    write(tmp_path / "data.tsv", 'q1\tp1\tn1\nq2 "\tp2\tn2\nq1\tp1\tn3\nq1\tp1\tn1\n')
+    main([str(tmp_path / "data.tsv"), str(tmp_path / "out"), "--no_header"])
+    assert rows_of(tmp_path / "out") == [
+        {"query": "q1", "pos": ["p1"], "neg": ["n1", "n3"]},
+        {"query": 'q2 "', "pos": ["p2"], "neg": ["n2"]},
+    ]
+    row = {"anchor": "q", "positive": ["p", "r"], "negative_1": "n1", "negative_2": "p", "negative_10": None}
+    write(tmp_path / "more.jsonl", json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    main([str(tmp_path / "more.jsonl"), str(tmp_path / "two")])
+    assert rows_of(tmp_path / "two", "more") == [{"query": "q", "pos": ["p", "r"], "neg": ["n1"]}]
+    assert "1 repeated rows (0 more" in (tmp_path / "two" / "README.md").read_text()
+
+
+def beir(folder):
+    (folder / "qrels").mkdir(parents=True)
+    write(
+        folder / "queries.jsonl", "".join(json.dumps({"_id": f"q{n}", "text": f"query {n}"}) + "\n" for n in range(3))
+    )
+    documents = [{"_id": f"d{n}", "title": "T" * (n % 2), "text": f"document {n}"} for n in range(4)]
+    write(folder / "corpus.jsonl", "".join(json.dumps(document) + "\n" for document in documents))
+    write(folder / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\nq0\td1\t1\nq0\td2\t1\nq1\td3\t0\nq2\td0\t2\n")
+    return folder
+
+
+def test_beir(tmp_path):
+    main([str(beir(tmp_path / "set")), str(tmp_path / "out")])
+    assert rows_of(tmp_path / "out", "set") == [
+        {"query": "query 0", "pos": ["T document 1", "document 2"], "neg": []},
+        {"query": "query 2", "pos": ["document 0"], "neg": []},
+    ]
+    with pytest.raises(UserError, match="found the splits train"):
+        main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "test"])
+    write(tmp_path / "set" / "qrels" / "bad.tsv", "query-id\tcorpus-id\tscore\nq0\td9\t1\n")
+    with pytest.raises(UserError, match=r"bad\.tsv:2: found the id 'd9'"):
+        main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "bad"])
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "found"),
+    [
+        ("qrels/train.tsv", "q0\td9\t1", r"train\.tsv:6: found the id 'd9'"),
+        ("qrels/train.tsv", "q0 d1 1", r"train\.tsv:6: found 'q0 d1 1'"),
+        ("corpus.jsonl", '{"_id": "d9"', r"corpus\.jsonl:5: found "),
+    ],
+)
+def test_bad_lines_of_a_beir_folder_can_be_skipped(tmp_path, name, line, found):
+    folder = beir(tmp_path / "set")
+    with open(folder / name, "a") as out:
+        out.write(line + "\n")
+    with pytest.raises(UserError, match=found):
+        main([str(folder), str(tmp_path / "out")])
+    main([str(folder), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out", "set")) == 2
+    assert len((tmp_path / "out" / "skipped.txt").read_text().splitlines()) == 1
+    (folder / "qrels" / "train.tsv").write_bytes(b"q0\td\xff\t1\n")
+    with pytest.raises(UserError, match=r"train\.tsv: found .* wanted tab-separated UTF-8 text"):
+        main([str(folder), str(tmp_path / "other"), "--skip_bad"])
+
+
+def test_a_folder_is_named_by_what_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(beir(tmp_path / "set"))
+    main([".", str(tmp_path / "out")])
+    assert len(rows_of(tmp_path / "out", "set")) == 2
+    for flag, value in (("--name", "a/b"), ("--name", ".hidden"), ("--held_out", "-1")):
+        with pytest.raises(UserError, match=f"{flag} .*wanted"):
+            main([".", str(tmp_path / "other"), flag, value])
+
+
+def test_nothing_held_out_stands_in_train(tmp_path):
+    """Rows that share documents, in chains too, and negatives that are others' positives."""
+    rng = random.Random(0)
+    rows = []
+    for n in range(400):
+        pos = [f"d{rng.choice([n, n, n, n - 1, 7])}" for _ in range(rng.randint(1, 2))]
+        rows.append({"query": f"q{n if n % 9 else n + 1}", "positive": pos, "negatives": [f"d{rng.randrange(400)}"]})
+    write(tmp_path / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    main([str(tmp_path / "data.jsonl"), str(tmp_path / "out"), "--held_out", "60"])
+    train, held = rows_of(tmp_path / "out"), tmp_path / "out" / "held_out"
+    texts = {row["_id"]: row["text"] for row in map(json.loads, (held / "corpus.jsonl").read_text().splitlines())}
+    queries = {row["text"] for row in map(json.loads, (held / "queries.jsonl").read_text().splitlines())}
+    pairs = [line.split("\t") for line in (held / "qrels" / "test.tsv").read_text().splitlines()[1:]]
+    relevant = {texts[document] for _, document, _ in pairs}
+    assert 40 <= len({query for query, _, _ in pairs}) <= 60
+    assert not relevant & {text for row in train for side in ("pos", "neg") for text in row[side]}
+    assert not queries & {row["query"] for row in train}
+    assert len(train) + len({query for query, _, _ in pairs}) >= 390  # less the rows that stand twice
+    order = random.Random(1).sample(rows, len(rows))  # control: a split by row, not by document
+    careless = {text for row in order[:60] for text in row["positive"]}
+    assert careless & {text for row in order[60:] for text in row["positive"]}
+
+
+def test_a_held_out_query_of_several_rows_is_one_query(tmp_path):
+    rows = [{"query": "q", "pos": [f"p{n}", "p0"], "neg": ["p0", "n"]} for n in range(3)]
+    write_held_out(tmp_path, rows)
+    assert (tmp_path / "queries.jsonl").read_text() == '{"_id": "q0", "text": "q"}\n'
+    lines = (tmp_path / "qrels" / "test.tsv").read_text().splitlines()
+    assert lines[1:] == [f"q0\td{n}\t1" for n in (0, 2, 3)]  # d1 is the negative
+
+
+def test_a_held_out_query_is_no_negative_either(tmp_path):
+    rows = [{"query": "q", "pos": ["p"], "neg": []}, {"query": "other", "pos": ["r"], "neg": ["q", "p", "s"]}]
+    drawn = [split_by_document(rows, 1, seed) for seed in range(9)]
+    (train, _, left_out), *_ = [found for found in drawn if found[1] == rows[:1]]
+    assert train == [{"query": "other", "pos": ["r"], "neg": ["s"]}] and left_out == 2
+
+
+def test_what_cannot_be_held_out_is_said(tmp_path):
+    write(tmp_path / "data.jsonl", "".join(json.dumps({"query": f"q{n}", "positive": "p"}) + "\n" for n in range(9)))
+    for wanted, message in ((3, "found no rows apart from the others"), (0, "")):
+        command = [str(tmp_path / "data.jsonl"), str(tmp_path / "out"), "--held_out", str(wanted)]
+        if message:
+            with pytest.raises(UserError, match=message):
+                main(command)
+        else:
+            assert main(command) == 0, "control"
+    write(tmp_path / "one.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
+    with pytest.raises(UserError, match="no row left to train on"):
+        main([str(tmp_path / "one.jsonl"), str(tmp_path / "two"), "--held_out", "1"])
+
+
+def test_flags_of_other_kinds_of_input(tmp_path):
+    path = write(tmp_path / "data.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
+    folder = beir(tmp_path / "set")
+    for source, flags in (
+        (path, ["--no_header"]),
+        (path, ["--split", "test"]),
+        (folder, ["--config", "x"]),
+        (folder, ["--query_column", "text"]),
+        (f"hub:{folder}", ["--no_header"]),
+    ):
+        with pytest.raises(UserError, match=f"{flags[0]} has no effect on "):
+            main([str(source), str(tmp_path / "out"), *flags])
+    with pytest.raises(UserError, match="--seed -1: wanted 0 or more"):
+        main([str(path), str(tmp_path / "out"), "--seed", "-1"])
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv.gz"])
+def test_a_line_that_is_not_utf8_is_named_and_can_be_skipped(tmp_path, name):
+    comma = "," if "csv" in name else "\t"
+    lines = [f"query{comma}positive", f"q{comma}p", f"caf\xe9{comma}p2", *(f"q{n}{comma}p{n}" for n in range(3, 999))]
+    content = "\n".join(lines).encode("latin-1") + b"\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(UserError, match=f"{name}:3: found byte 0xE9, wanted UTF-8 text"):
+        main([str(tmp_path / name), str(tmp_path / "out")])
+    main([str(tmp_path / name), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out")) == 997
+
+
+def test_a_key_that_stands_twice_loses_nothing_in_silence(tmp_path):
+    path = write(tmp_path / "data.csv", "query,positive,positive\nq,p,r\n")
+    with pytest.raises(UserError, match=r"data\.csv:1: found the column 'positive' twice"):
+        main([str(path), str(tmp_path / "out")])
+    folder = beir(tmp_path / "set")
+    with open(folder / "corpus.jsonl", "a") as out:
+        out.write(json.dumps({"_id": "d0", "text": "another"}) + "\n")
+    with pytest.raises(UserError, match=r"corpus\.jsonl:5: found the _id 'd0' a second time"):
+        main([str(folder), str(tmp_path / "out")])
+    main([str(folder), str(tmp_path / "out"), "--skip_bad"])
+    assert rows_of(tmp_path / "out", "set")[1]["pos"] == ["document 0"]
+
+
+def test_negatives_that_are_left_out_are_counted(tmp_path):
+    row = {"query": "q", "positive": "p", "negatives": ["n", "n ", "p", "p", "m"]}
+    path = write(tmp_path / "data.jsonl", json.dumps(row) + "\n")
+    main([str(path), str(tmp_path / "out")])
+    (made,) = rows_of(tmp_path / "out")
+    assert made["neg"] == ["n ", "m"]
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "2 negatives that repeat a positive of their row and 1 that repeat one another" in said
+
+
+def test_a_folder_beside_the_new_one_is_left_alone(tmp_path):
+    path = write(tmp_path / "data.csv", "query,positive\nq,p\n")
+    (tmp_path / "out.part").mkdir()
+    main([str(path), str(tmp_path / "out")])
+    assert (tmp_path / "out.part").is_dir()
+
+
+BAD = {
+    "no such column": ("a,b\n1,2\n", "data.csv: found the columns a, b; wanted one of query, anchor"),
+    "empty positive": ("query,positive\nq,p\nq,\n", "data.csv:3: pos[0]: found an empty text"),
+    "too many columns": ("query,positive\nq,p,x\n", "data.csv:2: found 3 columns, wanted 2"),
+    "no row": ("query,positive\n", "data.csv: found no row"),
+    "open quote": ('query,positive\nq,"p\n', "data.csv:2: found unexpected end of data, wanted comma-separated"),
+    "text behind a quote": ('query,positive\nq,"p"x\n', "data.csv:2: found ',' expected after"),
+    "a row over lines": ('query,positive\nq,"p\np"\nq,"a\nb",x\n', "data.csv:4: found 3 columns, wanted 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(tmp_path, name):
+    content, message = BAD[name]
+    path = write(tmp_path / "data.csv", content)
+    with pytest.raises(UserError) as error:
+        main([str(path), str(tmp_path / "out")])
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_can_be_skipped_and_are_listed(tmp_path):
+    path = write(tmp_path / "data.csv", "query,positive\nq,p\nr,\n")
+    main([str(path), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out")) == 1
+    assert "data.csv:3: pos[0]: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"query,positive\nq,p\n" * 99)[:40]])
+def test_a_damaged_gzip_is_one_line(tmp_path, content):
+    (tmp_path / "data.csv.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.csv\.gz:\d+: found "):
+        main([str(tmp_path / "data.csv.gz"), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("data.jsonl", '{"query": "q2", "pos'), ("data.jsonl", "7"), ("data.tsv", "q2\tp2\tn2\tmore")]
+)
+def test_lines_that_are_no_row_can_be_skipped_too(tmp_path, name, line):
+    good = ["query\tpositive\tnegative", "q\tp\tn", "q3\tp3\tn3"]
+    if name.endswith("jsonl"):
+        good = ["", '{"query": "q", "pos": ["p"]}', '{"query": "q3", "pos": ["p3"]}']
+    path = write(tmp_path / name, "\n".join([*good[:2], line, good[2]]).lstrip("\n") + "\n")
+    with pytest.raises(UserError, match="--skip_bad"):
+        main([str(path), str(tmp_path / "out")])
+    main([str(path), str(tmp_path / "out"), "--skip_bad"])
+    assert len(rows_of(tmp_path / "out")) == 2
+    assert f"{name}:{2 if name.endswith('jsonl') else 3}: " in (tmp_path / "out" / "skipped.txt").read_text()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="hub:nobody/nothing: cannot be read: ") as error:
+        main(["hub:nobody/nothing", str(tmp_path / "out")])
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_data_set(tmp_path):
+    """A folder stands in for a hub's repository; the library reads both alike."""
+    (tmp_path / "repo").mkdir()
+    write(tmp_path / "repo" / "train.jsonl", "".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    main([f"hub:{tmp_path / 'repo'}", str(tmp_path / "out")])
+    assert len(rows_of(tmp_path / "out", "repo")) == 6
+
+
+def test_real_sets(shared_data, tmp_path):
+    main([str(shared_data / "beir" / "scifact"), str(tmp_path / "out"), "--held_out", "100"])
+    train = rows_of(tmp_path / "out", "scifact")
+    assert len(train) + 100 >= 800
+    (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
+    assert len(records) == len(train)

@@ -1,0 +1,159 @@
+"""Flags: wrong ones end in one line, and the README's table is the one the code makes."""
+
+import re
+from contextlib import nullcontext
+
+import pytest
+from helpers import ROOT, run, write_jsonl
+
+from gritlm.data.records import load_records
+from gritlm.errors import UserError
+from gritlm.training.arguments import check_json, flag_table, parse
+from gritlm.training.setup import make_plan
+
+
+@pytest.fixture
+def flags(tmp_path) -> dict:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    return {
+        "model_name_or_path": "some/model",
+        "train_data": tmp_path / "data.jsonl",
+        "output_dir": tmp_path / "out",
+        "use_cpu": True,
+        "global_batch_size": 64,
+    }
+
+
+def as_list(flags: dict) -> list[str]:
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def test_the_recipe_is_the_default(flags):
+    del flags["global_batch_size"]
+    model, data, training = parse(as_list(flags))
+    assert (model.attn, model.pooling_method, model.normalized) == ("bb", "mean", True)
+    assert (data.train_group_size, data.query_max_len, data.passage_max_len) == (4, 512, 512)
+    assert (training.global_batch_size, training.temperature) == (2048, 0.02)
+    assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (2e-5, 0.05, 0.03)
+    assert (training.lr_scheduler_type, training.num_train_epochs, training.optim) == ("cosine", 1, "adamw_torch_fused")
+
+
+def test_the_scripts_recipe_is_the_same(flags):
+    """The variables of train_embonly.sh repeat the defaults for the reader; they must not drift."""
+    script = (ROOT / "scripts/training/train_embonly.sh").read_text()
+    groups = parse(as_list({k: v for k, v in flags.items() if k != "global_batch_size"}))
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    shown = re.findall(r"^([A-Z_]+)=\$\{\1:-([-\d.e]+)\}", script, re.MULTILINE)
+    recipe = {name.lower(): value for name, value in shown if name.lower() in values}
+    assert len(recipe) == 8
+    assert {name: float(value) for name, value in recipe.items()} == {name: values[name] for name in recipe}
+
+
+WRONG = {
+    "no model": ({"model_name_or_path": ""}, "--model_name_or_path is missing"),
+    "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
+    "accumulation": ({"gradient_accumulation_steps": 4}, "--gradient_accumulation_steps: wanted 1"),
+    "nothing to go on with": ({"save_only_model": True}, "--save_only_model: not supported"),
+    "seed": ({"seed": -1}, "--seed: found -1, wanted 0 or more"),
+    "hang timeout": ({"hang_timeout": -1}, "--hang_timeout: found -1.0, wanted 0 or more"),
+    "fp16": ({"fp16": True}, "--fp16: not supported"),
+    "blind pooling": ({"attn": "cc", "pooling_method": "cls"}, "--attn cc with --pooling_method cls"),
+    "two batch sizes": ({"per_device_train_batch_size": 16}, "contradicts --global_batch_size 64"),
+    "temperature": ({"temperature": 0}, "--temperature: found 0.0, wanted a number above 0"),
+    "chunk too small": ({"chunk_tokens": 100}, "--chunk_tokens 100 holds not even one text of 512 tokens"),
+    "sampling": ({"sampling_temperature": 0}, "--sampling_temperature: found 0.0, wanted a number above 0"),
+    "no such engine file": ({"deepspeed": "absent.json"}, "--deepspeed absent.json: No such file"),
+    "fsdp on a CPU": ({"fsdp": "full_shard"}, "--fsdp: found no GPUs under torchrun"),
+    "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
+    "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring passes other"),
+    "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
+    "data skip": ({"ignore_data_skip": True}, "--ignore_data_skip: not supported, a run could not go on"),
+    "other seed": ({"data_seed": 1}, "--data_seed: not supported"),
+    "half a batch": ({"dataloader_drop_last": True}, "--dataloader_drop_last: not supported"),
+    "other loss": ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor: not supported"),
+    "noise": ({"neftune_noise_alpha": 5}, "--neftune_noise_alpha: not supported"),
+    "cache": ({"torch_empty_cache_steps": 5}, "--torch_empty_cache_steps: not supported"),
+    "hub": ({"push_to_hub": True}, "--push_to_hub: not supported"),
+    "other seed, though 0": ({"data_seed": 0}, "--data_seed: not supported"),
+    "other order": ({"train_sampling_strategy": "group_by_length"}, "--train_sampling_strategy: not supported"),
+    "accelerate": ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config: not supported"),
+    "liger": ({"use_liger_kernel": True}, "--use_liger_kernel: not supported"),
+    "evaluation": ({"eval_strategy": "steps", "eval_steps": 5}, "--eval_strategy: not supported, a run evaluates"),
+    "hugging face's own": ({"lr_scheduler_type": "sine"}, "sine"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_flags_that_cannot_work(flags, name):
+    change, message = WRONG[name]
+    with pytest.raises(UserError) as error:
+        parse(as_list(flags | change))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+ENGINE_FILES = {
+    "no JSON": ("deepspeed", "{", "no JSON"),
+    "no object": ("fsdp_config", "[]", "found list, wanted a JSON object"),
+    "no object within": ("deepspeed", '{"zero_optimization": true}', "zero_optimization: found bool, wanted a JSON"),
+    "no ZeRO": ("deepspeed", '{"zero_optimization": {"stage": 0}}', "zero_optimization.stage"),
+    "offload": (
+        "deepspeed",
+        '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+        "offload_param",
+    ),
+    "clipping unsaid": ("deepspeed", '{"zero_optimization": {"stage": 2}}', "DeepSpeed's own default is 1.0"),
+    "fsdp 1": ("fsdp_config", '{"version": 1}', "version"),
+}
+
+
+@pytest.mark.parametrize("name", ENGINE_FILES)
+def test_engine_files_that_no_test_has_seen(flags, tmp_path, name):
+    flag, text, message = ENGINE_FILES[name]
+    path = tmp_path / "engine.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"--{flag}.*{re.escape(message)}"):
+        parse(as_list(flags | {flag: path}))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "scripts/parallel").glob("*.json")), ids=lambda path: path.name)
+def test_the_shipped_engine_files_are_accepted(file):
+    check_json("fsdp_config" if "fsdp" in file.name else "deepspeed", str(file))
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_a_rank_of_one_query_needs_others_or_hard_negatives(flags, tmp_path, negatives):
+    write_jsonl(tmp_path / "pairs.jsonl", 16, negatives, 0)
+    (records,) = load_records(tmp_path / "pairs.jsonl", tmp_path / "cache")
+
+    def plan(ranks: int, **more):
+        _, data, training = parse(as_list(flags | {"global_batch_size": 8} | more))
+        return make_plan(data, training, [records], ranks)
+
+    alone = {"negatives_cross_device": False}
+    for more in (alone | {"train_group_size": 1}, alone):
+        with nullcontext() if negatives and more == alone else pytest.raises(UserError, match="a query none"):
+            plan(8, **more)
+        plan(4, **more)
+    plan(8, train_group_size=1)
+
+
+def test_on_the_command_line_it_is_one_line_and_code_2(flags):
+    done = run("-m", "gritlm", "train", *as_list(flags | {"temperature": 0}))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "gritlm: error: --temperature: found 0.0, wanted a number above 0"
+    assert "Traceback" not in done.stderr
+    assert run("-m", "gritlm", "train", *as_list(flags), "--no_such_flag", "1").returncode == 2
+
+
+def test_the_readmes_flag_table_is_up_to_date():
+    readme = (ROOT / "README.md").read_text()
+    assert flag_table() in readme, "regenerate: python -c 'from gritlm.arguments import *; print(flag_table())'"
+
+
+def test_the_readmes_picture_says_what_benchmarks_say():
+    picture, measured = ((ROOT / name).read_text() for name in ("assets/step_time.svg", "benchmarks.md"))
+    said = re.findall(r">([\d.]+) s(?: \(([\d.]+) GB\))?<", picture)
+    assert len(said) == 6
+    for seconds, memory in said:
+        assert f" {seconds} " in measured and (not memory or f"{memory} GB" in measured)

@@ -15,7 +15,7 @@ HELP = {
     "encode": "turn texts into vectors with a trained model",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
     "quickstart": "build the task made of this machine's own Python, and report on it",
-    "benchmark": "time a training step, alone or beside a peer; count the memory that it needs",
+    "benchmark": "measure a training step, the loss or encoding, also beside sentence-transformers; count GPU memory",
 }
 
 

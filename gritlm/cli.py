@@ -2,6 +2,8 @@
 
 import argparse
 import atexit
+import difflib
+import logging
 import os
 import sys
 import warnings
@@ -48,9 +50,40 @@ def exit_rank(code: int) -> NoReturn:
     os._exit(code)
 
 
+class OneLineErrors(argparse.ArgumentParser):
+    """A parser whose errors are one line, raised as `UserError`. An unknown flag gets a hint, or the nearest flag.
+
+    Attributes:
+        hints: unknown flag without dashes -> what to use in its place.
+    """
+
+    hints: dict[str, str] = {}  # noqa: RUF012
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"found {word!r} where no value is wanted"
+        name = word.split("=")[0]
+        if hint := self.hints.get(name.lstrip("-").replace("-", "_")):
+            return f"{name}: no such flag here; {hint}"
+        flags = [option for action in self._actions for option in action.option_strings if "-" not in option[2:]]
+        wanted = "--" + name.lstrip("-").replace("-", "_")
+        longer = [flag for flag in flags if flag.startswith(wanted)]
+        nearest = longer or difflib.get_close_matches(wanted, flags, 1, 0.0)
+        return f"{name}: no such flag; the nearest is {nearest[0]} ({self.prog} --help lists all)"
+
+
 def verb_parser(verb: str, description: str | None, examples: str) -> argparse.ArgumentParser:
     """The parser of `gritlm VERB`. Its help shows the description, the flags, then the examples."""
-    return argparse.ArgumentParser(
+    return OneLineErrors(
         prog=f"gritlm {verb}",
         description=description,
         epilog=examples,
@@ -59,11 +92,17 @@ def verb_parser(verb: str, description: str | None, examples: str) -> argparse.A
     )
 
 
-def quieten() -> None:
-    """Keep the libraries' progress bars and known harmless warnings off the screen."""
+def quieten(deepspeed: bool = False) -> None:
+    """Keep the libraries' progress bars and known harmless warnings off the screen.
+
+    `deepspeed` says that DeepSpeed is in use. Elsewhere accelerate imports it all the same, and it logs its start.
+    """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    if not deepspeed:
+        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore", message="Can't initialize NVML")
     # accelerate warns of a DDP option that is set on purpose. Buffers are constants here, and a broadcast for each
     # chunk would hang where ranks have different numbers of chunks.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")

@@ -1,15 +1,32 @@
-"""Ranks: gathers and reductions between them. Everything here also works with one process.
+"""Ranks: the collectives between them. Everything here also works with one process.
 
 Only this file and engines.py import torch.distributed.
 """
 
 import functools
 import os
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException as ShardsUnsaved  # noqa: F401
+
+# torch 2.13 renamed these two.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share one global batch: how many there are, and which one this is."""
+
+    size: int = 1
+    rank: int = 0
+
+
+def all_ranks() -> Ranks:
+    return Ranks(world_size(), rank())
 
 
 def world_size() -> int:
@@ -21,7 +38,7 @@ def rank() -> int:
 
 
 def init_process_group() -> torch.device:
-    """Join the process group that torchrun describes; the device of this process."""
+    """Join the process group that torchrun describes. Returns the device of this process."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
@@ -31,7 +48,7 @@ def init_process_group() -> torch.device:
 
 
 def shared_store() -> dist.TCPStore | None:
-    """A connection of one's own to the store that torchrun's ranks share; None for a single process."""
+    """A new connection to the store that torchrun's ranks share; None for a single process."""
     if world_size() == 1:
         return None
     return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)
@@ -47,9 +64,9 @@ def barrier() -> None:
 
 
 def destroy_process_group() -> None:
-    """Leave the process group; without it a rank's exit can hang or warn."""
+    """Leave the process group. A rank that exits without it can hang or warn."""
     if dist.is_initialized():
-        _cpu_group.cache_clear()  # a group that is still referred to keeps its threads
+        _cpu_group.cache_clear()  # a group with a reference left keeps its threads
         dist.destroy_process_group()
 
 
@@ -58,7 +75,7 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     out = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-    dist.all_gather_single(out, x.contiguous())
+    getattr(dist, _ALL_GATHER)(out, x.contiguous())
     return out
 
 
@@ -79,7 +96,7 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         # Each rank's loss depends on this rank's rows: the gradient of their sum is the sum of the slices.
         own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
-        dist.reduce_scatter_single(own, grad.contiguous())
+        getattr(dist, _REDUCE_SCATTER)(own, grad.contiguous())
         return own
 
 
@@ -89,25 +106,25 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 
 
 def ring_shift(x: Tensor) -> Tensor:
-    """Give `x` to the next rank of the ring and take the one of the rank before (same shape). No gradient."""
+    """Send `x` to the next rank of the ring and return the previous rank's (same shape). No gradient."""
     if world_size() == 1:
         return x
-    taken = torch.empty_like(x)
-    give = dist.P2POp(dist.isend, x.contiguous(), (rank() + 1) % world_size())
-    take = dist.P2POp(dist.irecv, taken, (rank() - 1) % world_size())
-    for transfer in dist.batch_isend_irecv([give, take]):
+    received = torch.empty_like(x)
+    send = dist.P2POp(dist.isend, x.contiguous(), (rank() + 1) % world_size())
+    receive = dist.P2POp(dist.irecv, received, (rank() - 1) % world_size())
+    for transfer in dist.batch_isend_irecv([send, receive]):
         transfer.wait()
-    return taken
+    return received
 
 
 @functools.cache
 def _cpu_group():
-    """A process group for the host's own small numbers, so that they never wait for the device."""
+    """A gloo group for small numbers on the host, which then never wait for the device."""
     return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def all_reduce_max(*values: int) -> list[int]:
-    """The largest value of any rank, for each of some integers on the host. All ranks must call it."""
+    """The maximum over ranks of each integer. Runs on the host; all ranks must call it."""
     if world_size() == 1:
         return list(values)
     agreed = torch.tensor(values, dtype=torch.int64)

@@ -1,7 +1,8 @@
-"""The `GritLM` class: a trained model folder as a text text_tokenizer."""
+"""The `GritLM` class: encodes texts with a trained model folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,21 @@ from gritlm.models.folder import load_model_folder
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import Text, TextContract, titled
 
+CHUNK_TOKENS = 16384
+TEXTS_AT_ONCE = 16384  # bounds the memory for the tokens of a large corpus
+
 
 class GritLM:
-    """A trained model folder as a text text_tokenizer.
+    """Encodes texts with a trained model folder.
 
     Args:
-        folder: what training wrote (its output folder or a checkpoint in it).
-        contract: only for a bare backbone without a text contract of its own.
-        device: None takes CUDA where there is one.
-        dtype: of the weights; None keeps float32 on the CPU and takes bfloat16 on CUDA.
-        attn_implementation: the attention kernel.
+        folder: a model folder that `gritlm train` wrote: its output folder or a checkpoint.
+        contract: only for a bare backbone, which has no text contract.
+        device: None is CUDA where there is one, else the CPU.
+        dtype: of the weights. None is float32 on the CPU and bfloat16 on CUDA.
+        attn_implementation: the attention kernel, "packed" or one of transformers' names.
     Raises:
-        UserError: the folder is no model, or its attention is not what its config says.
+        UserError: the folder is not a model, or its attention differs from what its config.json says.
     """
 
     def __init__(
@@ -54,53 +58,68 @@ class GritLM:
         texts: str | Sequence[str],
         instruction: str = "",
         max_length: int | None = None,
-        chunk_tokens: int = 16384,
+        chunk_tokens: int | None = None,
         convert_to_tensor: bool = False,
         show_progress: bool = False,
+        *,
+        batch_size: int | None = None,
+        embed_instruction: bool | None = None,
+        recast: bool = False,
     ) -> np.ndarray | torch.Tensor:
-        """Encode texts, each with the instruction right before it.
+        """Encode texts, each with the instruction directly before it.
+
+        `batch_size`, `embed_instruction` and `recast` are those of the original GritLM class
+        (https://github.com/ContextualAI/gritlm).
 
         Args:
             texts: one text or many.
-            instruction: put before each text as it stands, not pooled unless the contract says so.
-            max_length: in tokens, instruction included; None is the contract's passage limit.
-            chunk_tokens: tokens (padding included) encoded at once.
+            instruction: put before each text without a separator.
+            max_length: limit in tokens, instruction included. None is the contract's limit for passages.
+            chunk_tokens: tokens encoded at once, padding included. None is 16384, or follows from `batch_size`.
+            convert_to_tensor: return a tensor in place of an array.
+            show_progress: show a progress bar on stderr.
+            batch_size: used if `chunk_tokens` is None, which is then `batch_size * max_length`.
+            embed_instruction: pool the instruction's tokens, too. None is the contract's choice.
+            recast: accepted without effect. The original casts vectors to the model's dtype; these are always float32.
         Raises:
-            UserError: the instruction can share a token with the text behind it, or fills the limit.
+            UserError: the instruction can share a token with the text after it, or leaves no room for one.
         Returns:
-            float32 (D,) for one text, (N, D) for many; numpy, or a CPU tensor with `convert_to_tensor`.
+            float32 (D,) for one text, (N, D) for many; a numpy array, or a CPU tensor with `convert_to_tensor`.
         """
-        one = isinstance(texts, str)
-        items = [Text(instruction, text) for text in ([texts] if one else texts)]
+        items = [Text(instruction, text) for text in ([texts] if isinstance(texts, str) else texts)]
         limit = max_length or self.contract.passage_max_len
         self.text_tokenizer.check_instruction(instruction, limit, "max_length")
-        chunking = ChunkConfig(chunk_tokens, self.model.packed)
+        chunk_tokens = chunk_tokens or (batch_size * limit if batch_size else CHUNK_TOKENS)
+        chunking, pad_id = ChunkConfig(chunk_tokens, self.model.packed), self.text_tokenizer.tokenizer.pad_token_id
         vectors = torch.empty(len(items), self.model.embedding_dim)
         with tqdm(total=len(items), desc="encoding", unit=" texts", disable=not show_progress) as progress:
-            # A stretch at a time, so that a large corpus is not held in tokens all at once.
-            for start in range(0, len(items), 16384):
-                stretch = items[start : start + 16384]
-                tokens = self.text_tokenizer(stretch, limit)
-                chunks, row_of_text = make_chunks(tokens, chunking, self.text_tokenizer.tokenizer.pad_token_id)
+            for start in range(0, len(items), TEXTS_AT_ONCE):
+                tokens = self.text_tokenizer(items[start : start + TEXTS_AT_ONCE], limit, embed_instruction)
+                chunks, row_of_text = make_chunks(tokens, chunking, pad_id)
                 rows = []
                 for chunk in chunks:
                     rows.append(self.model(**to_device(chunk, self.device)).float().cpu())
                     progress.update(len(rows[-1]))
-                vectors[start : start + len(stretch)] = torch.cat(rows)[row_of_text]
-        result = vectors[0] if one else vectors
+                vectors[start : start + len(tokens)] = torch.cat(rows)[row_of_text]
+        result = vectors[0] if isinstance(texts, str) else vectors
         return result if convert_to_tensor else result.numpy()
 
-    def encode_queries(self, queries: str | Sequence[str], **options) -> np.ndarray | torch.Tensor:
-        """`encode` with the model's own query instruction and query limit, unless others are given."""
+    def encode_queries(self, queries: str | Sequence[str], **options: Any) -> np.ndarray | torch.Tensor:
+        """`encode` with the contract's query instruction and limit, unless `options` give others."""
         options.setdefault("instruction", self.contract.prompts.get("query", ""))
         options.setdefault("max_length", self.contract.query_max_len)
         return self.encode(queries, **options)
 
     def encode_corpus(
-        self, corpus: str | Sequence[str] | Sequence[Mapping[str, str]], **options
+        self, corpus: str | Mapping[str, str] | Sequence[str | Mapping[str, str]], **options: Any
     ) -> np.ndarray | torch.Tensor:
-        """`encode` of passages; a mapping's title and text are joined by a space, as in BEIR."""
-        if not isinstance(corpus, str):
-            corpus = [p if isinstance(p, str) else titled(p) for p in corpus]
+        """`encode` of passages with the contract's passage instruction, unless `options` give another.
+
+        Args:
+            corpus: texts, or mappings with "text" and perhaps "title", which a space joins as in BEIR.
+        """
         options.setdefault("instruction", self.contract.prompts.get("document", ""))
-        return self.encode(corpus, **options)
+        if isinstance(corpus, str):
+            return self.encode(corpus, **options)
+        passages = [corpus] if isinstance(corpus, Mapping) else corpus
+        return self.encode([p if isinstance(p, str) else titled(p) for p in passages], **options)

@@ -1,1 +1,1 @@
-"""Text in, unit vector out: the network, its tokenizer, and the folder that holds both. Imports nothing by itself."""
+"""Texts to vectors: the network, its tokenizer, and the folder that holds both. This file imports nothing."""

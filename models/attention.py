@@ -1,11 +1,12 @@
-"""Padding-free attention, registered with transformers under the name "packed"; no model code is touched.
+"""Padding-free attention, registered with transformers under the name "packed". No model code is patched.
 
-A chunk is one row of texts, one after the other; each attends to itself alone. On CUDA one varlen flash kernel does it,
-elsewhere one call per run of equally long texts (on a CPU the flash kernel's cost is then that of the real tokens).
-Padded batches take transformers' own sdpa path under the same name.
+A packed chunk is one row that holds its texts end to end; each text attends only to itself. On CUDA one varlen flash
+kernel handles the row. Elsewhere each run of equally long texts is one call, so a CPU computes no padding.
+Padded batches under the same name take transformers' own sdpa path.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,17 @@ PACKED = "packed"
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the texts of a packed row lie: (count, length) of each run on the host, the starts on the device."""
+    """Where the N texts of a packed row begin and end.
+
+    equal_length_runs: (count, length) of each run of equally long texts, on the host.
+    cu_seqlens: int32 (N + 1,), cumulative lengths from 0, on the device.
+    """
 
     equal_length_runs: tuple[tuple[int, int], ...]
-    cu_seqlens: Tensor  # int32 (N + 1,), 0 and the end of each text
+    cu_seqlens: Tensor
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         return max(length for _, length in self.equal_length_runs)
 
 
@@ -38,26 +43,34 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     packing: Packing | None = None,
-    **more,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface. H query heads, K key heads (H a multiple of K), T tokens, head width d.
 
+    Args:
+        packing: the texts of a packed row; None for a padded batch, which may have any batch size.
     Returns:
-        (1, T, H, d), and no weights.
+        (1, T, H, d), and None for the attention weights.
     """
     if packing is None:
         return sdpa_attention_forward(
-            module, query_1HTd, key_1KTd, value_1KTd, attention_mask, dropout=dropout, scaling=scaling, **more
+            module, query_1HTd, key_1KTd, value_1KTd, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    causal = module.config.is_causal
+    config: Any = module.config
+    causal = config.is_causal
     half = value_1KTd.dtype in (torch.bfloat16, torch.float16)
     if not varlen_unavailable_reason(query_1HTd.device, half, dropout):
         return _one_varlen_call(query_1HTd, key_1KTd, value_1KTd, packing, scaling, causal), None
-    return _a_call_per_run(query_1HTd, key_1KTd, value_1KTd, packing, dropout, scaling, causal), None
+    return _one_call_per_run(query_1HTd, key_1KTd, value_1KTd, packing, dropout, scaling, causal), None
 
 
 def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float) -> str:
-    """What keeps a row's texts from one varlen kernel (slow on a GPU, not on a CPU); "" if nothing does."""
+    """Why the varlen kernel cannot be used; "" if it can. Without it a GPU is slow, a CPU is not.
+
+    Args:
+        half: queries, keys and values are bfloat16 or float16.
+        dropout: probability of dropping an attention weight.
+    """
     if device.type != "cuda":
         return "no GPU"
     if dropout:
@@ -68,23 +81,33 @@ def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float) 
     return "" if major >= 8 else f"a GPU of compute capability {major}.{minor}, older than 8.0"
 
 
-def _one_varlen_call(query, key, value, packing: Packing, scaling: float | None, causal: bool) -> Tensor:
+def _one_varlen_call(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None, causal: bool
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # Under autocast the norms before give float32; the kernel wants one dtype.
+    # Under autocast the query and key norms return float32; the kernel needs one dtype.
     query_THd, key_TKd, value_TKd = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    starts, longest = packing.cu_seqlens, packing.longest
-    window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(
-        *(query_THd, key_TKd, value_TKd, starts, starts, longest, longest),
+    cu_seqlens, max_length = packing.cu_seqlens, packing.max_length
+    output_THd: Any = varlen_attn(
+        *(query_THd, key_TKd, value_TKd, cu_seqlens, cu_seqlens, max_length, max_length),
         scale=scaling,
-        window_size=window,
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=True,
-    )[None]
+    )
+    return output_THd[None]
 
 
-def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling: float | None, causal: bool) -> Tensor:
-    # split, not slices: its backward is one concatenation, not a whole tensor of zeros for each run.
+def _one_call_per_run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    dropout: float,
+    scaling: float | None,
+    causal: bool,
+) -> Tensor:
+    # split, not slices: the backward of split is one concatenation, that of a slice a whole tensor of zeros.
     sizes = [count * length for count, length in packing.equal_length_runs]
     outputs = []
     for (count, length), *parts in zip(
@@ -99,7 +122,7 @@ def _a_call_per_run(query, key, value, packing: Packing, dropout: float, scaling
             enable_gqa=True,
         )
         outputs.append(output_nHLd.transpose(1, 2).flatten(0, 1))
-    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[None]
+    return torch.cat(outputs)[None]  # of a single run, too: another memory layout would recompile the layers
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -1,7 +1,7 @@
-"""Load a decoder LLM and make it an text_tokenizer; prove by probe that its attention is what was asked for.
+"""Load a decoder LLM as the backbone of an embedding model, bidirectional or causal.
 
-Since transformers 5.2 `config.is_causal = False` alone makes a stock Qwen2/Qwen3 bidirectional, on every
-attention implementation, and `config.json` carries it to every loader. Nothing is patched.
+Since transformers 5.2 `config.is_causal = False` alone makes a stock Qwen2 or Qwen3 bidirectional with every attention
+implementation, and config.json carries it to every loader. Nothing is patched.
 """
 
 from pathlib import Path
@@ -16,11 +16,13 @@ SUPPORTED = ("qwen2", "qwen3")
 ATTENTION = {"bb": False, "cc": True}
 
 
-def load_config(name_or_path: str, attn: str = "bb", trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The backbone's config with `is_causal` set for `attn` (bb: bidirectional, cc: causal). Loads no weights.
+def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The backbone's config. Loads no weights.
 
+    Args:
+        attn: sets `is_causal`: "bb" for bidirectional, "cc" for causal attention. None keeps what config.json says.
     Raises:
-        UserError: the model does not exist, is not supported, or limits attention in another way.
+        UserError: the model does not exist or is not supported, or `attn` is None and config.json has no `is_causal`.
     """
     if name_or_path.startswith((".", "/", "~")) and not (Path(name_or_path) / "config.json").is_file():
         raise UserError(f"--model_name_or_path {name_or_path}: found no config.json there, wanted a model folder")
@@ -28,7 +30,7 @@ def load_config(name_or_path: str, attn: str = "bb", trust_remote_code: bool = F
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--model_name_or_path {name_or_path}: neither a model folder nor a model that the hub gives: "
+            f"--model_name_or_path {name_or_path}: neither a model folder nor a model on the hub: "
             + str(error).strip().splitlines()[0]
         ) from error
     if config.model_type not in SUPPORTED:
@@ -37,7 +39,10 @@ def load_config(name_or_path: str, attn: str = "bb", trust_remote_code: bool = F
         )
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         raise UserError(f"--model_name_or_path {name_or_path}: sliding-window layers are not supported")
-    config.is_causal = ATTENTION[attn]
+    if attn is not None:
+        config.is_causal = ATTENTION[attn]
+    elif not hasattr(config, "is_causal"):
+        raise UserError(f"{name_or_path}: found no is_causal in its config.json, wanted true or false")
     return config
 
 
@@ -49,10 +54,17 @@ def load_backbone(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The decoder stack without its language-model head, float32 weights.
+    """The decoder stack without its language-model head, with float32 weights.
 
-    Float32 because bf16 weights under AdamW at a fine-tuning learning rate stand still; bf16 comes from autocast.
-    `reset_weight` draws the weights from the model's own initialisation (seeded) and reads none from disk.
+    Float32 because AdamW at a fine-tuning learning rate rounds most updates of bf16 weights away. Autocast gives bf16.
+
+    Args:
+        config: from `load_config`.
+        attn_implementation: the attention kernel, "packed" or one of transformers' names.
+        reset_weight: draw the weights from the model's own initialisation and read none from disk.
+        seed: of that initialisation.
+    Raises:
+        UserError: the attention kernel is not available, or weights are missing or unreadable.
     """
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     try:

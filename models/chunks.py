@@ -1,8 +1,9 @@
-"""Tokenised texts, cut into what the model takes at once."""
+"""Tokenised texts, cut into the chunks that the model encodes one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from gritlm.models.tokenizer import Tokens
 
 @dataclass(frozen=True)
 class ChunkConfig:
-    """How texts are cut into what the model takes at once.
+    """How texts are cut into chunks.
 
-    tokens: at most so many a chunk (padding included), but at least one text.
-    packed: texts one after the other, without padding; else right-padded to the chunk's longest.
-    deduplicate: encode texts with equal tokens once; exact only without dropout.
+    tokens: limit per chunk, padding included. A text longer than that gets a chunk for itself.
+    packed: put texts end to end without padding; otherwise pad each on the right to the chunk's longest.
+    deduplicate: encode texts with equal tokens once. Exact only without dropout.
     """
 
     tokens: int
@@ -25,18 +26,19 @@ class ChunkConfig:
     deduplicate: bool = True
 
 
-def make_chunks(texts: Sequence[Tokens], chunking: ChunkConfig, pad_id: int) -> tuple[list[dict], Tensor]:
-    """All texts, longest first, cut into chunks.
+def make_chunks(texts: Sequence[Tokens], chunking: ChunkConfig, pad_id: int) -> tuple[list[dict[str, Any]], Tensor]:
+    """Sort all texts by length, longest first, and cut them into chunks.
 
     Returns:
-        the chunks (keyword arguments of `Embedder`), and int64 (T,): the chunks' row that holds each text.
+        The chunks, each the keyword arguments of `Embedder.forward`.
+        int64 (T,): for each of the T texts, its row in the concatenated output of the chunks.
     """
-    first_of: dict[tuple, int] = {}
     if chunking.deduplicate:
-        same = [first_of.setdefault((tuple(text.ids), text.prompt_length), i) for i, text in enumerate(texts)]
+        first_with: dict[tuple, int] = {}
+        encoded_as = [first_with.setdefault((tuple(text.ids), text.prompt_length), i) for i, text in enumerate(texts)]
     else:
-        same = list(range(len(texts)))
-    order = sorted(set(same), key=lambda i: (-len(texts[i].ids), i))
+        encoded_as = list(range(len(texts)))
+    order = sorted(set(encoded_as), key=lambda i: (-len(texts[i].ids), i))
     chunks, start = [], 0
     while start < len(order):
         size, total = 0, 0
@@ -49,31 +51,29 @@ def make_chunks(texts: Sequence[Tokens], chunking: ChunkConfig, pad_id: int) -> 
         chunks.append(_chunk([texts[i] for i in order[start : start + size]], chunking.packed, pad_id))
         start += size
     row_of = {i: row for row, i in enumerate(order)}
-    return chunks, torch.tensor([row_of[i] for i in same])
+    return chunks, torch.tensor([row_of[i] for i in encoded_as], dtype=torch.long)
 
 
-def _chunk(texts: list[Tokens], packed: bool, pad_id: int) -> dict:
+def _chunk(texts: list[Tokens], packed: bool, pad_id: int) -> dict[str, Any]:
     lengths = [len(text.ids) for text in texts]
+    chunk: dict[str, Any] = {
+        "lengths": torch.tensor(lengths),
+        "prompt_lengths": torch.tensor([text.prompt_length for text in texts]),
+    }
     if packed:
-        equal_length_runs = tuple((len(list(run)), length) for length, run in groupby(lengths))
-        ids = {
-            "input_ids": torch.tensor([i for text in texts for i in text.ids]),
-            "equal_length_runs": equal_length_runs,
-        }
+        chunk["input_ids"] = torch.tensor([i for text in texts for i in text.ids])
+        chunk["equal_length_runs"] = tuple((len(list(run)), length) for length, run in groupby(lengths))
     else:
         padded = np.full((len(texts), lengths[0]), pad_id, dtype=np.int64)
         for row, text in enumerate(texts):
             padded[row, : len(text.ids)] = text.ids
-        ids = {"input_ids": torch.from_numpy(padded)}
-    return ids | {
-        "lengths": torch.tensor(lengths),
-        "prompt_lengths": torch.tensor([text.prompt_length for text in texts]),
-    }
+        chunk["input_ids"] = torch.from_numpy(padded)
+    return chunk
 
 
-def to_device(chunk: dict, device: torch.device | str) -> dict:
-    """Its tensors on the device; from pinned memory, without waiting for it."""
+def to_device(values: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The same values, with the tensors among them on the device. Copies from pinned memory are asynchronous."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in chunk.items()
+        for name, value in values.items()
     }

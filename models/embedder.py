@@ -1,50 +1,45 @@
-"""Token ids in, unit vectors out: backbone, pooling, optional projection, normalisation."""
+"""Token ids in, one vector per text out: backbone, pooling, optional projection, normalisation."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from gritlm.errors import UserError
 from gritlm.models.attention import PACKED, Packing
 from gritlm.models.pooling import pool, positions
+from gritlm.models.text import TextContract
 
 PROJECTION_FOLDER = "2_Dense"
 
 
 class Embedder(nn.Module):
-    """A text encoder around a decoder LLM.
+    """An embedding model built on a decoder LLM.
 
     Args:
-        backbone: the decoder stack, `config.is_causal` set as wanted.
-        pooling_method: mean, weightedmean, lasttoken or cls.
-        normalized: divide each vector by its Euclidean norm.
+        backbone: the decoder stack; `backbone.config.is_causal` is already set.
+        contract: gives the pooling method and whether vectors are normalised.
         projection: width of a linear layer (with bias) after pooling, or None.
     """
 
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        pooling_method: str = "mean",
-        normalized: bool = True,
-        projection: int | None = None,
-    ):
+    def __init__(self, backbone: PreTrainedModel, contract: TextContract, projection: int | None = None):
         super().__init__()
-        self.backbone = backbone
-        self.pooling_method = pooling_method
-        self.normalized = normalized
+        self.backbone, self.contract = backbone, contract
         width = backbone.config.hidden_size
         self.projection = nn.Linear(width, projection, dtype=backbone.dtype) if projection else None
 
     @property
-    def config(self):
+    def config(self) -> PreTrainedConfig:
         return self.backbone.config
 
     @property
     def packed(self) -> bool:
-        """Whether it takes packed texts; padded ones it takes always."""
+        """Whether `forward` accepts packed texts. It always accepts padded ones."""
         return self.config._attn_implementation == PACKED
 
     @property
@@ -52,17 +47,21 @@ class Embedder(nn.Module):
         return self.projection.out_features if self.projection else self.config.hidden_size
 
     def forward(
-        self, input_ids: Tensor, lengths: Tensor, prompt_lengths: Tensor, equal_length_runs: tuple = ()
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        prompt_lengths: Tensor,
+        equal_length_runs: tuple[tuple[int, int], ...] = (),
     ) -> Tensor:
-        """Encode N texts, packed one after the other without padding, or right-padded.
+        """Encode N texts: packed end to end without padding, or right-padded.
 
         Args:
             input_ids: int64 (T,) packed, or (N, L) padded.
-            lengths: int64 (N,), tokens of each text.
-            prompt_lengths: int64 (N,), how many of each text's first tokens do not count in pooling.
+            lengths: int64 (N,), tokens in each text.
+            prompt_lengths: int64 (N,), leading tokens of each text that are not pooled.
             equal_length_runs: packed only: (count, length) of each run of equally long texts, in order.
         Returns:
-            float32 (N, D), unit norm if `normalized`.
+            float32 (N, D), of unit norm if `contract.normalized`.
         """
         if input_ids.dim() == 1:
             ends_N = lengths.cumsum(0)
@@ -70,7 +69,7 @@ class Embedder(nn.Module):
             states_TD = self.backbone(
                 input_ids=input_ids[None],
                 position_ids=positions(lengths, len(input_ids))[None],
-                attention_mask={"full_attention": None},  # so that transformers makes none
+                attention_mask={"full_attention": None},  # keeps transformers from building one
                 use_cache=False,
                 packing=packing,
             )[0][0]
@@ -79,28 +78,29 @@ class Embedder(nn.Module):
             states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), use_cache=False)[0]
             states_TD = states_NLD[mask_NL]
         with torch.autocast(states_TD.device.type, enabled=False):
-            vectors_ND = pool(states_TD, lengths, prompt_lengths, self.pooling_method)
+            vectors_ND = pool(states_TD, lengths, prompt_lengths, self.contract.pooling_method)
             if self.projection is not None:
                 vectors_ND = self.projection(vectors_ND.to(self.projection.weight.dtype)).float()
-            return F.normalize(vectors_ND, dim=-1) if self.normalized else vectors_ND
+            return F.normalize(vectors_ND, dim=-1) if self.contract.normalized else vectors_ND
 
-    def activation_checkpointing_enable(self, **options) -> None:
-        """Recompute each layer's activations in the backward pass; called by the Trainer."""
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute each layer's activations in the backward pass. The Trainer calls this."""
         self.backbone.activation_checkpointing_enable(**options)
 
-    def gradient_checkpointing_enable(self, **options) -> None:
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
         """The same, under the name that older versions of transformers call."""
         self.backbone.gradient_checkpointing_enable(**options)
 
     @property
-    def _no_split_modules(self) -> list[str]:
-        """The backbone's layer classes, under the name by which accelerate looks for what FSDP shards one by one."""
+    def _no_split_modules(self) -> list[str] | set[str] | None:
+        """The backbone's layer classes. accelerate reads this name to decide which modules FSDP shards."""
         return self.backbone._no_split_modules
 
     def save_weights(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write config.json and safetensors with the base model's keys, and the projection beside them.
+        """Write config.json and safetensors with the base model's keys, and the projection in a subfolder.
 
-        `weights` are all the embedder's, by name, where its own parameters are only shards.
+        Args:
+            weights: all weights by name. Needed where the module's own parameters are only shards.
         """
         weights = self.state_dict() if weights is None else weights
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
@@ -115,13 +115,47 @@ class Embedder(nn.Module):
             save_file(linear, path / "model.safetensors")
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read back what `save_weights` wrote, in place and exactly."""
-        saved = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        self.backbone.load_state_dict(saved.state_dict())
-        if self.projection is not None:
-            self.load_projection(folder)
+        """Read what `save_weights` wrote into the module's own parameters, exactly.
+
+        Raises:
+            UserError: a weight is missing, unexpected, or has another shape.
+        """
+        copy_weights(folder, self.backbone)
+        self.load_projection(folder)
 
     def load_projection(self, folder: str | Path) -> None:
-        """Read the projection's weights only."""
-        weights = load_file(Path(folder) / PROJECTION_FOLDER / "model.safetensors")
-        self.projection.load_state_dict({name.removeprefix("linear."): value for name, value in weights.items()})
+        """Read the projection's weights only, where there is one."""
+        if self.projection is not None:
+            copy_weights(Path(folder) / PROJECTION_FOLDER, self.projection, "linear.")
+
+
+def copy_weights(folder: str | Path, module: nn.Module, prefix: str = "") -> None:
+    """Copy a folder's safetensors (one file or shards) into a module's own weights, one tensor at a time.
+
+    Each tensor is read through a fresh memory map. The pages of a map stay in memory while it is open, so a single map
+    would grow to a second copy of all weights.
+
+    Args:
+        prefix: what precedes the module's own names in the files.
+    Raises:
+        UserError: a weight is missing, unexpected, or has another shape.
+    """
+    single = Path(folder) / "model.safetensors"
+    files = [single] if single.exists() else sorted(Path(folder).glob("model-*-of-*.safetensors"))
+    file_of: dict[str, Path] = {}
+    found: dict[str, list[int]] = {}
+    for file in files:
+        with safe_open(file, "pt") as reader:
+            names = reader.keys()
+            file_of |= dict.fromkeys(names, file)
+            found |= {name: reader.get_slice(name).get_shape() for name in names}
+    own = {prefix + name: value for name, value in module.state_dict().items()}
+    wanted = {name: list(value.shape) for name, value in own.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder}: weight {name!r}: found shape {found.get(name)}, wanted shape {wanted.get(name)}"
+            )
+    for name, file in file_of.items():
+        with safe_open(file, "pt") as reader:
+            own[name].copy_(reader.get_tensor(name))

@@ -1,7 +1,7 @@
-"""What comes out: a folder that sentence-transformers and transformers load as it is. Written and read here.
+"""Save and load a model folder, which sentence-transformers and transformers load without extra code.
 
-safetensors with the base model's keys, config.json with `is_causal`, the tokenizer, the text contract, and the small
-JSON files that tell sentence-transformers about pooling, projection, normalisation and prompts.
+It holds safetensors with the base model's keys, config.json with `is_causal`, the tokenizer, the text contract, and the
+JSON files from which sentence-transformers reads pooling, projection, normalisation and prompts.
 """
 
 import json
@@ -16,24 +16,20 @@ from gritlm.files import to_disk
 from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
+from gritlm.models.pooling import POOLING
 from gritlm.models.text import CONTRACT_FILE, TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer
 
 _MODULE = "sentence_transformers.models."
-_POOLING_KEYS = {
-    "mean": "pooling_mode_mean_tokens",
-    "weightedmean": "pooling_mode_weightedmean_tokens",
-    "lasttoken": "pooling_mode_lasttoken",
-    "cls": "pooling_mode_cls_token",
-}
 
 
 def save_model_folder(
     embedder: Embedder, text_tokenizer: TextTokenizer, folder: str | Path, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write everything a loader needs; `modules.json` comes last, so a folder that has it is whole.
+    """Write all files of a model folder. `modules.json` comes last, so a folder that has it is complete.
 
-    `weights` are all the embedder's, by name, where its own parameters are only shards.
+    Args:
+        weights: all weights by name. Needed where the embedder's own parameters are only shards.
     """
     folder, contract = Path(folder), text_tokenizer.contract
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +42,7 @@ def save_model_folder(
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    pooling = {key: method == contract.pooling_method for method, key in _POOLING_KEYS.items()}
+    pooling = {row.sentence_transformers: name == contract.pooling_method for name, row in POOLING.items()}
     pooling |= {"word_embedding_dimension": embedder.config.hidden_size, "include_prompt": contract.pool_instruction}
     write("1_Pooling/config.json", pooling)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
@@ -64,7 +60,7 @@ def save_model_folder(
     if contract.normalized:
         (folder / "3_Normalize").mkdir(exist_ok=True)
         modules.append(("3_Normalize", "Normalize"))
-    # One limit for both sides is all that sentence-transformers knows.
+    # sentence-transformers has one limit for queries and passages.
     longest = max(contract.query_max_len, contract.passage_max_len)
     write("sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
     write(
@@ -86,31 +82,38 @@ def save_model_folder(
 def load_model_folder(
     folder: str, contract: TextContract | None = None, attn_implementation: str = PACKED
 ) -> tuple[Embedder, TextTokenizer]:
-    """Read what `save_model_folder` wrote. A folder without a contract is a bare backbone: give one.
+    """Read what `save_model_folder` wrote, or a bare backbone, which becomes bidirectional.
 
+    Args:
+        contract: for a bare backbone, which has no text contract.
+        attn_implementation: the attention kernel.
+    Returns:
+        The embedder in evaluation mode, and its tokenizer.
     Raises:
         UserError: the folder is not a model, or has no contract and none was given.
     """
     path = Path(folder)
     if (path / CONTRACT_FILE).is_file():
-        contract = TextContract.load(path)
-        config = load_config(folder)
-        config.is_causal = json.loads((path / "config.json").read_text())["is_causal"]
+        contract, attn = TextContract.load(path), None
     elif contract is None:
         raise UserError(f"{folder}: found no {CONTRACT_FILE}, wanted a folder made by gritlm train")
     else:
-        config = load_config(folder)
-    backbone = load_backbone(folder, config, attn_implementation)
+        attn = "bb"
+    backbone = load_backbone(folder, load_config(folder, attn), attn_implementation)
     dense = path / PROJECTION_FOLDER / "config.json"
     projection = json.loads(dense.read_text())["out_features"] if dense.is_file() else None
-    embedder = Embedder(backbone, contract.pooling_method, contract.normalized, projection)
-    if projection:
-        embedder.load_projection(path)
+    embedder = Embedder(backbone, contract, projection)
+    embedder.load_projection(path)
     return embedder.eval(), TextTokenizer(load_tokenizer(folder, contract), contract)
 
 
 def move_model_folder(aside: str | Path, folder: str | Path) -> None:
-    """Move a model folder written aside into a folder that holds other things too, `modules.json` last."""
+    """Move the files of a model folder into a folder that holds other files too, `modules.json` last.
+
+    Args:
+        aside: a complete model folder on the same disk; it is removed.
+        folder: where its files go. Files and folders of the same name are replaced.
+    """
     folder, aside = Path(folder), Path(aside)
     for path in aside.rglob("*"):
         to_disk(path)

@@ -1,92 +1,108 @@
-"""Prove by probe that a model's attention is what was asked for, on the kernel really in use."""
+"""Test a model's attention on the kernel it really uses: direction, padding, packing."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gritlm.errors import UserError
+from gritlm.models.embedder import Embedder
 
 
 class AttentionError(UserError):
-    """The attention in use is not the attention asked for."""
+    """The model's attention differs from the one asked for."""
 
 
 @torch.no_grad()
-def probe_attention(encoder: nn.Module, embedder: nn.Module, device: torch.device, attn: str, exact: bool = True):
-    """Prove that attention is what was asked for on the kernel really in use, in well under a second.
+def probe_attention(
+    wrapped: nn.Module, embedder: Embedder, device: torch.device, attn: str, exact: bool = True
+) -> dict[str, float]:
+    """Check the attention of a model on random tokens, in well under a second.
 
-    (a) changing the last token moves token 0 (and must not when `attn` is "cc"); (b) a text in a padded batch gets the
-    states it gets alone; (c) what stands under the padding leaks nowhere; (d) a packed text gets the states it gets
-    alone, and its neighbours leak nowhere.
+    (a) Changing the last token changes the first token's state if attention is bidirectional, and only then. (b) A text
+    has the same states in a padded batch as alone. (c) The ids of the padding do not matter. (d) A text has the same
+    states in a packed row as alone, and its neighbours do not matter.
 
     Args:
-        encoder: what is called: the embedder, alone or inside an engine; by all ranks at once where that asks for it.
-        embedder: the `Embedder` itself.
-        device: where the encoder takes its input.
-        attn: bb or cc, what is wanted.
-        exact: false where it computes in less than float32.
+        wrapped: the module to call: the embedder or an engine around it. Where calls are collective, on all ranks.
+        embedder: the embedder inside.
+        device: of the inputs.
+        attn: the attention asked for: "bb" (bidirectional) or "cc" (causal).
+        exact: false if the model computes in less than float32.
     Returns:
-        the relative changes, in norm: {"last_to_first", "padded", "leak"}, and where texts are packed "packed" and
-        "packed_leak".
+        The relative change of the states, in norm: "last_to_first" for (a), "padded" for (b), "leak" for (c), and for
+        a model that packs "packed" and "packed_leak" for (d).
     Raises:
-        AttentionError: naming the check that failed, what was found and what was wanted.
+        AttentionError: a check failed; it names the check, what was found and what was wanted.
     """
-    vocabulary = embedder.config.vocab_size
+    was_training = wrapped.training
+    wrapped.eval()
+    states: list[Tensor] = []
+    hook = embedder.backbone.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
+
+    def run(input_ids: Tensor, lengths: list[int], **options: Any) -> Tensor:
+        lengths_N = torch.tensor(lengths, device=device)
+        wrapped(input_ids=input_ids, lengths=lengths_N, prompt_lengths=torch.zeros_like(lengths_N), **options)
+        return states.pop().float()
+
+    changes = _measure_changes(run, embedder.config.vocab_size, embedder.packed, device)
+    hook.remove()
+    wrapped.train(was_training)
+    _check_changes(changes, attn, exact)
+    return changes
+
+
+def _measure_changes(
+    run: Callable[..., Tensor], vocabulary: int, packs: bool, device: torch.device
+) -> dict[str, float]:
+    """The relative changes that `probe_attention` returns; `run` gives the states of one forward pass."""
     generator = torch.Generator().manual_seed(0)
     long_L, other_L = (torch.randint(0, vocabulary, (12,), generator=generator).to(device) for _ in range(2))
     short_L = torch.randint(0, vocabulary, (7,), generator=generator).to(device)
     changed_L = long_L.clone()
     changed_L[-1] = (long_L[-1] + 1) % vocabulary
-    captured: list[Tensor] = []
 
-    def states(input_ids: Tensor, lengths: list[int], **more) -> Tensor:
-        places = torch.tensor(lengths, device=device)
-        encoder(input_ids=input_ids, lengths=places, prompt_lengths=torch.zeros_like(places), **more)
-        return captured.pop().float()
+    def first_state(ids_L: Tensor) -> Tensor:
+        states = run(ids_L, [12], equal_length_runs=((1, 12),)) if packs else run(ids_L[None], [12])
+        return states[0, 0]
 
-    def padded(filler: int) -> Tensor:
-        batch = torch.full((2, 12), filler, device=device)
+    def in_batch(padding: int) -> Tensor:
+        batch = torch.full((2, 12), padding, device=device)
         batch[0], batch[1, :7] = long_L, short_L
-        return states(batch, [12, 7])[1, :7]
+        return run(batch, [12, 7])[1, :7]
 
-    def packed(neighbour_L: Tensor) -> Tensor:
+    def in_row(neighbour_L: Tensor) -> Tensor:
         row = torch.cat([neighbour_L, short_L, neighbour_L[:7]])
-        return states(row, [12, 7, 7], equal_length_runs=((1, 12), (2, 7)))[0, 12:19]
-
-    was_training = encoder.training
-    encoder.eval()
-    hook = embedder.backbone.register_forward_hook(lambda module, inputs, output: captured.append(output[0]))
-    alone = states(short_L[None], [7])[0]
-    in_batch, in_batch_otherwise = padded(0), padded(vocabulary - 1)
-    if embedder.packed:
-        first, first_changed = (states(ids, [12], equal_length_runs=((1, 12),))[0, 0] for ids in (long_L, changed_L))
-        in_row, in_row_otherwise = packed(long_L), packed(other_L)
-    else:
-        first, first_changed = (states(ids[None], [12])[0, 0] for ids in (long_L, changed_L))
-    hook.remove()
-    encoder.train(was_training)
+        return run(row, [12, 7, 7], equal_length_runs=((1, 12), (2, 7)))[0, 12:19]
 
     def change(a: Tensor, b: Tensor) -> float:
         return ((a - b).norm() / b.norm()).item()
 
-    found = {
-        "last_to_first": change(first_changed, first),
-        "padded": change(in_batch, alone),
-        "leak": change(in_batch_otherwise, in_batch),
+    alone, padded = run(short_L[None], [7])[0], in_batch(0)
+    changes = {
+        "last_to_first": change(first_state(changed_L), first_state(long_L)),
+        "padded": change(padded, alone),
+        "leak": change(in_batch(vocabulary - 1), padded),
     }
-    if embedder.packed:
-        found |= {"packed": change(in_row, alone), "packed_leak": change(in_row_otherwise, in_row)}
-    if not torch.isfinite(torch.tensor(list(found.values()))).all():
-        raise AttentionError("attention probe: the model's states are not finite; are its weights whole?")
-    noise = 1e-5 if exact else 5e-2
-    sees_ahead = found["last_to_first"] > (1e-6 if exact else 1e-4)
-    if sees_ahead != (attn == "bb"):
-        is_, wanted = ("bidirectional", "causal") if sees_ahead else ("causal", "bidirectional")
-        raise AttentionError(f"attention probe: --attn {attn} wants {wanted} attention, found it {is_} ({found})")
-    for check in found.keys() - {"last_to_first"}:
-        if not found[check] <= noise:
-            what = "a neighbour in the row" if check.startswith("packed") else "padding"
+    if packs:
+        packed = in_row(long_L)
+        changes |= {"packed": change(packed, alone), "packed_leak": change(in_row(other_L), packed)}
+    return changes
+
+
+def _check_changes(changes: dict[str, float], attn: str, exact: bool) -> None:
+    if not torch.isfinite(torch.tensor(list(changes.values()))).all():
+        raise AttentionError("attention probe: found states that are not finite; the weights may be damaged")
+    bidirectional = changes["last_to_first"] > (1e-6 if exact else 1e-4)
+    if bidirectional != (attn == "bb"):
+        found, wanted = ("bidirectional", "causal") if bidirectional else ("causal", "bidirectional")
+        raise AttentionError(f"attention probe: --attn {attn} wants {wanted} attention, found it {found} ({changes})")
+    tolerance = 1e-5 if exact else 5e-2
+    for check in changes.keys() - {"last_to_first"}:
+        if not changes[check] <= tolerance:
+            cause = "a neighbour in the row" if check.startswith("packed") else "padding"
             raise AttentionError(
-                f"attention probe: {what} changes a text's states ({check}: {found[check]:.1e} in relative norm, "
-                f"wanted at most {noise:.0e}); try another --attn_implementation"
+                f"attention probe: {cause} changes a text's states ({check}: {changes[check]:.1e} in relative norm, "
+                f"wanted at most {tolerance:.0e}); try another --attn_implementation"
             )
-    return found

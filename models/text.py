@@ -1,4 +1,4 @@
-"""A text with its instruction, and the contract of how texts become tokens. Needs neither torch nor transformers."""
+"""A text with its instruction, and the contract by which texts become tokens. Needs neither torch nor transformers."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,20 @@ CONTRACT_FILE = "text_contract.json"
 
 @dataclass
 class TextContract:
-    """How a text becomes tokens, and which of them are pooled. Saved with the model as text_contract.json.
+    """How a text becomes tokens and a vector. Saved with the model as text_contract.json.
 
-    An instruction is put before its text as it stands. Trailing white space of the whole is dropped by the tokenizer:
-    an instruction that ends in a space then has as many tokens alone as before a text, so what stands behind it is
-    pooled from its first token on, by any loader that measures the instruction alone.
+    The instruction is put directly before its text, and the tokenizer drops the white space at the end of both. An
+    instruction that ends in a space therefore has as many tokens alone as it has before a text, and a loader that
+    counts the tokens of the instruction alone finds the text's first token.
+
+    Attributes:
+        query_max_len: limit in tokens for a query, its instruction included.
+        passage_max_len: the same for a passage.
+        pooling_method: mean, weightedmean, lasttoken or cls; see `gritlm.models.pooling`.
+        normalized: divide each vector by its Euclidean norm.
+        pool_instruction: include the instruction's tokens in pooling.
+        append_eos: end each text with the end-of-text token; truncation keeps it.
+        prompts: instruction by name; "query" and "document" are the defaults for queries and passages.
     """
 
     query_max_len: int = 512
@@ -35,12 +44,12 @@ class TextContract:
 
 
 class Text(NamedTuple):
-    """What is encoded: the instruction stands right before the text."""
+    """A text and the instruction that is put directly before it ("" for none)."""
 
     instruction: str
     text: str
 
 
 def titled(passage: Mapping[str, str]) -> str:
-    """Title and text as one, as in BEIR."""
+    """A passage's title and text, joined by a space as in BEIR."""
     return f"{passage.get('title') or ''} {passage['text']}".strip()

@@ -1,6 +1,7 @@
 """A tiny untrained Qwen3 and its tokenizer, for the quickstart and the benchmark."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,7 +10,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3Config, set_se
 from gritlm.models.tokenizer import save_tokenizer
 
 END = "<|endoftext|>"
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 256,
     "num_hidden_layers": 1,
@@ -20,7 +21,7 @@ TINY = {
 
 
 def build_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> None:
-    """A byte-level BPE trained on the texts."""
+    """Train a byte-level BPE of `vocabulary` tokens on the texts and save it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -33,7 +34,7 @@ def build_tokenizer(folder: Path, texts: list[str], vocabulary: int) -> None:
 
 
 def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: int = 0) -> None:
-    """A tokenizer of the texts, and a tiny Qwen3 with random weights."""
+    """Save a tokenizer trained on the texts, and a tiny Qwen3 with random weights."""
     build_tokenizer(folder, texts, vocabulary)
     config = Qwen3Config(vocab_size=vocabulary, max_position_embeddings=1024, eos_token_id=0, **TINY)
     set_seed(seed)

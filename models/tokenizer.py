@@ -1,4 +1,4 @@
-"""Texts to token ids under a contract, which lives in the saved tokenizer wherever it can."""
+"""Texts to token ids under a contract. Its rules live in the saved tokenizer where that is possible."""
 
 import json
 from collections.abc import Sequence
@@ -11,15 +11,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gritlm.errors import UserError
 from gritlm.models.text import Text, TextContract
 
-STRETCH = 512  # texts tokenised at once
-BOUNDARY_PROBES = ("a", "A", "1", "(", ".", "é", "中", '"')
+TEXTS_PER_CALL = 512
+FIRST_CHARACTERS = ("a", "A", "1", "(", ".", "é", "中", '"')  # of a text, tried after an instruction
 
 
-def load_tokenizer(name_or_path: str, contract: TextContract, trust_remote_code: bool = False):
-    """The model's fast tokenizer with the contract put into it: right padding, trailing space dropped, end token.
+def load_tokenizer(
+    name_or_path: str, contract: TextContract, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The model's fast tokenizer, changed to follow the contract.
+
+    It pads and truncates on the right, drops trailing white space, and appends the end-of-text token if asked to.
 
     Raises:
-        UserError: there is no fast tokenizer, or no end-of-text token where one is needed.
+        UserError: there is no fast tokenizer, or a token that is needed is missing.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
@@ -49,7 +53,7 @@ def load_tokenizer(name_or_path: str, contract: TextContract, trust_remote_code:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save under the generic class: a model's own class would rebuild its normalizer and lose the contract."""
+    """Save under the generic class. The model's own class would rebuild its normalizer and lose the contract."""
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -59,7 +63,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
 
 @dataclass
 class Tokens:
-    """One text: its token ids, and how many of the first ones belong to the instruction."""
+    """A text's token ids; the first `prompt_length` of them are the instruction's and are not pooled."""
 
     ids: list[int]
     prompt_length: int
@@ -68,31 +72,36 @@ class Tokens:
 class TextTokenizer:
     """Texts to token ids under a contract. Holds no model.
 
-    Every text gets at least one token, and at least one that is pooled: an empty one stands as a full stop, one that is
-    nothing but its instruction pools the instruction.
+    Every text gets at least one pooled token. An empty text is encoded as a full stop. If only the instruction's tokens
+    are left, they are pooled.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: TextContract):
         self.tokenizer, self.contract = tokenizer, contract
         self._prompt_lengths: dict[str, int] = {}
 
-    def __call__(self, texts: Sequence[Text], max_length: int) -> list[Tokens]:
-        # A stretch at a time: the tokenizer keeps what it cut off until it has done all that it was given.
-        starts = range(0, len(texts), STRETCH)
-        return [tokens for start in starts for tokens in self._encode(texts[start : start + STRETCH], max_length)]
+    def __call__(self, texts: Sequence[Text], max_length: int, pool_instruction: bool | None = None) -> list[Tokens]:
+        """Tokenise texts, each with its instruction.
 
-    def _encode(self, texts: Sequence[Text], max_length: int) -> list[Tokens]:
-        joined = [self._cut(text.instruction + text.text, max_length) for text in texts]
-        encoded = self.tokenizer(joined, truncation=True, max_length=max_length, return_attention_mask=False)
+        Args:
+            max_length: limit in tokens, instruction included; longer texts are cut at the end.
+            pool_instruction: None is the contract's choice.
+        """
+        pooled = self.contract.pool_instruction if pool_instruction is None else pool_instruction
         tokens = []
-        for text, ids in zip(texts, encoded["input_ids"], strict=True):
-            instruction = 0 if self.contract.pool_instruction else self.prompt_length(text.instruction)
-            ids = ids or self.tokenizer(".").input_ids
-            tokens.append(Tokens(ids, instruction if instruction < len(ids) else 0))
+        # In parts: the tokenizer holds what it truncated until a call ends.
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            part = texts[start : start + TEXTS_PER_CALL]
+            joined = [self._shorten(text.instruction + text.text, max_length) for text in part]
+            encoded = self.tokenizer(joined, truncation=True, max_length=max_length, return_attention_mask=False)
+            for text, ids in zip(part, encoded["input_ids"], strict=True):
+                prompt_length = 0 if pooled else self.prompt_length(text.instruction)
+                ids = ids or self.tokenizer(".").input_ids
+                tokens.append(Tokens(ids, prompt_length if prompt_length < len(ids) else 0))
         return tokens
 
-    def _cut(self, text: str, max_length: int) -> str:
-        """Spare the tokenizer most of a very long text. Keeps it whole unless what is kept is surely enough."""
+    def _shorten(self, text: str, max_length: int) -> str:
+        """Cut a very long text, so that the tokenizer is fast, where the rest certainly fills `max_length`."""
         kept = 16 * max_length
         if len(text) <= 4 * kept:
             return text
@@ -100,7 +109,7 @@ class TextTokenizer:
         return text[:kept] if enough else text
 
     def prompt_length(self, instruction: str) -> int:
-        """Tokens of the instruction alone, as sentence-transformers counts them (a closing special token is none)."""
+        """Tokens of the instruction alone, as sentence-transformers counts them: without a final special token."""
         if instruction not in self._prompt_lengths:
             ids = self.tokenizer(instruction).input_ids if instruction else []
             special = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
@@ -108,7 +117,7 @@ class TextTokenizer:
         return self._prompt_lengths[instruction]
 
     def check_instruction(self, instruction: str, max_length: int, flag: str) -> None:
-        """Refuse an instruction that leaves no room, or whose last token can swallow a text's first character.
+        """Refuse an instruction that leaves no room for a text, or that can share a token with the text after it.
 
         Raises:
             UserError: naming the instruction.
@@ -116,11 +125,11 @@ class TextTokenizer:
         length = self.prompt_length(instruction)
         if length + 1 + self.contract.append_eos > max_length:
             raise UserError(f"{flag} {max_length} leaves no room behind the {length} tokens of {instruction!r}")
-        melts = instruction != "" and not instruction[-1].isspace()
-        for probe in BOUNDARY_PROBES if instruction else ():
-            encoded = self.tokenizer(instruction + probe, return_offsets_mapping=True)
-            melts = melts or any(end > len(instruction) for _, end in encoded["offset_mapping"][:length])
-        if melts:
+        shares = instruction != "" and not instruction[-1].isspace()
+        for character in FIRST_CHARACTERS if instruction else ():
+            encoded = self.tokenizer(instruction + character, return_offsets_mapping=True)
+            shares = shares or any(end > len(instruction) for _, end in encoded["offset_mapping"][:length])
+        if shares:
             raise UserError(
                 f"the instruction {instruction!r} can share a token with the text behind it: "
                 "end it with a space or a line break"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# All of benchmarks.md's GPU figures, on one GPU, without a network, in about 10 minutes: bash scripts/benchmark_gpu.sh [OUT]
-# Engines and gradients first, then step time and memory of each way, then the Trainer on each engine. Each part ends
-# within its time limit, and one that fails does not stop the others. PARTS="ways peer" runs these alone.
+# Measure the figures of benchmarks.md on one GPU, without a network, in about 10 minutes:
+#   bash scripts/benchmark_gpu.sh [OUT]
+# First the gradients on each engine, then the time and memory of a step, then the Trainer on each engine. Each part has
+# a time limit, and the others run if one fails. PARTS="ways peer" runs only these parts.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:-outputs/benchmark_gpu}
@@ -9,7 +10,7 @@ mkdir -p "$out"
 python=${PYTHON:-.venv/bin/python}
 gritlm="$python -m gritlm"
 failed=0
-export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} # as the launch script has it
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True} # as in the launch script
 
 part() { # part NAME SECONDS command ...
   local name=$1 limit=$2 code=0
@@ -18,7 +19,7 @@ part() { # part NAME SECONDS command ...
   echo "== $name: $*" | tee -a "$out/log.txt"
   timeout "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
   grep -v -i warning "$out/$name.txt" | tail -n 30 | cut -c1-400 | tee -a "$out/log.txt"
-  [ $code = 0 ] || { echo "!! $name ended with code $code; all of it: $out/$name.txt"; failed=1; }
+  [ $code = 0 ] || { echo "!! $name ended with code $code; its whole output: $out/$name.txt"; failed=1; }
 }
 step() { # step NAME SECONDS flags ...
   local name=$1 limit=$2
@@ -41,7 +42,8 @@ build_model(out / "qwen3-0.6b", "qwen3-0.6b", [text for pair in pairs for text i
 PYTHON
 
 part gradients 60 $gritlm verify-gradients --model_name_or_path "$out/qwen3-0.6b" --ranks 1 --engines plain ddp fsdp2
-# By `gritlm benchmark memory` a chunk takes 39 GB here, 14 checkpointed and 30 of the larger model: 80 GB hold one of each.
+# By `gritlm benchmark memory` a chunk needs 39 GB here, 14 GB in `checkpointed` and 30 GB in `larger_model`: each fits
+# into 80 GB.
 small="--model qwen3-0.6b --chunk_tokens 16384"
 step ways 90 $small --queries 512 --activation_memory 0 auto --attn_implementation packed sdpa
 step compiled 90 $small --queries 512 --activation_memory 0 auto --torch_compile no yes

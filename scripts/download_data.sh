@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Bring a data set of the Hugging Face hub into the training format (needs a network):
+# Convert a data set of the Hugging Face Hub to the training format (needs a network):
 #   bash scripts/download_data.sh sentence-transformers/natural-questions data/nq --held_out 500
-# More flags, and other sources: gritlm prepare --help
+# More flags and other sources: gritlm prepare --help
 set -euo pipefail
 if [ $# -lt 2 ]; then
   echo "usage: download_data.sh NAME_ON_THE_HUB OUT [flags of gritlm prepare]" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv with everything the project needs, once. Quick when nothing has changed. Run by the other scripts.
+# Create .venv with all dependencies. The other scripts call this first; it is quick when nothing has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,7 @@ trap 'rm -f "$log"' EXIT
 run() {
   "$@" >"$log" 2>&1 && return
   local why
-  if grep -qiE 'no space left|errno 28' "$log"; then why="the disk is full (about 8 GB are needed, with CUDA)"
+  if grep -qiE 'no space left|errno 28' "$log"; then why="the disk is full (CUDA included, about 8 GB are needed)"
   elif grep -qiE 'ensurepip is not available' "$log"; then why="this Python has no venv module (on Debian: apt install python3-venv)"
   elif grep -qiE 'connection|name resolution|timed out|no matching distribution|failed to fetch' "$log"; then
     why="the package index cannot be reached (is there a network?): $(grep -iE 'error' "$log" | tail -n 1)"
@@ -29,12 +29,12 @@ run() {
 
 started=$SECONDS
 if command -v uv >/dev/null; then
-  echo "setup: making .venv with uv ($($python --version)); this happens once"
+  echo "setup: creating .venv with uv ($($python --version)); this happens once"
   [ -x .venv/bin/python ] || run uv venv --seed --python "$python" .venv
   run uv pip install --python .venv/bin/python -r requirements.txt
   run uv pip install --python .venv/bin/python --no-deps -e .
 else
-  echo "setup: making .venv with venv and pip ($($python --version)); this happens once and takes minutes"
+  echo "setup: creating .venv with venv and pip ($($python --version)); this happens once and takes minutes"
   [ -x .venv/bin/pip ] || run "$python" -m venv .venv
   run .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
   run .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -e .

@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may look for anything on a hub
 
 import pytest
+import torch
 import transformers
 from helpers import ROOT, WORDS, write_jsonl
 from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, set_seed
@@ -15,6 +16,7 @@ from gritlm.models.tiny import END
 from gritlm.models.tokenizer import save_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # tiny models: with more, threads mostly wait for each other
 
 SIZES = {
     "hidden_size": 32,
@@ -67,6 +69,12 @@ def qwen3(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def qwen2(tmp_path_factory) -> Path:
     return build_model(tmp_path_factory.mktemp("qwen2"), Qwen2Config(**SIZES))
+
+
+@pytest.fixture(params=["qwen2", "qwen3"])
+def base_model(request) -> Path:
+    """Each supported family in turn."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,33 +1,27 @@
-"""Shared by the tests: data, batches, real gloo ranks, and runs of the command line."""
+"""Shared by the tests: data, batches, models, and the flags of a small run. Processes are in processes.py."""
 
 import importlib.util
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import ROOT, run
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import load_records
-from gritlm.distributed import destroy_process_group
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
+from gritlm.models.folder import save_model_folder
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 # DeepSpeed compiles its CPU communication at first use.
 NEEDS_A_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
@@ -74,16 +68,40 @@ def make_builder(
     records = load_records(data, cache)
     contract = TextContract(query_max_len=32, passage_max_len=48, **text)
     text_tokenizer = TextTokenizer(load_tokenizer(str(model), contract), contract)
-    documents = RowTexts.concatenate([r.documents for r in records])
-    plan = Plan([r.name for r in records], list(map(len, records)), batch, seed=3, documents=documents)
+    row_texts = RowTexts.concatenate([r.row_texts for r in records])
+    plan = Plan([r.name for r in records], list(map(len, records)), batch, seed=3, row_texts=row_texts)
     return BatchBuilder(
         plan, records, text_tokenizer, group, ChunkConfig(chunk_tokens, packed, deduplicate), rank, ranks
     )
 
 
-def make_embedder(model: Path, **options) -> Embedder:
-    config = load_config(str(model), "bb")
-    return Embedder(load_backbone(str(model), config), **options)
+def texts_of(chunks: list[dict]) -> list[tuple[list[int], int]]:
+    """Token ids and prompt length of each text, in the order of the chunks' rows."""
+    found = []
+    for chunk in chunks:
+        ids, lengths = chunk["input_ids"], chunk["lengths"].tolist()
+        if "equal_length_runs" in chunk:
+            assert [length for count, length in chunk["equal_length_runs"] for _ in range(count)] == lengths
+            rows = ids.split(lengths)
+        else:
+            rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        found += [(row.tolist(), skip) for row, skip in zip(rows, chunk["prompt_lengths"].tolist(), strict=True)]
+    return found
+
+
+def make_embedder(
+    model: Path, attn: str = "bb", implementation: str = "packed", projection: int | None = None, **contract
+) -> Embedder:
+    backbone = load_backbone(str(model), load_config(str(model), attn), implementation)
+    return Embedder(backbone, TextContract(**contract), projection)
+
+
+def make_model_folder(model: Path, folder: Path, **options) -> Embedder:
+    """Save an untrained model with its tokenizer and contract; `options` are those of `make_embedder`."""
+    embedder = make_embedder(model, **options).eval()
+    contract = embedder.contract
+    save_model_folder(embedder, TextTokenizer(load_tokenizer(str(model), contract), contract), folder)
+    return embedder
 
 
 def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
@@ -96,25 +114,6 @@ def flat_weights(model: torch.nn.Module) -> torch.Tensor:
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
-
-
-# ---- real ranks
-
-
-def _rank_main(rank: int, ranks: int, folder: str, function: Callable, args: tuple) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
-    try:
-        torch.save(function(*args), f"{folder}/{rank}.pt")
-    finally:
-        destroy_process_group()
-
-
-def run_ranks(function: Callable, *args, ranks: int = 2) -> list:
-    """`function(*args)` on real gloo ranks; what each returned, in rank order."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank_main, (ranks, folder, function, args), nprocs=ranks)
-        return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
 # ---- the command line
@@ -142,18 +141,8 @@ def train_flags(model: Path, data: Path, out: Path, cache: Path, **more) -> list
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
 
 
-def run(*command: str, ranks: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    """A Python command (`-m module ...` or a script) as a user runs it, under torchrun where ranks > 1."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""} | env
-    return subprocess.run(
-        [*launcher, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
 def train(*flags: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess:
+    """`gritlm train`, which must succeed."""
     done = run("-m", "gritlm", "train", *flags, ranks=ranks, **env)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -167,7 +156,12 @@ def batches_of(rows_file: Path, rank: int) -> list:
     return [json.loads(line) for line in open(f"{rows_file}.{rank}")]
 
 
+def log_of(out: Path) -> list[dict]:
+    """What a run logged at each step, as it wrote it to log.jsonl."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if "loss" in entry]
+
+
 def losses(out: Path) -> list[float]:
-    """The logged loss of every step of a finished run."""
-    state = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])) / "trainer_state.json"
-    return [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    """The logged loss of every step of a finished run. A step that was taken again after a kill counts once."""
+    return list({entry["step"]: entry["loss"] for entry in log_of(out)}.values())

@@ -1,1 +1,1 @@
-"""Speed and memory of a training step."""
+"""Speed and memory of a training step, of the loss and of encoding."""

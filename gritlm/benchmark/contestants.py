@@ -1,47 +1,59 @@
-"""Ways to take one training step, each in a process of its own, where they take turns."""
+"""Competing implementations of one training step, each in its own process, timed alternately."""
 
 import multiprocessing
-import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from gritlm.benchmark.workload import TEMPERATURE, Task, memory_in_use, read_peak, reset_peak, synchronize
+from gritlm.benchmark.workload import TEMPERATURE, Workload, measure, memory_in_use
 from gritlm.cli import quieten
 from gritlm.errors import UserError
-from gritlm.models.chunks import ChunkConfig, to_device
+from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
+from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import ContrastiveBatch, Objective
+from gritlm.training.monitors import StepTimer
+from gritlm.training.objective import Objective
+
+BASELINE = "sentence-transformers"  # the library that gritlm is compared with
+
+Step = Callable[[], tuple[Tensor, Mapping[str, float]]]  # returns the loss, and the seconds of each part of the step
+T = TypeVar("T")
 
 
 @dataclass
-class Work:
-    """A way to do the task: a step leaves the gradient in `model` and returns the loss."""
+class Implementation:
+    """A step that is ready to run. It leaves the gradient in `model`.
 
-    model: torch.nn.Module
-    settings: dict[str, Callable[[], torch.Tensor]]  # steps to choose from; the first stands
+    settings: the same step with different settings, by name; the first is the default.
+    bytes_before: memory in use before the first step.
+    """
+
+    model: nn.Module
+    settings: dict[str, Step]
     device: torch.device
-    parts: Counter = field(default_factory=Counter)  # seconds of a step's parts
-    base: int = 0  # bytes before the first step
+    bytes_before: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.step = next(iter(self.settings.values()))
 
-    def gradient(self) -> torch.Tensor:
-        return torch.cat([p.grad.flatten().cpu() for p in self.model.parameters()])
+    def gradient(self) -> Tensor:
+        return torch.cat([p.grad.flatten().cpu() for p in self.model.parameters() if p.grad is not None])
+
+
+Build = Callable[[Workload], Implementation]
 
 
 @dataclass(frozen=True)
-class OurStep:
-    """A step as the trainer takes it, tokenisation included."""
+class GritLMStep:
+    """The trainer's step, tokenisation included, without the optimizer."""
 
     attn_implementation: str
     activation_memory: str
@@ -53,71 +65,68 @@ class OurStep:
         compiled = ", compiled" if self.compiled else ""
         return f"gritlm {self.attn_implementation}{compiled}, keeps {self.activation_memory}"
 
-    def __call__(self, task: Task) -> Work:
-        embedder = task.embedder(self.attn_implementation)
+    def build(self, workload: Workload) -> Implementation:
+        device = workload.device
+        embedder = workload.embedder(self.attn_implementation)
         if self.gradient_checkpointing:
-            embedder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self.compiled and (problem := compile_layers(embedder, task.device, task.bf16)):
+            embedder.activation_checkpointing_enable()
+        if self.compiled and (problem := compile_layers(embedder, device, workload.bf16)):
             raise UserError(f"--torch_compile: {problem}")
-        if task.bf16:
-            embedder.forward = torch.autocast(task.device.type, torch.bfloat16, cache_enabled=False)(embedder.forward)
-        builder = task.builder(ChunkConfig(self.chunk_tokens, embedder.packed))
-        engine, objective = Engine(embedder), Objective(TEMPERATURE)
-        memory = ActivationMemory(self.activation_memory, task.device)
+        if workload.bf16:
+            autocast = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+            embedder.forward = autocast(embedder.forward)  # type: ignore[method-assign]
+        builder = workload.builder(ChunkConfig(self.chunk_tokens, embedder.packed))
+        engine, objective = Engine(embedder), Objective(ObjectiveArguments(temperature=TEMPERATURE))
+        memory = ActivationMemory(self.activation_memory, device)
 
-        def step() -> torch.Tensor:
+        def step() -> tuple[Tensor, Mapping[str, float]]:
             embedder.zero_grad()
-            last = time.perf_counter()
+            timer = StepTimer(device)
+            timer.mark("start")
+            batch = builder[0, 0].to(device)
+            timer.mark("data")
+            terms = two_pass_step(
+                engine, batch.chunks, lambda vectors: objective(vectors, batch.contrastive), timer.mark, memory
+            )
+            return terms["info_nce"], timer.read()
 
-            def mark(part: str) -> None:
-                nonlocal last
-                synchronize(task.device)
-                now = time.perf_counter()
-                work.parts[part] += now - last
-                last = now
-
-            batch = builder[0, 0]
-            contrastive = ContrastiveBatch(**to_device(batch["contrastive"], task.device))
-            chunks = [to_device(chunk, task.device) for chunk in batch["chunks"]]
-            mark("data")
-            return two_pass_step(engine, chunks, lambda vectors: objective(vectors, contrastive), mark, memory)
-
-        work = Work(embedder, {"": step}, task.device)
-        return work
+        return Implementation(embedder, {"": step}, device)
 
 
 @dataclass
-class Turn:
-    """One step: seconds in all and by part, bytes at the most beyond what the model took, the loss."""
+class Timing:
+    """One step: seconds in total and by part, peak memory in bytes above the model's, and the loss."""
 
     seconds: float
-    parts: dict[str, float]
+    parts: Mapping[str, float]
     peak: float
     loss: float
 
 
-class Side:
-    """A way to do the task in a process of its own, so that its time and its memory are of nothing else.
+class Contestant:
+    """One implementation in its own process, so that its time and memory are measured alone.
 
     Args:
-        build: called there with the task; what it returns stays there.
+        name: for the report.
+        build: called once in the process; its result stays there.
+        workload: passed to `build`.
     """
 
-    def __init__(self, name: str, build: Callable[[Task], Work], task: Task):
+    def __init__(self, name: str, build: Build, workload: Workload):
         self.name = name
+        self.timings: list[Timing] = []
+        self.gradient_difference = 0.0  # from the first contestant's gradient, as a relative norm
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self._built = self._pool.submit(_build, build, task)
-        self.turns: list[Turn] = []
-        self.differs = 0.0  # of its gradient from the first side's, in relative norm
+        self._built = self._pool.submit(_build, build, workload)
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """`function(work, *args)`, there."""
+    def ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Run `function(implementation, *args)` in the process and return its result."""
         return self._wait(self._pool.submit(_ask, function, args))
 
     def wait_until_built(self) -> None:
         self._wait(self._built)
 
-    def _wait(self, future: Future) -> Any:
+    def _wait(self, future: Future[T]) -> T:
         try:
             return future.result()
         except BrokenProcessPool as error:
@@ -127,50 +136,50 @@ class Side:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _build(build: Callable[[Task], Work], task: Task) -> None:
-    global _work
+# ---- run in a contestant's process
+
+_implementation: Implementation
+
+
+def _build(build: Build, workload: Workload) -> None:
+    global _implementation
     quieten()
-    _work = build(task)
-    _work.base = memory_in_use(task.device)
+    _implementation = build(workload)
+    _implementation.bytes_before = memory_in_use(workload.device)
 
 
-def _ask(function: Callable[..., Any], args: tuple) -> Any:
-    return function(_work, *args)
+def _ask(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    return function(_implementation, *args)
 
 
-def take_turn(work: Work) -> Turn:
-    work.parts.clear()
-    reset_peak(work.device)
-    synchronize(work.device)
-    started = time.perf_counter()
-    loss = work.step()
-    synchronize(work.device)
-    seconds = time.perf_counter() - started
-    turn = Turn(seconds, dict(work.parts), read_peak(work.device) - work.base, loss.item())
-    if work.device.type == "cuda":
-        torch.cuda.empty_cache()  # the other sides are on the same device
-    return turn
+def time_step(implementation: Implementation) -> Timing:
+    device = implementation.device
+    (loss, parts), seconds, peak = measure(implementation.step, device)
+    timing = Timing(seconds, parts, peak - implementation.bytes_before, loss.item())
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the other contestants use the same device
+    return timing
 
 
-def choose_fastest(work: Work) -> tuple[str, dict[str, float]]:
-    """One turn at each setting, after one to warm up; the fastest stays. Its name, and all their seconds."""
+def choose_fastest(implementation: Implementation) -> tuple[str, dict[str, float]]:
+    """Time a step at each setting, after one step to warm up. Returns the fastest, which is kept, and all seconds."""
     seconds = {}
-    for name in [next(iter(work.settings)), *work.settings]:
-        work.step = work.settings[name]
+    for name in [next(iter(implementation.settings)), *implementation.settings]:
+        implementation.step = implementation.settings[name]
         try:
-            seconds[name] = take_turn(work).seconds
+            seconds[name] = time_step(implementation).seconds
         except torch.OutOfMemoryError:
             seconds[name] = float("inf")
     best = min(seconds, key=seconds.__getitem__)
-    work.step = work.settings[best]
+    implementation.step = implementation.settings[best]
     return best, seconds
 
 
-def save_gradient(work: Work, file: Path) -> None:
-    torch.save(work.gradient(), file)
+def save_gradient(implementation: Implementation, file: Path) -> None:
+    torch.save(implementation.gradient(), file)
 
 
-def difference(work: Work, file: Path) -> float:
-    """Of this gradient from the saved one, in relative norm."""
-    wanted = torch.load(file)
-    return ((work.gradient() - wanted).norm() / wanted.norm()).item()
+def gradient_difference(implementation: Implementation, file: Path) -> float:
+    """Norm of the difference from the saved gradient, relative to the norm of the saved one."""
+    saved = torch.load(file)
+    return ((implementation.gradient() - saved).norm() / saved.norm()).item()

@@ -1,7 +1,13 @@
-"""What a training step takes of a GPU's memory, counted without one: its own code, run on tensors that have no data."""
+"""`gritlm benchmark memory`: the GPU memory of a chunk, counted without a GPU.
 
+The model's code runs on tensors that have shapes and no data, and the bytes of the live tensors are added up.
+"""
+
+import argparse
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,46 +16,59 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModel, PreTrainedConfig
 
+from gritlm.benchmark.workload import model_config
+from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.embedder import Embedder
+from gritlm.models.text import TextContract
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators under it return, while they live, and the most at any time; of
-    those that are known before, and of views of them, none.
+    """Counts the bytes of all live tensors that operators under it returned: `now`, and the `peak`.
 
-    What a kernel takes for itself while it equal_length_runs is not seen, nor what an allocator loses between tensors.
+    The tensors in `known` and their views are not counted. Not seen: the working memory of a kernel, and what an
+    allocator loses between tensors.
     """
 
     def __init__(self, *known: Tensor):
         super().__init__()
         self.now = self.peak = 0
-        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+        self._live = {tensor.untyped_storage()._cdata for tensor in known}
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        operator: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = operator(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._note, result)
+        tree_map_only(Tensor, self._add, result)
         return result
 
-    def _note(self, tensor: Tensor) -> Tensor:
+    def _add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive.add(key)
+        if key not in self._live:
+            self._live.add(key)
             self.now += size
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
+            weakref.finalize(storage, self._remove, key, size)
         return tensor
 
-    def _gone(self, key: int, size: int) -> None:
-        self._alive.discard(key)
+    def _remove(self, key: int, size: int) -> None:
+        self._live.discard(key)
         self.now -= size
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. weights: all in float32. kept: what a chunk holds between its forward and its backward. peak: the most
-    that its forward and backward take beyond the weights and their gradient."""
+    """Bytes.
+
+    weights: all of them, in float32.
+    kept: held by a chunk between its forward and its backward.
+    peak: the most that its forward and backward need beyond the weights and their gradient.
+    """
 
     weights: int
     kept: int
@@ -59,24 +78,30 @@ class Footprint:
 def chunk_footprint(
     config: PreTrainedConfig, tokens: int, length: int, bf16: bool = False, gradient_checkpointing: bool = False
 ) -> Footprint:
-    """A chunk of texts of `length` tokens each, through a model of this config, packed, not compiled.
+    """The footprint of a packed chunk of equally long texts, with a model of this config that is not compiled.
 
     Args:
-        tokens: of the chunk, whole texts: a multiple of `length`.
-        bf16: under bfloat16 autocast.
+        tokens: in the chunk, a multiple of `length`.
+        length: tokens of each text.
+        bf16: run under bfloat16 autocast.
     """
     with FakeTensorMode():
-        model = Embedder(AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED)).train()
+        backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED)
+        model = Embedder(backbone, TextContract()).train()
         if gradient_checkpointing:
             model.activation_checkpointing_enable()
         return count_chunk(model, tokens // length, length, bf16)
 
 
 def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) -> Footprint:
-    """One forward and backward of `model`, on tensors with data or without; leaves it no gradient."""
+    """Count one forward and backward of the model, whose tensors may have data or not. Its gradient is dropped."""
     weights = list(model.parameters())
-    # Their gradient is there from the first chunk on: another's is added, and gone.
-    hooks = [w.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None)) for w in weights]
+
+    def drop_gradient(weight: Tensor) -> None:
+        weight.grad = None
+
+    # In training the gradient exists before all chunks but the first. A chunk's own is added to it, then freed.
+    hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in weights]
     ids, lengths = torch.zeros(texts * length, dtype=torch.long), torch.full((texts,), length)
     with LiveBytes(*weights) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
@@ -86,3 +111,29 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
     for hook in hooks:
         hook.remove()
     return Footprint(sum(weight.nbytes for weight in weights), kept, live.peak)
+
+
+def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Print and return the footprint of a full chunk, without and with gradient checkpointing."""
+    config = model_config(args.model)
+    tokens = args.chunk_tokens // args.max_len * args.max_len
+    if not tokens:
+        raise UserError(
+            f"--chunk_tokens {args.chunk_tokens} holds not even one text of --max_len {args.max_len} tokens"
+        )
+    print(f"{args.model}, {'bf16 autocast' if args.bf16 else 'float32'}, texts of {args.max_len} tokens, packed")
+    footprints = {
+        name: chunk_footprint(config, tokens, args.max_len, args.bf16, checkpointing)
+        for name, checkpointing in (("as it is", False), ("gradient checkpointing", True))
+    }
+    weights = footprints["as it is"].weights / 1e9
+    print(
+        f"  weights, AdamW's moments, gradient, in float32: {4 * weights:.1f} GB; {5 * weights:.1f} with DDP, "
+        "which copies the gradient"
+    )
+    for name, found in footprints.items():
+        print(
+            f"  a chunk of {tokens} tokens, {name}: +{found.peak / 1e9:.1f} GB; "
+            f"kept for its backward: {found.kept / tokens / 1e6:.2f} MB a token"
+        )
+    return {name: asdict(found) for name, found in footprints.items()}

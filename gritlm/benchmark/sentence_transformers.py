@@ -1,52 +1,61 @@
-"""sentence-transformers doing the same work, at each of its settings."""
+"""The baseline: sentence-transformers on the same workload, with several settings to choose from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+from torch import Tensor
 
-from gritlm.benchmark.contestants import Work
-from gritlm.benchmark.workload import TEMPERATURE, Task
+from gritlm.benchmark.contestants import Implementation, Step
+from gritlm.benchmark.workload import TEMPERATURE, Workload
 from gritlm.models.chunks import to_device
 
 STEP_SETTINGS = [{"mini_batch_size": size} for size in (1, 2, 4, 16)]
 STEP_SETTINGS += [{"mini_batch_num_tokens": tokens} for tokens in (512, 8192)]
 GPU_STEP_SETTINGS = [{"mini_batch_size": size} for size in (16, 64, 256)] + [{"mini_batch_num_tokens": 32768}]
-ENCODE_SETTINGS = [{"batch_size": size} for size in (4, 8, 32, 128)]
+ENCODE_BATCH_SIZES = (4, 8, 32, 128)
 
 
-def step(task: Task) -> Work:
-    """The same batch through CachedMultipleNegativesRankingLoss, tokenisation included; a step a setting."""
-    model = SentenceTransformer(str(task.folder / "served"), device=str(task.device))
-    columns: list[list[str]] = [[] for _ in range(1 + task.group)]
-    for dataset, row in task.plan.batch(0, 0).rows:
-        record = task.records[row]
-        _, draw = task.plan.draw(0, 0, dataset, row, 1, len(record.negatives), task.group - 1)
-        texts = [record.query, record.positives[0], *(record.negatives[i] for i in draw)]
-        for column, text in zip(columns, texts, strict=True):
-            column.append(text.text)
+def build_step(workload: Workload) -> Implementation:
+    """CachedMultipleNegativesRankingLoss on the same batch, tokenisation included."""
+    device = workload.device
+    model = SentenceTransformer(str(workload.served), device=str(device))
+    columns = columns_of_the_batch(workload)
 
-    def step_with(loss: CachedMultipleNegativesRankingLoss) -> torch.Tensor:
+    def step(loss: CachedMultipleNegativesRankingLoss) -> tuple[Tensor, Mapping[str, float]]:
         model.zero_grad()
-        with task.autocast():
-            value = loss([to_device(model.preprocess(column), task.device) for column in columns], None)
+        with workload.autocast():
+            value = loss([to_device(model.preprocess(column), device) for column in columns], None)
         value.backward()
-        return value.detach()
+        return value.detach(), {}
 
-    settings = GPU_STEP_SETTINGS if task.device.type == "cuda" else STEP_SETTINGS
-    losses = [CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options) for options in settings]
-    names = [" ".join(map(str, *options.items())) for options in settings]
-    return Work(model, {name: partial(step_with, loss) for name, loss in zip(names, losses, strict=True)}, task.device)
+    settings: dict[str, Step] = {}
+    for options in GPU_STEP_SETTINGS if device.type == "cuda" else STEP_SETTINGS:
+        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **options)
+        settings[" ".join(map(str, *options.items()))] = partial(step, loss)
+    return Implementation(model, settings, device)
 
 
-def encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:
-    """`SentenceTransformer.encode` of a served folder, float32 (N, D) on the CPU."""
+def columns_of_the_batch(workload: Workload) -> list[list[str]]:
+    """The texts of the first batch: the queries, the positives, then each column of negatives."""
+    rows = []
+    for dataset, row in workload.plan.batch(0, 0).rows:
+        record = workload.records[row]
+        counts = len(record.positives), len(record.negatives)
+        positive, negatives = workload.plan.draw(0, 0, dataset, row, *counts, workload.group - 1)
+        rows.append([record.query, record.positives[positive], *(record.negatives[i] for i in negatives)])
+    return [[text.text for text in column] for column in zip(*rows, strict=True)]
+
+
+def load_encode(folder: Path, dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
+    """`SentenceTransformer.encode` of a model folder; it returns float32 (N, D) on the CPU."""
     model = SentenceTransformer(str(folder), device=str(device), model_kwargs={"dtype": dtype})
 
-    def encode(texts: list[str], **options) -> torch.Tensor:
+    def encode(texts: list[str], **options: Any) -> Tensor:
         return torch.from_numpy(model.encode(texts, **options)).float()
 
     return encode

@@ -1,13 +1,14 @@
-"""What a benchmark is made of: the same work for every side, clocks, and the machine's own rate.
-
-No network: a model by name from its config with random weights, texts from the machine's own Python or a file.
-"""
+"""What a benchmark runs on: the model and texts that all contestants share, clocks, and the speed of the machine."""
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -17,17 +18,19 @@ from transformers import AutoModel, PreTrainedConfig, Qwen2Config, Qwen3Config, 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import RecordSet, load_records
-from gritlm.data.stdlib_pairs import collect
+from gritlm.data.stdlib_pairs import Pair, collect
+from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
+from gritlm.models.folder import save_model_folder
 from gritlm.models.text import TextContract
 from gritlm.models.tiny import build_tokenizer
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 
 TEMPERATURE = 0.05
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-MODELS = {
+MODELS: dict[str, tuple[Callable[..., PreTrainedConfig], tuple[int, ...], dict[str, int]]] = {
     "tiny": (Qwen3Config, (256, 768, 4, 8, 4), {"head_dim": 32, "vocab_size": 8192}),
     "qwen2.5-0.5b": (Qwen2Config, (896, 4864, 24, 14, 2), {"vocab_size": 151936}),
     "qwen2.5-1.5b": (Qwen2Config, (1536, 8960, 28, 12, 2), {"vocab_size": 151936}),
@@ -37,14 +40,20 @@ MODELS = {
     "qwen3-4b": (Qwen3Config, (2560, 9728, 36, 32, 8), {"head_dim": 128, "vocab_size": 151936}),
     "qwen3-8b": (Qwen3Config, (4096, 12288, 36, 32, 8), {"head_dim": 128, "vocab_size": 151936}),
 }
+T = TypeVar("T")
 
 
-# ---- the work
+# ---- the model and the texts
 
 
 @dataclass
-class Task:
-    """The same model and texts for every side."""
+class Workload:
+    """What every contestant works on. Picklable.
+
+    folder: holds the model, and what contestants write.
+    group: passages per query.
+    bf16: run under bfloat16 autocast.
+    """
 
     folder: Path
     records: RecordSet
@@ -54,53 +63,80 @@ class Task:
     device: torch.device
     bf16: bool
 
+    @property
+    def served(self) -> Path:
+        """The model in the format that other libraries load, once `save_served` has run."""
+        return self.folder / "served"
+
+    def save_served(self) -> None:
+        save_model_folder(self.embedder(PACKED), self.text_tokenizer, self.served)
+
+    def config(self) -> PreTrainedConfig:
+        return load_config(str(self.folder / "model"), "bb")
+
+    def embedder(self, attn_implementation: str) -> Embedder:
+        backbone = load_backbone(str(self.folder / "model"), self.config(), attn_implementation)
+        return Embedder(backbone, self.text_tokenizer.contract).to(self.device)
+
     def builder(self, chunking: ChunkConfig) -> BatchBuilder:
         return BatchBuilder(self.plan, [self.records], self.text_tokenizer, self.group, chunking)
 
-    def embedder(self, attn_implementation: str) -> Embedder:
-        folder = str(self.folder / "model")
-        return Embedder(load_backbone(folder, load_config(folder), attn_implementation)).to(self.device)
-
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def make_task(folder: Path, args: argparse.Namespace) -> Task:
-    """Queries and passages of real code or of a given file; every text stands once, so that losses can be compared."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    limit = args.max_len
-    if args.lengths not in ("stdlib",) and not args.lengths.startswith("uniform:"):
-        (records,) = load_records(args.lengths, folder / "cache")
-        texts = [record.query.text for record in map(records.__getitem__, range(min(len(records), 2000)))]
-    else:
-        pairs, _ = collect(max_pairs=0)
-        texts = [text for pair in pairs for text in pair]
-        needed, group = 2 * args.queries, args.group
-        codes = [code for _, code in pairs]
-        if args.lengths.startswith("uniform:"):
-            limit = int(args.lengths.split(":")[1])
-            codes = ["\n".join(codes[i : i + 40]) for i in range(len(codes))]  # each longer than the limit
-        summaries = codes[::-1] if args.lengths.startswith("uniform:") else [summary for summary, _ in pairs]
-        stride = max(1, len(pairs) // (needed * (group + 1)))
+@contextmanager
+def make_workload(args: argparse.Namespace) -> Iterator[Workload]:
+    """Build the model and the rows in a temporary folder.
 
-        def text(source: list[str], number: int) -> str:
-            again, place = divmod(number * stride, len(source))
-            return f"{again} {source[place]}" if again else source[place]
+    Rows of the standard library contain each text once, so that implementations with and without a mask for repeated
+    texts have the same loss.
+    """
+    uniform = args.lengths.startswith("uniform:")
+    limit = int(args.lengths.split(":")[1]) if uniform else args.max_len
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if uniform or args.lengths == "stdlib":
+            pairs, _ = collect(max_pairs=0)
+            write_rows(folder / "pairs.jsonl", pairs, 2 * args.queries, args.group, uniform)
+            (records,) = load_records(folder / "pairs.jsonl", folder / "cache")
+            texts = [text for pair in pairs for text in pair]
+        else:
+            (records,) = load_records(args.lengths, folder / "cache")
+            texts = [records[row].query.text for row in range(min(len(records), 2000))]
+        build_model(folder / "model", args.model, texts)
+        contract = TextContract(query_max_len=limit, passage_max_len=limit)
+        text_tokenizer = TextTokenizer(load_tokenizer(str(folder / "model"), contract), contract)
+        plan = Plan([records.name], [len(records)], args.queries, seed=0)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield Workload(folder, records, text_tokenizer, plan, args.group, device, args.bf16)
 
-        with open(folder / "pairs.jsonl", "w") as out:
-            for row in range(needed):
-                passages = [text(codes, row + part * needed) for part in range(group)]
-                out.write(json.dumps({"query": text(summaries, row), "pos": passages[:1], "neg": passages[1:]}) + "\n")
-        (records,) = load_records(folder / "pairs.jsonl", folder / "cache")
-    build_model(folder / "model", args.model, texts)
-    contract = TextContract(query_max_len=limit, passage_max_len=limit)
-    text_tokenizer = TextTokenizer(load_tokenizer(str(folder / "model"), contract), contract)
-    plan = Plan([records.name], [len(records)], args.queries, seed=0)
-    return Task(folder, records, text_tokenizer, plan, args.group, device, args.bf16)
+
+def write_rows(file: Path, pairs: list[Pair], rows: int, group: int, uniform: bool) -> None:
+    """Write rows of a summary and `group` pieces of code, spread over the pairs. No text appears twice.
+
+    Args:
+        uniform: join many pieces of code into each text, so that truncation makes all texts equally long.
+    """
+    queries = [summary for summary, _ in pairs]
+    passages = [code for _, code in pairs]
+    if uniform:
+        passages = ["\n".join(passages[i : i + 40]) for i in range(len(passages))]
+        queries = passages[::-1]
+    stride = max(1, len(pairs) // (rows * (group + 1)))
+
+    def nth(texts: list[str], number: int) -> str:
+        repeat, place = divmod(number * stride, len(texts))
+        return f"{repeat} {texts[place]}" if repeat else texts[place]
+
+    with open(file, "w") as out:
+        for row in range(rows):
+            positive, *negatives = (nth(passages, row + part * rows) for part in range(group))
+            out.write(json.dumps({"query": nth(queries, row), "pos": [positive], "neg": negatives}) + "\n")
 
 
 def model_config(name: str) -> PreTrainedConfig:
-    """One of MODELS, attending both ways."""
+    """The config of one of `MODELS`, with bidirectional attention."""
     config_class, sizes, more = MODELS[name]
     config = config_class(**dict(zip(SIZES, sizes, strict=True)), **more, max_position_embeddings=32768)
     config.is_causal = False
@@ -108,12 +144,23 @@ def model_config(name: str) -> PreTrainedConfig:
 
 
 def build_model(folder: Path, name: str, texts: list[str]) -> None:
+    """Save one of `MODELS` with random weights, and a tokenizer trained on the texts."""
     build_tokenizer(folder, texts, 8192)
     set_seed(0)
     AutoModel.from_config(model_config(name)).save_pretrained(folder)
 
 
-# ---- measuring
+# ---- clocks and memory
+
+
+def measure(function: Callable[[], T], device: torch.device) -> tuple[T, float, float]:
+    """Call the function. Returns its result, the seconds that it took, and the peak memory in bytes."""
+    reset_peak(device)
+    synchronize(device)
+    started = time.perf_counter()
+    result = function()
+    synchronize(device)
+    return result, time.perf_counter() - started, read_peak(device)
 
 
 def synchronize(device: torch.device) -> None:
@@ -122,7 +169,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: allocated on the device, or this process's resident ones."""
+    """Bytes that are allocated on the GPU, or resident in this process."""
     return torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
@@ -130,11 +177,11 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the memory in use now
 
 
 def read_peak(device: torch.device) -> float:
-    """Bytes: allocated on the device at the most, or this process's high-water mark."""
+    """The largest `memory_in_use` since `reset_peak`; NaN on a CPU without /proc."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -144,27 +191,25 @@ def read_peak(device: torch.device) -> float:
     return int(line.split()[1]) * 1024
 
 
+# ---- the speed of the machine
+
+
 def matrix_rate(device: torch.device, bf16: bool) -> float:
-    """Floating-point operations a second of a large square matrix product, the best of some."""
+    """FLOP/s of a large square matrix product, the best of six."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    best = float("inf")
-    for _ in range(6):
-        synchronize(device)
-        started = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return 2 * size**3 / min(measure(lambda: a @ a, device)[1] for _ in range(6))
 
 
-def useful_flops(task: Task, lengths: np.ndarray) -> float:
-    """What one forward and backward need at least: 6NT for the N non-embedding weights, and 12 for attention."""
-    config = load_config(str(task.folder / "model"))
-    heads = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+def useful_flops(config: PreTrainedConfig, lengths: np.ndarray) -> float:
+    """FLOPs of a forward and a backward pass over texts of these lengths, nothing recomputed.
+
+    6NT for N weights without the embeddings and T tokens, and 12 L^2 per layer, head width and text of length L for
+    bidirectional attention (Kaplan et al., arXiv 2001.08361; the PaLM paper, arXiv 2204.02311, appendix B).
+    """
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    return 6 * weights * lengths.sum() + 12 * config.num_hidden_layers * heads * (lengths.astype(float) ** 2).sum()
+    attention = config.num_hidden_layers * config.num_attention_heads * head_dim * (lengths.astype(float) ** 2).sum()
+    return float(6 * weights * lengths.sum() + 12 * attention)

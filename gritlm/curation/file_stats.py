@@ -1,9 +1,9 @@
-"""What a training file holds, gathered in one pass by several processes: the material of `gritlm check-data`."""
+"""Statistics of a training file, gathered in one pass by several processes. `gritlm check-data` reports them."""
 
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,29 +15,37 @@ from gritlm.data.parallel import in_order
 from gritlm.data.rows import Block, decode, parse_row, read_blocks
 from gritlm.errors import UserError
 from gritlm.models.text import Text
-from gritlm.models.tokenizer import TextTokenizer
 
-SAMPLED = 20_000  # rows of a file whose lengths and scripts are looked at
+SAMPLED = 20_000  # rows per file whose lengths and scripts are measured
+CountUnits = Callable[[list[Text]], list[int]]  # the length of each text, in tokens or characters
+
+
+def count_characters(texts: list[Text]) -> list[int]:
+    return [len(text.instruction) + len(text.text) for text in texts]
+
+
+def _integers() -> array:
+    return array("q")
 
 
 @dataclass
 class FileStats:
-    """What a stretch of a file holds. Arrays have one entry a row, `pos_ids` one a positive."""
+    """Statistics of one block or file. An array has one entry per row, `positive_ids` one per positive."""
 
     bad: list[tuple[int, str]] = field(default_factory=list)  # line, message
     leaked: list[tuple[int, str]] = field(default_factory=list)  # line, exact or near
-    repeats: list[tuple[int, int]] = field(default_factory=list)  # line, negatives that repeat a positive
-    lines: array = field(default_factory=lambda: array("q"))
-    row_keys: array = field(default_factory=lambda: array("q"))
-    query_ids: array = field(default_factory=lambda: array("q"))
-    pos_counts: array = field(default_factory=lambda: array("q"))
-    pos_ids: array = field(default_factory=lambda: array("q"))
-    neg_counts: array = field(default_factory=lambda: array("q"))
-    query_lengths: array = field(default_factory=lambda: array("q"))
-    passage_lengths: array = field(default_factory=lambda: array("q"))
-    instructions: Counter = field(default_factory=Counter)
-    passage_instructions: Counter = field(default_factory=Counter)
-    scripts: Counter = field(default_factory=Counter)
+    repeated_positives: list[tuple[int, int]] = field(default_factory=list)  # line, negatives that repeat a positive
+    lines: array = field(default_factory=_integers)
+    row_keys: array = field(default_factory=_integers)
+    query_ids: array = field(default_factory=_integers)
+    positive_counts: array = field(default_factory=_integers)
+    positive_ids: array = field(default_factory=_integers)
+    negative_counts: array = field(default_factory=_integers)
+    query_lengths: array = field(default_factory=_integers)
+    passage_lengths: array = field(default_factory=_integers)
+    instructions: Counter[str] = field(default_factory=Counter)
+    passage_instructions: Counter[str] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "FileStats") -> None:
         for name, value in vars(other).items():
@@ -45,12 +53,12 @@ class FileStats:
 
 
 class BlockReader:
-    """Looks at stretches of files, in any process."""
+    """Gathers the statistics of a block of a file. It may run in any process."""
 
-    def __init__(self, text_tokenizer: TextTokenizer | None, evaluation: EvaluationTexts | None):
-        self.text_tokenizer, self.evaluation = text_tokenizer, evaluation
+    def __init__(self, count_units: CountUnits, evaluation: EvaluationTexts | None):
+        self.count_units, self.evaluation = count_units, evaluation
 
-    def __call__(self, path: Path, block: Block, sampled_every: int) -> FileStats:
+    def __call__(self, path: Path, block: Block, sample_every: int) -> FileStats:
         stats, sample = FileStats(), []
         for number, raw in block:
             try:
@@ -61,17 +69,17 @@ class BlockReader:
             stats.lines.append(number)
             stats.query_ids.append(row["query_id"])
             stats.row_keys.append(_row_key(row))
-            stats.pos_counts.append(len(row["pos_id"]))
-            stats.pos_ids.extend(row["pos_id"])
-            stats.neg_counts.append(len(row["neg"]["text"]))
+            stats.positive_counts.append(len(row["pos_id"]))
+            stats.positive_ids.extend(row["pos_id"])
+            stats.negative_counts.append(len(row["neg_id"]))
             stats.instructions[row["query"]["instruction"]] += 1
-            for side in ("pos", "neg"):
-                stats.passage_instructions.update(row[side]["instruction"])
+            for name in ("pos", "neg"):
+                stats.passage_instructions.update(row[name]["instruction"])
             if row["dropped_negatives"]:
-                stats.repeats.append((number, row["dropped_negatives"]))
-            if self.evaluation and (how := self.evaluation.find(row["query"]["text"])):
-                stats.leaked.append((number, how))
-            if number % sampled_every == 0:
+                stats.repeated_positives.append((number, row["dropped_negatives"]))
+            if self.evaluation and (match := self.evaluation.find(row["query"]["text"])):
+                stats.leaked.append((number, match))
+            if number % sample_every == 0:
                 sample.append(row)
         self._measure(sample, stats)
         return stats
@@ -81,67 +89,66 @@ class BlockReader:
         passages = [
             Text(*pair)
             for row in rows
-            for side in ("pos", "neg")
-            for pair in list(zip(row[side]["instruction"], row[side]["text"], strict=True))[:8]
+            for name in ("pos", "neg")
+            for pair in list(zip(row[name]["instruction"], row[name]["text"], strict=True))[:8]
         ]
-        for texts, lengths in ((queries, stats.query_lengths), (passages, stats.passage_lengths)):
-            if self.text_tokenizer and texts:
-                lengths.extend(len(tokens.ids) for tokens in self.text_tokenizer(texts, 1 << 30))
-            else:
-                lengths.extend(len(text.instruction) + len(text.text) for text in texts)
+        stats.query_lengths.extend(self.count_units(queries))
+        stats.passage_lengths.extend(self.count_units(passages))
         for text in (*queries, *passages[:1000]):
             stats.scripts.update(scripts_of(text.text[:200]))
 
 
 def _row_key(row: dict) -> int:
-    """Equal for rows with the same query, the same positives and the same negatives, in any order."""
-    sides = ({*zip(row[side]["instruction"], row[f"{side}_id"], strict=True)} for side in ("pos", "neg"))
-    return hash((row["query_id"], *map(frozenset, sides)))
+    """A hash that is equal for rows with the same query, positives and negatives in any order."""
+    passages = ({*zip(row[name]["instruction"], row[f"{name}_id"], strict=True)} for name in ("pos", "neg"))
+    return hash((row["query_id"], *map(frozenset, passages)))
 
 
 def scripts_of(text: str) -> set[str]:
-    """The writing systems of a text's letters, roughly: the first word of their Unicode names."""
+    """The writing systems of a text, approximated by the first word of its letters' Unicode names."""
     return {unicodedata.name(letter, "?").split()[0] for letter in set(text) if letter.isalpha()}
 
 
 def read_file_stats(path: Path, reader: BlockReader, processes: int) -> tuple[FileStats, str]:
-    """All stats of a file, and what is wrong with it as a whole, if anything."""
+    """The statistics of a file, and the error that ended the reading, or ""."""
     stats, problem = FileStats(), ""
 
-    def stretches() -> Iterator[tuple]:
+    def blocks() -> Iterator[tuple[Path, Block, int]]:
         nonlocal problem
-        every = 0
+        sample_every = 0
         try:
             for block in read_blocks(path):
-                every = every or _sampling(path, block)
-                yield path, block, every
+                sample_every = sample_every or _sampling_interval(path, block)
+                yield path, block, sample_every
         except UserError as error:
             problem = str(error)
 
     with tqdm(desc=f"checking {path.name}", unit=" rows", delay=2) as progress:
-        for part in in_order(reader, stretches(), processes):
+        for part in in_order(reader, blocks(), processes):
             stats.add(part)
             progress.update(len(part.lines))
     return stats, problem
 
 
-def _sampling(path: Path, block: Block) -> int:
-    """Look at the lengths of every so manieth row, given the first stretch of a file."""
-    taken = sum(len(raw) for _, raw in block if isinstance(raw, bytes))
-    rows = len(block) * path.stat().st_size / max(taken, 1) if taken else 1000 * path.stat().st_size / 1e6
+def _sampling_interval(path: Path, block: Block) -> int:
+    """Every how many rows one is measured, estimated from the first block of a file."""
+    size = path.stat().st_size
+    block_size = sum(len(raw) for _, raw in block if isinstance(raw, bytes))
+    rows = len(block) * size / block_size if block_size else size / 1000  # a parquet row: about 1 kB
     return max(1, round(rows / SAMPLED))
 
 
 def repeated_texts(stats: FileStats) -> tuple[int, int]:
-    """Rows whose query stands in a row before, and positives that stand under more than one query."""
+    """The number of rows that repeat an earlier row's query, and of positives of more than one query."""
     queries = np.asarray(stats.query_ids)
-    pairs = np.stack([np.asarray(stats.pos_ids), np.repeat(queries, np.asarray(stats.pos_counts))], axis=1)
-    _, under = np.unique(np.unique(pairs, axis=0)[:, 0], return_counts=True)
-    return len(queries) - len(np.unique(queries)), int((under > 1).sum())
+    positives, counts = np.asarray(stats.positive_ids), np.asarray(stats.positive_counts)
+    pairs = np.unique(np.stack([positives, np.repeat(queries, counts)], axis=1), axis=0)
+    _, queries_of_positive = np.unique(pairs[:, 0], return_counts=True)
+    return len(queries) - len(np.unique(queries)), int((queries_of_positive > 1).sum())
 
 
 def find_duplicates(files: list[FileStats]) -> list[np.ndarray]:
-    """Per file, the lines of the rows that stand before, in it or in an earlier file."""
+    """The lines of each file that repeat an earlier row of it or of an earlier file."""
     keys = np.concatenate([np.asarray(stats.row_keys, dtype=np.int64) for stats in files])
     _, first = np.unique(keys, return_index=True)
     repeated = np.ones(len(keys), dtype=bool)

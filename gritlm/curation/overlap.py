@@ -1,4 +1,4 @@
-"""Whether a text stands in an evaluation set: exactly, or nearly."""
+"""Find the queries of evaluation sets in training data, exactly or nearly equal."""
 
 import json
 import unicodedata
@@ -10,11 +10,12 @@ from gritlm.data.public_formats import BadRows, read_qrels
 from gritlm.data.rows import decode, read_blocks, text_id
 from gritlm.errors import UserError
 
-SHINGLE, SHARE = 8, 0.8  # words in a row; of a text's shingles, so many in one other text make it nearly the same
+SHINGLE = 8  # consecutive words
+SHARE = 0.8  # of the shorter text's shingles: nearly equal texts have this many in common
 
 
 class _Letters(dict):
-    """For `str.translate`: what is no letter, digit or combining mark becomes a space."""
+    """For `str.translate`: keeps letters, digits and combining marks; everything else becomes a space."""
 
     def __missing__(self, code: int) -> int:
         letter = chr(code)
@@ -26,22 +27,22 @@ _LETTERS = _Letters()
 
 
 def normal_words(text: str) -> list[str]:
-    """Its words in lower case and in Unicode's compatible form (NFKC), without punctuation."""
+    """The words of a text in lower case and NFKC form, without punctuation."""
     return unicodedata.normalize("NFKC", text.casefold()).translate(_LETTERS).split()
 
 
 class EvaluationTexts:
-    """Texts to be found again.
+    """The texts of evaluation sets, to look up other texts in.
 
-    `find` says "exact" for an equal text (trailing white space apart), "near" for one with the same words in the same
-    order, or of whose stretches of 8 words at least 80% stand in one text of the set (or the other way round).
+    A match is "exact" when two texts are equal up to trailing white space. It is "near" when they have the same words
+    in the same order, or have 80% of the shorter one's shingles of 8 words in common.
     """
 
     def __init__(self, texts: Iterable[str]):
         self.exact: set[int] = set()
-        self.normal: set[int] = set()
-        self.shingles: dict[int, list[int]] = {}
-        self.sizes: list[int] = []
+        self.normal: set[int] = set()  # hashes of the texts' words
+        self.shingles: dict[int, list[int]] = {}  # shingle -> numbers of the texts that have it
+        self.sizes: list[int] = []  # shingles of each text
         for text in texts:
             if text_id(text) in self.exact:
                 continue
@@ -53,11 +54,8 @@ class EvaluationTexts:
                 self.shingles.setdefault(shingle, []).append(len(self.sizes))
             self.sizes.append(len(shingles))
 
-    def __len__(self) -> int:
-        return len(self.exact)
-
     def find(self, text: str) -> str:
-        """exact, near, or ""."""
+        """Look a text up: "exact", "near" or ""."""
         if text_id(text) in self.exact:
             return "exact"
         words = normal_words(text)
@@ -74,10 +72,10 @@ def _shingles(words: list[str]) -> set[int]:
 
 
 def read_evaluation_queries(path: Path) -> list[str]:
-    """The queries of an evaluation set: a BEIR folder (those of qrels/test.tsv), or rows or texts of a jsonl file.
+    """Read the queries of a BEIR folder (the split test, if it has one), or the queries or texts of a file.
 
     Raises:
-        UserError: it is neither.
+        UserError: the path is neither.
     """
     if path.is_dir():
         queries, qrels = path / "queries.jsonl", path / "qrels" / "test.tsv"

@@ -1,13 +1,12 @@
-"""Public data of a common shape into the training format, with a held-out part that nothing leaks into, and a card.
+"""Convert public data to the training format, hold out queries that do not leak into train, and write a card.
 
-IN is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a .csv, .tsv, .jsonl, .jsonl.gz or .parquet file of columns,
-or hub:NAME for a data set of the Hugging Face hub. OUT becomes a folder: train/NAME.jsonl for TRAIN_DATA, held_out/ in
-BEIR's format, README.md.
+IN is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a .csv, .tsv, .jsonl, .jsonl.gz or .parquet file with named
+columns, or hub:NAME for a data set of the Hugging Face hub. The new folder OUT holds train/NAME.jsonl for TRAIN_DATA,
+held_out/ in BEIR's format, and README.md.
 """
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gritlm.cli import quieten, verb_parser
+from gritlm.cli import verb_parser
 from gritlm.data.public_formats import (
     NEGATIVE,
     POSITIVE,
@@ -38,61 +37,63 @@ EXAMPLES = """examples:
   gritlm prepare hub:sentence-transformers/natural-questions out/ --licence cc-by-sa-3.0 --held_out 500
   TRAIN_DATA=out/train MODEL_NAME_OR_PATH=... bash scripts/training/train_embonly.sh"""
 
-# ---- what is kept
+# ---- selecting rows
 
 
 @dataclass
 class Prepared:
-    """Rows in the training format, checked, and what was left out."""
+    """Checked rows in the training format, and counts of everything left out."""
 
     rows: list[dict] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # messages of bad rows
     repeated: int = 0
     merged: int = 0
     dropped_negatives: int = 0
     repeated_negatives: int = 0
 
 
-def prepare(found: Iterable[RawExample], instruction: str, bad: BadRows) -> Prepared:
-    """Check every row as training would. One with the query and positives of an earlier row gives it its negatives.
+def prepare(examples: Iterable[RawExample], instruction: str, bad: BadRows) -> Prepared:
+    """Check every example as training would. Examples with equal query and positives become one row.
 
     Raises:
-        UserError: at the first bad row, unless they are skipped.
+        UserError: at the first bad row, unless bad rows are skipped.
     """
-    prepared, first = Prepared(), {}
-    for row in tqdm(found, "reading", unit=" rows", delay=2):
-        query = [instruction, row.query] if instruction else row.query
-        made = {"query": query, "pos": row.positives, "neg": row.negatives}
+    prepared, first = Prepared(skipped=bad.messages), {}
+    for example in tqdm(examples, "reading", unit=" rows", delay=2):
+        query = [instruction, example.query] if instruction else example.query
+        row = {"query": query, "pos": example.positives, "neg": example.negatives}
         try:
-            checked = parse_row(made, row.where)
+            checked = parse_row(row, example.where)
         except UserError as error:
             bad.add(error)
             continue
-        key = (checked["query_id"], *sorted(set(checked["pos_id"])))
         prepared.dropped_negatives += checked["dropped_negatives"]
-        negatives = dict(zip(_ids(made, "neg"), made["neg"], strict=True))
-        new = {key: text for key, text in negatives.items() if key not in checked["pos_id"]}
-        prepared.repeated_negatives += len(made["neg"]) - checked["dropped_negatives"] - len(new)
-        if key not in first:
-            first[key] = len(prepared.rows)
-            prepared.rows.append(made | {"neg": list(new.values())})
+        by_id = dict(zip(_ids(row, "neg"), row["neg"], strict=True))
+        negatives = {key: text for key, text in by_id.items() if key not in checked["pos_id"]}
+        prepared.repeated_negatives += len(row["neg"]) - checked["dropped_negatives"] - len(negatives)
+        row_key = (checked["query_id"], *sorted(set(checked["pos_id"])))
+        if row_key not in first:
+            first[row_key] = len(prepared.rows)
+            prepared.rows.append(row | {"neg": list(negatives.values())})
             continue
-        earlier = prepared.rows[first[key]]
+        earlier = prepared.rows[first[row_key]]
         known = set(_ids(earlier, "neg"))
-        earlier["neg"] += [text for key, text in new.items() if key not in known]
-        if new.keys() <= known:
+        earlier["neg"] += [text for key, text in negatives.items() if key not in known]
+        if negatives.keys() <= known:
             prepared.repeated += 1
         else:
             prepared.merged += 1
-    prepared.skipped = bad.messages
     return prepared
 
 
-def split_by_document(rows: list[dict], wanted: int, seed: int) -> tuple[list[dict], list[dict], int]:
-    """(train, held out, negatives left out of train): no held-out query or positive stands anywhere in train.
+def hold_out(rows: list[dict], wanted: int, seed: int) -> tuple[list[dict], list[dict], int]:
+    """Hold out at most `wanted` rows; none of their queries and positives is in the training rows.
 
-    Rows that share a query or a positive, directly or through others, stay together. Groups are drawn at random, none
-    larger than a tenth of what is wanted, until there are so many rows.
+    Rows that share a query or a positive, directly or through other rows, form a group and stay together. Groups are
+    held out in random order; a group larger than a tenth of `wanted` is not.
+
+    Returns:
+        training rows, held-out rows, and the number of negatives removed from the training rows.
     """
     leader = list(range(len(rows)))
 
@@ -102,36 +103,36 @@ def split_by_document(rows: list[dict], wanted: int, seed: int) -> tuple[list[di
             row = leader[row]
         return row
 
-    holder: dict[int, int] = {}
+    first_with: dict[int, int] = {}
     for number, row in enumerate(rows):
         for key in _ids(row, "query", "pos"):
-            leader[find(number)] = find(holder.setdefault(key, number))
-    groups: dict[int, list[int]] = {}
+            leader[find(number)] = find(first_with.setdefault(key, number))
+    by_leader: dict[int, list[int]] = {}
     for number in range(len(rows)):
-        groups.setdefault(find(number), []).append(number)
-    out: set[int] = set()
-    order = list(groups)
-    for number in np.random.default_rng(seed).permutation(len(order)):
-        group = groups[order[number]]
-        if len(group) <= max(1, wanted // 10) and len(out) + len(group) <= wanted:
-            out.update(group)
-    held = [rows[number] for number in sorted(out)]
-    kept_out = {key for row in held for key in _ids(row, "query", "pos")}
-    train, left_out = [], 0
+        by_leader.setdefault(find(number), []).append(number)
+    held_out: set[int] = set()
+    groups = list(by_leader.values())
+    for number in np.random.default_rng(seed).permutation(len(groups)):
+        group = groups[number]
+        if len(group) <= max(1, wanted // 10) and len(held_out) + len(group) <= wanted:
+            held_out.update(group)
+    held = [rows[number] for number in sorted(held_out)]
+    held_ids = {key for row in held for key in _ids(row, "query", "pos")}
+    train, removed = [], 0
     for number, row in enumerate(rows):
-        if number not in out:
-            negatives = [text for key, text in zip(_ids(row, "neg"), row["neg"], strict=True) if key not in kept_out]
-            left_out += len(row["neg"]) - len(negatives)
+        if number not in held_out:
+            negatives = [text for key, text in zip(_ids(row, "neg"), row["neg"], strict=True) if key not in held_ids]
+            removed += len(row["neg"]) - len(negatives)
             train.append(row | {"neg": negatives})
-    return train, held, left_out
+    return train, held, removed
 
 
-def _ids(row: dict, *sides: str) -> list[int]:
-    texts = [text for side in sides for text in ([row[side]] if side == "query" else row[side])]
-    return [text_id(_text(text)) for text in texts]
+def _ids(row: dict, *fields: str) -> list[int]:
+    texts = [text for name in fields for text in ([row[name]] if name == "query" else row[name])]
+    return [text_id(_string(text)) for text in texts]
 
 
-def _text(text: str | list[str]) -> str:
+def _string(text: str | list[str]) -> str:
     return text if isinstance(text, str) else text[1]
 
 
@@ -145,28 +146,31 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 
 def write_held_out(folder: Path, rows: list[dict]) -> None:
-    """A BEIR folder: the held-out queries over the held-out passages, negatives included."""
-    queries, corpus = ({}, {})  # text's id -> the line it gets
-    qrels = {}  # in order, each once
+    """Write held-out rows as a BEIR folder. Their positives and negatives are the corpus."""
+    queries: dict[int, dict[str, str]] = {}  # text id -> line
+    corpus: dict[int, dict[str, str]] = {}
+    qrels: dict[str, None] = {}  # ordered, without repeats
 
-    def number_in(lines: dict[int, dict], letter: str, text: str, **more: str) -> str:
-        return lines.setdefault(text_id(text), {"_id": f"{letter}{len(lines)}", **more, "text": text})["_id"]
+    def add(lines: dict[int, dict[str, str]], letter: str, text: str, **columns: str) -> str:
+        line = {"_id": f"{letter}{len(lines)}", **columns, "text": text}
+        return lines.setdefault(text_id(text), line)["_id"]
 
     for row in rows:
-        query = number_in(queries, "q", _text(row["query"]))
-        for side in ("pos", "neg"):
-            for text in row[side]:
-                document = number_in(corpus, "d", text if isinstance(text, str) else "".join(text), title="")
-                if side == "pos":
-                    qrels[f"{query}\t{document}\t1"] = None
+        query = add(queries, "q", _string(row["query"]))
+        for name in ("pos", "neg"):
+            for text in row[name]:
+                passage = add(corpus, "d", text if isinstance(text, str) else "".join(text), title="")
+                if name == "pos":
+                    qrels[f"{query}\t{passage}\t1"] = None
     write_jsonl(folder / "queries.jsonl", queries.values())
     write_jsonl(folder / "corpus.jsonl", corpus.values())
     (folder / "qrels").mkdir()
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n")
 
 
-def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, left_out: int) -> str:
-    negatives = Counter(len(row["neg"]) for row in train)
+def card(args: argparse.Namespace, prepared: Prepared, train: list[dict], held: list[dict], removed: int) -> str:
+    """The README of the data set."""
+    negatives = [len(row["neg"]) for row in train]
     queries = len({key for row in held for key in _ids(row, "query")})
     lines = [
         f"# {args.name}",
@@ -175,13 +179,13 @@ def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, 
         f"- licence: {args.licence or 'unknown; look it up before you share anything made from it'}",
         f"- instruction: {args.instruction or 'none'}",
         f"- train: {len(train)} rows in `train/{args.name}.jsonl`, {sum(len(row['pos']) for row in train)} positives, "
-        f"{min(negatives, default=0)} to {max(negatives, default=0)} negatives a row",
-        f"- held out: {queries} queries in `held_out/` (BEIR format); neither they nor their positives stand in train"
-        + (f" ({left_out} negatives were left out for that)" if left_out else ""),
-        f"- left out: {prepared.repeated} repeated rows ({prepared.merged} more gave "
-        f"their negatives to a row with the same query and positives), {prepared.dropped_negatives} negatives that "
-        f"repeat a positive of their row and {prepared.repeated_negatives} that repeat one another, "
-        f"{len(prepared.skipped)} bad rows" + (" (`skipped.txt`)" if prepared.skipped else ""),
+        f"{min(negatives, default=0)} to {max(negatives, default=0)} negatives per row",
+        f"- held out: {queries} queries in `held_out/` (BEIR format); neither they nor their positives are in train"
+        + (f" ({removed} negatives were removed from train for that)" if removed else ""),
+        f"- left out: {prepared.repeated} repeated rows; {prepared.dropped_negatives} negatives that repeat a positive "
+        f"of their row; {prepared.repeated_negatives} repeated negatives; {len(prepared.skipped)} bad rows"
+        + (" (`skipped.txt`)" if prepared.skipped else ""),
+        f"- merged: {prepared.merged} rows into an earlier row with the same query and positives",
         f"- made by: `gritlm prepare`, seed {args.seed}",
     ]
     return "\n".join(lines) + "\n"
@@ -193,69 +197,68 @@ def card(args: argparse.Namespace, prepared: Prepared, train: list, held: list, 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("prepare", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("input", metavar="IN", help="a BEIR folder, a file of columns, or hub:NAME")
+    add("input", metavar="IN", help="a BEIR folder, a file with named columns, or hub:NAME")
     add("output", type=Path, metavar="OUT", help="a new folder")
-    add("--name", help="of the data set; default: the input's")
-    add("--instruction", default="", help="the task in a sentence; put before each query as 'Instruct: ...\\nQuery: '")
-    add("--query_column", help=f"default: the first of {', '.join(QUERY)}")
-    add("--positive_column", help=f"text or list of texts; default: the first of {', '.join(POSITIVE)}")
+    add("--name", help="name of the data set; default: the name of IN")
+    add("--instruction", default="", help="the task in one sentence; prepended as 'Instruct: ...\\nQuery: '")
+    add("--query_column", help=f"default: the first of {', '.join(QUERY)} in the file")
+    add("--positive_column", help=f"one passage or a list; default: the first of {', '.join(POSITIVE)}")
     add("--negative_columns", nargs="+", help=f"default: all of {', '.join(NEGATIVE)}, negative_1, ...")
     add("--no_header", action="store_true", help=".csv, .tsv: the columns are query, positive[, negative]")
-    add("--split", help="of a BEIR folder or a hub data set, default train")
-    add("--config", help="of a hub data set")
-    add("--held_out", type=int, default=0, help="queries to hold out, with their passages; default 0")
-    add("--seed", type=int, default=0, help="of the held-out draw")
+    add("--split", help="split of a BEIR folder or a hub data set, default train")
+    add("--config", help="configuration (subset) of a hub data set")
+    add("--held_out", type=int, default=0, help="number of rows to hold out for evaluation, default 0")
+    add("--seed", type=int, default=0, help="seed of the random choice of held-out rows, default 0")
     add("--skip_bad", action="store_true", help="leave bad rows out and list them in skipped.txt")
-    add("--source", help="for the card; default: IN")
-    add("--licence", help="for the card")
+    add("--source", help="the source named in the card; default: IN")
+    add("--licence", help="the licence named in the card")
     args = parser.parse_args(argv)
     for name in ("held_out", "seed"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} {getattr(args, name)}: wanted 0 or more")
     args.name = args.name or Path(args.input.removeprefix("hub:")).resolve().name.lstrip(".").split(".")[0]
     if not args.name or "/" in args.name or args.name.startswith("."):
-        raise UserError(f"--name {args.name!r}: wanted a name for a file")
+        raise UserError(f"--name {args.name!r}: wanted a file name")
     return args
 
 
 def read(args: argparse.Namespace, bad: BadRows) -> Iterable[RawExample]:
-    """The rows of IN, whatever it is.
+    """Read the examples of IN.
 
     Raises:
-        UserError: it is nothing, or a flag is for another kind of input.
+        UserError: IN does not exist, or a flag has no effect on this kind of input.
     """
     path, columns = Path(args.input), Columns(args.query_column, args.positive_column, args.negative_columns)
-    named = {"query_column", "positive_column", "negative_columns"}
+    column_flags = {"query_column", "positive_column", "negative_columns"}
     if args.input.startswith("hub:"):
-        used = named | {"split", "config"}
-        found = read_hub(args.input.removeprefix("hub:"), args.config, args.split or "train", columns)
+        used = column_flags | {"split", "config"}
+        examples = read_hub(args.input.removeprefix("hub:"), args.config, args.split or "train", columns)
     elif path.is_dir():
         used = {"split"}
-        found = read_beir(path, args.split or "train", bad)
+        examples = read_beir(path, args.split or "train", bad)
     elif path.exists():
-        used = named | ({"no_header"} if path.name.removesuffix(".gz").endswith((".csv", ".tsv")) else set())
-        found = read_columns(path, columns, bad, args.no_header)
+        used = column_flags | ({"no_header"} if path.name.removesuffix(".gz").endswith((".csv", ".tsv")) else set())
+        examples = read_columns(path, columns, bad, args.no_header)
     else:
         raise UserError(f"{path}: no such file or folder (a data set of the hub is hub:NAME)")
-    for name in sorted({*named, "split", "config", "no_header"} - used):
+    for name in sorted({*column_flags, "split", "config", "no_header"} - used):
         if getattr(args, name):
             raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
-    return found
+    return examples
 
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    quieten()
     if args.output.exists():
         raise UserError(f"{args.output} exists; nothing is overwritten, name a new folder")
-    found = read(args, bad := BadRows(args.skip_bad, " (--skip_bad goes on without such rows, and lists them)"))
+    examples = read(args, bad := BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"))
     instruction = f"Instruct: {args.instruction}\nQuery: " if args.instruction else ""
-    prepared = prepare(found, instruction, bad)
-    train, held, left_out = split_by_document(prepared.rows, args.held_out, args.seed)
+    prepared = prepare(examples, instruction, bad)
+    train, held, removed = hold_out(prepared.rows, args.held_out, args.seed)
     if not prepared.rows:
         raise UserError(f"{args.input}: found no good row to train on")
     if not train or (args.held_out and not held):
-        found = "no row left to train on" if held else "no rows apart from the others, by query and by positive"
+        found = "no row left to train on" if held else "no row that shares no query and no positive with others"
         raise UserError(f"--held_out {args.held_out}: found {found} ({len(prepared.rows)} rows in all)")
 
     with written_aside(args.output) as aside:
@@ -264,7 +267,7 @@ def main(argv: list[str]) -> int:
             write_held_out(aside / "held_out", held)
         if prepared.skipped:
             (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n")
-        (aside / "README.md").write_text(card(args, prepared, train, held, left_out))
+        (aside / "README.md").write_text(card(args, prepared, train, held, removed))
     print((args.output / "README.md").read_text(), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0

@@ -1,7 +1,7 @@
 """Which rows form global batch k: a pure function of (seed, epoch, step), the same for any number of ranks.
 
-A batch holds rows of one data set; what is left over of all sets is shuffled into mixed batches, and what does not
-fill one of those waits for another epoch (a new draw). No query and no positive stands twice in a batch.
+A batch holds rows of one data set. The rows left over from all sets are shuffled into mixed batches. Rows left over
+from those are not used in this epoch. No query and no positive appears twice in a batch.
 """
 
 import json
@@ -15,31 +15,38 @@ from gritlm.data.no_repeats import PostponedRows, RowTexts
 from gritlm.errors import UserError
 
 MIXED = "(mixed)"
-VERSION = 2  # raised by whatever gives other batches for the same seed
-_ORDER, _CAP, _DRAW, _SPARE = 0, 1, 2, 3  # purposes of a random stream, so that no two share one
+VERSION = 2  # raise it with every change that gives other batches for the same seed
+_ORDER, _CAP, _DRAW, _SPARE = 0, 1, 2, 3  # each purpose has its random stream
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """One global batch: `rows` are (data set number, row number), in order; `dataset` is its name, or MIXED."""
+    """One global batch: `rows` are (data set number, row number) in order; `dataset` is a name, or MIXED."""
 
     dataset: str
     rows: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    datasets: np.ndarray  # (steps,): number of the batch's data set, -1 for a mixed batch
+    batches: np.ndarray  # (steps, batch size): rows, numbered through all sets
+    reused: int  # places filled with rows used before
 
 
 class Plan:
     """The order of training.
 
     Args:
-        names, sizes: the data sets, in order, and their number of rows.
+        names, sizes: name and number of rows of each data set.
         global_batch_size: queries per batch.
-        seed: of everything drawn.
-        max_per_dataset: use a fixed draw of at most so many rows of each set.
-        num_samples: data set -> rows that an epoch takes of it, more than it has included; others give all they have.
-        temperature: above 1 an epoch as long takes of each set in proportion to its size to the power 1 / temperature.
-        documents: of all sets' rows, one set after the other; None: batches may repeat a query or a positive.
+        seed: seed of every draw.
+        max_per_dataset: use at most this many rows of each set, the same rows in every epoch.
+        num_samples: rows per epoch by data set, all rows by default; may exceed the size of the set (rows repeat).
+        temperature: sample data sets in proportion to size ** (1 / temperature). The epoch keeps its length.
+        row_texts: ids of the queries and positives of all sets' rows, in order. None: a batch may repeat them.
     Raises:
-        UserError: when there are fewer rows than one batch needs, or `num_samples` names a set that is not there.
+        UserError: there are fewer rows than one batch needs, or `num_samples` names an unknown set.
     """
 
     def __init__(
@@ -51,135 +58,145 @@ class Plan:
         max_per_dataset: int | None = None,
         num_samples: Mapping[str, int] | None = None,
         temperature: float = 1.0,
-        documents: RowTexts | None = None,
+        row_texts: RowTexts | None = None,
     ):
         self.names, self.sizes, self.seed = list(names), list(sizes), seed
-        self.batch_size, self.documents = global_batch_size, documents
+        self.batch_size, self.row_texts = global_batch_size, row_texts
         self.first_row = np.cumsum([0, *self.sizes])
         self.available = [min(size, max_per_dataset or size) for size in self.sizes]
-        self.used = shares(self.names, self.available, num_samples or {}, temperature)
-        self.full = [used // global_batch_size for used in self.used]
-        self.mixed = sum(used % global_batch_size for used in self.used) // global_batch_size
-        self.steps_per_epoch = sum(self.full) + self.mixed
+        self.epoch_sizes = epoch_sizes(self.names, self.available, num_samples or {}, temperature)
+        self.full_batches = [rows // global_batch_size for rows in self.epoch_sizes]
+        self.mixed_batches = sum(rows % global_batch_size for rows in self.epoch_sizes) // global_batch_size
+        self.steps_per_epoch = sum(self.full_batches) + self.mixed_batches
         if not self.steps_per_epoch:
             raise UserError(
-                f"--global_batch_size {global_batch_size} is larger than the data: found {sum(self.used)} rows"
+                f"--global_batch_size {global_batch_size} is larger than the data: found {sum(self.epoch_sizes)} rows"
             )
-        self._latest: tuple[int, tuple] | None = None  # the epoch last asked for; only saves time
+        self._latest: tuple[int, _Epoch] | None = None
 
     def batch(self, epoch: int, step: int) -> PlannedBatch:
         """Global batch `step` (from 0) of `epoch` (from 0)."""
-        if self._latest is None or self._latest[0] != epoch:
-            self._latest = (epoch, self._make_epoch(epoch))
-        datasets, batches, _ = self._latest[1]
-        rows = batches[step]
+        planned = self._epoch(epoch)
+        dataset, rows = planned.datasets[step], planned.batches[step]
         sets = np.searchsorted(self.first_row, rows, side="right") - 1
-        name = self.names[datasets[step]] if datasets[step] >= 0 else MIXED
-        return PlannedBatch(name, list(zip(sets.tolist(), (rows - self.first_row[sets]).tolist(), strict=True)))
+        pairs = zip(sets.tolist(), (rows - self.first_row[sets]).tolist(), strict=True)
+        return PlannedBatch(self.names[dataset] if dataset >= 0 else MIXED, list(pairs))
 
     def draw(
         self, epoch: int, step: int, dataset: int, row: int, positives: int, negatives: int, wanted: int
     ) -> tuple[int, list[int]]:
-        """Which positive, and which (at most `wanted`, none twice) negatives, a row contributes to a batch."""
+        """The positive and at most `wanted` different negatives that a row contributes to a batch, by their numbers."""
         rng = np.random.default_rng((self.seed, _DRAW, epoch, step, dataset, row))
         positive = int(rng.integers(positives))
         return positive, [int(i) for i in rng.permutation(negatives)[:wanted]]
 
-    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Per step: its data set's number (-1: mixed), and its rows, counted over all sets; how many rows stand in."""
-        datasets, batches, leftovers, stood_in = [], [], [], 0
-        for number, (size, available, used) in enumerate(zip(self.sizes, self.available, self.used, strict=True)):
+    def _epoch(self, epoch: int) -> _Epoch:
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = epoch, self._make_epoch(epoch)
+        return self._latest[1]
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        datasets: list[int] = []
+        batches, leftovers, reused = [], [], 0
+        for number, (size, available, wanted) in enumerate(
+            zip(self.sizes, self.available, self.epoch_sizes, strict=True)
+        ):
             rows = np.arange(size)
             if available < size:
                 rows = np.random.default_rng((self.seed, _CAP, number)).permutation(size)[:available]
             rng = np.random.default_rng((self.seed, _ORDER, epoch, number))
-            passes = [rng.permutation(rows) for _ in range(-(-used // max(available, 1)))]
-            order = self.first_row[number] + np.concatenate([rows[:0], *passes])[:used]
-            own, left, others = self._spread(order, self.full[number], (epoch, number), spare=order)
-            stood_in += others
-            batches.append(own)
-            datasets += [number] * len(own)
+            passes = [rng.permutation(rows) for _ in range(-(-wanted // max(available, 1)))]
+            order = self.first_row[number] + np.concatenate([rows[:0], *passes])[:wanted]
+            full, left, again = self._group(order, self.full_batches[number], (epoch, number), spare=order)
+            batches.append(full)
+            datasets += [number] * len(full)
             leftovers.append(left)
+            reused += again
         rng = np.random.default_rng((self.seed, _ORDER, epoch, len(self.names)))
         left = rng.permutation(np.concatenate(leftovers))
-        spare = np.concatenate([own.ravel() for own in batches])
-        mixed, _, others = self._spread(left, self.mixed, (epoch, len(self.names)), spare)
-        batches = np.concatenate([*batches, mixed])
-        order = rng.permutation(len(batches))
-        return np.array(datasets + [-1] * len(mixed))[order], batches[order], stood_in + others
+        spare = np.concatenate([full.ravel() for full in batches])
+        mixed, _, again = self._group(left, self.mixed_batches, (epoch, len(self.names)), spare)
+        all_batches = np.concatenate([*batches, mixed])
+        order = rng.permutation(len(all_batches))
+        return _Epoch(np.array(datasets + [-1] * len(mixed))[order], all_batches[order], reused + again)
 
-    def _spread(
+    def _group(
         self, rows: np.ndarray, count: int, key: tuple[int, int], spare: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """`count` batches from rows in order, the rows left, and how many of `spare` stand in for others.
+        """Group rows, in order, into `count` batches without repeats.
 
-        A row that repeats a document waits for a later batch. Where too few rows without a repeated document are left,
-        `spare` rows stand in for them; where there are too few documents to fill a batch, the rows come as they are.
+        A row that repeats a text of its batch is postponed to a later batch. When the rows run out, `spare` rows fill
+        the batch. When `spare` cannot fill the first batch, there are too few texts, and repeats are allowed.
+
+        Returns:
+            the batches, the rows left over, and the number of places filled from `spare`.
         """
-        size = self.batch_size
+        size, position, reused, turn = self.batch_size, 0, 0, 0
         plain = rows[: count * size].reshape(count, size), rows[count * size :], 0
-        if self.documents is None:
+        if self.row_texts is None:
             return plain
-        batches, position, stood_in = np.empty((count, size), dtype=np.int64), 0, 0
-        waiting, others, turn = PostponedRows(self.documents), None, 0
+        batches = np.empty((count, size), dtype=np.int64)
+        postponed, spares = PostponedRows(self.row_texts), None
         for number in range(count):
-            batch = waiting.take(size)
+            batch = postponed.take(size)
             while len(batch) < size and position < len(rows):
                 ahead = rows[position : position + max(size - len(batch), size // 4)]
-                batch, read, repeating = self._extend(batch, ahead)
-                waiting.put_all(repeating, batch)
+                batch, read, repeating = self._extend(self.row_texts, batch, ahead)
+                postponed.put_all(repeating, batch)
                 position += read
-            if len(batch) < size and others is None:  # of spare rows that share a document, one
-                others = np.random.default_rng((self.seed, _SPARE, *key)).permutation(np.unique(spare))
-                others = others[self.documents.rows_without_repeats(others)]
-            looked = 0
-            while len(batch) < size and looked < len(others):
-                some = others.take(np.arange(turn, turn + min(size, len(others))), mode="wrap")
-                stood_in -= len(batch)
-                batch, read, _ = self._extend(batch, some)
-                stood_in += len(batch)
-                turn, looked = (turn + read) % len(others), looked + read
+            if (missing := size - len(batch)) > 0:
+                if spares is None:  # one row for each text
+                    spares = np.random.default_rng((self.seed, _SPARE, *key)).permutation(np.unique(spare))
+                    spares = spares[self.row_texts.rows_without_repeats(spares)]
+                batch, turn = self._reuse(self.row_texts, batch, spares, turn)
+                reused += missing - (size - len(batch))
             if len(batch) < size and number == 0:
                 return plain
             batches[number, : len(batch)] = batch
             for place in range(len(batch), size):
-                batches[number, place] = waiting.take(1)[0]
-        return batches, np.concatenate([waiting.rest(), rows[position:]]), stood_in
+                batches[number, place] = postponed.take(1)[0]
+        return batches, np.concatenate([postponed.rest(), rows[position:]]), reused
 
-    def _extend(self, batch: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-        """A batch with those of the rows, in order, that repeat no document; how many were read; those that do."""
+    def _extend(self, texts: RowTexts, batch: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+        """The batch extended by rows that repeat no text; the number of rows read; those of them that repeat one."""
         wanted = self.batch_size - len(batch)
-        fresh = np.flatnonzero(self.documents.rows_without_repeats(np.concatenate([batch, rows]))[len(batch) :])[
-            :wanted
-        ]
+        fresh = texts.rows_without_repeats(np.concatenate([batch, rows]))[len(batch) :]
+        fresh = np.flatnonzero(fresh)[:wanted]
         read = int(fresh[-1]) + 1 if len(fresh) == wanted else len(rows)
         return np.concatenate([batch, rows[fresh]]), read, np.delete(rows[:read], fresh)
 
-    def repeating(self, epoch: int) -> int:
-        """How many batches of an epoch hold a query or a positive twice, for want of documents."""
-        self.batch(epoch, 0)
-        batches = self._latest[1][1]
-        return sum(not self.documents.rows_without_repeats(rows).all() for rows in batches) if self.documents else 0
+    def _reuse(self, texts: RowTexts, batch: np.ndarray, spares: np.ndarray, turn: int) -> tuple[np.ndarray, int]:
+        """The batch extended by spare rows, from number `turn` on and at most once round; and the next turn."""
+        seen = 0
+        while len(batch) < self.batch_size and seen < len(spares):
+            some = np.take(spares, np.arange(turn, turn + min(self.batch_size, len(spares))), mode="wrap")
+            batch, read, _ = self._extend(texts, batch, some)
+            turn, seen = (turn + read) % len(spares), seen + read
+        return batch, turn
+
+    def batches_with_repeats(self, epoch: int) -> int:
+        """The number of batches in which a query or a positive appears twice because there are too few."""
+        if self.row_texts is None:
+            return 0
+        return sum(not self.row_texts.rows_without_repeats(rows).all() for rows in self._epoch(epoch).batches)
 
     def describe(self, ranks: int, group_size: int, cross_device: bool = True) -> str:
-        """What a run of this plan sees, for people: batches per data set, what is left over, negatives per query."""
+        """A summary for the screen: batches of each data set, rows not used, negatives of each query."""
         lines = [f"plan: {self.steps_per_epoch} steps an epoch of {self.batch_size} queries on {ranks} rank(s)"]
-        parts = zip(self.names, self.sizes, self.available, self.used, self.full, strict=True)
-        for name, size, available, used, full in parts:
-            takes = "" if used == available == size else f", {used} taken an epoch"
-            takes += f" ({used / available:.2f} times each)" if used > available else ""
-            left = used % self.batch_size
-            lines.append(f"  {name}: {full} batches of its own, {left} rows left over; rows {size}{takes}")
-        self.batch(0, 0)
-        _, batches, stood_in = self._latest[1]
-        left_out = sum(map(min, self.available, self.used)) - len(np.unique(batches))
-        lines.append(f"  left over: {self.mixed} mixed batches, {left_out} rows left out of this epoch")
-        if stood_in:
+        parts = zip(self.names, self.sizes, self.available, self.epoch_sizes, self.full_batches, strict=True)
+        for name, size, available, wanted, full in parts:
+            taken = "" if wanted == available == size else f", {wanted} taken per epoch"
+            taken += f" ({wanted / available:.2f} times each)" if wanted > available else ""
+            lines.append(f"  {name}: {size} rows{taken}, {full} batches, {wanted % self.batch_size} rows left over")
+        planned = self._epoch(0)
+        unused = sum(map(min, self.available, self.epoch_sizes)) - len(np.unique(planned.batches))
+        lines.append(f"  left over: {self.mixed_batches} mixed batches, {unused} rows not used in this epoch")
+        if planned.reused:
             lines.append(
-                f"  {stood_in} places are filled by rows that have had their turn: a query or a positive stands once "
-                "in a batch, and some have more rows than there are batches"
+                f"  {planned.reused} places are filled with rows used before: every row left would repeat a query or a "
+                "positive of the batch"
             )
-        if repeating := self.repeating(0):
+        if repeating := self.batches_with_repeats(0):
             lines.append(f"  {repeating} batches hold a query or a positive twice: there are too few different ones")
         local = self.batch_size // ranks
         hard, in_batch = group_size - 1, (local - 1) * group_size
@@ -191,8 +208,10 @@ class Plan:
         return "\n".join(lines)
 
 
-def shares(names: list[str], available: list[int], num_samples: Mapping[str, int], temperature: float) -> list[int]:
-    """Rows that an epoch takes of each data set."""
+def epoch_sizes(
+    names: list[str], available: list[int], num_samples: Mapping[str, int], temperature: float
+) -> list[int]:
+    """Rows per epoch of each data set."""
     for name in num_samples:
         if name not in names:
             raise UserError(f"--num_samples: found data set {name!r}, wanted some of {', '.join(names)}")
@@ -204,10 +223,10 @@ def shares(names: list[str], available: list[int], num_samples: Mapping[str, int
 
 
 def read_num_samples(path: str | None) -> dict[str, int]:
-    """A JSON object, data set -> rows an epoch, as GritLM has it.
+    """Read GritLM's JSON object of rows per epoch by data set.
 
     Raises:
-        UserError: it is not one.
+        UserError: the file cannot be read or holds something else.
     """
     if not path:
         return {}

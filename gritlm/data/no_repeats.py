@@ -1,8 +1,8 @@
-"""What must not stand twice in a batch: each row's queries and positives; and the rows that wait because of them."""
+"""Keeps a query or a positive from appearing twice in a batch, and queues the rows postponed for it."""
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RowTexts:
-    """What must not stand twice in a batch: row r has the hashes `ids[starts[r]:starts[r + 1]]`."""
+    """The ids of each row's query and positives: row r has `ids[starts[r]:starts[r + 1]]`."""
 
     starts: np.ndarray
     ids: np.ndarray
@@ -22,67 +22,73 @@ class RowTexts:
         return cls(np.concatenate([*starts, shifts[-1:]]), np.concatenate([part.ids for part in parts]))
 
     def rows_without_repeats(self, rows: np.ndarray) -> np.ndarray:
-        """bool per row: true where none of its documents is in an earlier one of these rows."""
+        """bool per row: False where one of its texts is in an earlier one of these rows."""
         lengths = self.starts[rows + 1] - self.starts[rows]
         position = np.repeat(np.arange(len(rows)), lengths)
         within = np.arange(len(position)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         ids = self.ids[np.repeat(self.starts[rows], lengths) + within]
-        _, first, of = np.unique(ids, return_index=True, return_inverse=True)
-        repeated = position[first][of] != position
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        repeated = position[first][inverse] != position
         return ~np.isin(np.arange(len(rows)), position[repeated])
 
-    def of(self, rows: np.ndarray) -> list[list[int]]:
-        """Each row's documents."""
+    def of(self, rows: Iterable[int]) -> list[list[int]]:
+        """The ids of each of these rows."""
         return [self.ids[self.starts[row] : self.starts[row + 1]].tolist() for row in rows]
 
 
 class PostponedRows:
-    """Rows that could not stand in a batch, in a queue for each document that kept them out; the first go first."""
+    """Rows that would repeat a text of their batch, kept for later batches in the order of their arrival.
 
-    def __init__(self, documents: RowTexts):
-        self.documents = documents
-        self.queues: dict[int, deque[tuple[int, int]]] = {}  # document -> (arrival, row), all of them with it
-        self.heads: list[tuple[int, int]] = []  # heap of (arrival, document), one for each queue
+    Each row waits in the queue of one text that it shared with a batch. A batch that holds this text then passes over
+    the whole queue at once.
+    """
+
+    def __init__(self, row_texts: RowTexts):
+        self.row_texts = row_texts
+        self.queues: dict[int, deque[tuple[int, int]]] = {}  # text id -> (arrival, row)
+        self.heads: list[tuple[int, int]] = []  # heap of (arrival of the queue's first row, text id)
         self.arrivals = 0
 
-    def put(self, row: int, document: int) -> None:
-        queue = self.queues.setdefault(document, deque())
+    def put(self, row: int, text: int) -> None:
+        queue = self.queues.setdefault(text, deque())
         queue.append((self.arrivals, row))
         if len(queue) == 1:
-            heapq.heappush(self.heads, (self.arrivals, document))
+            heapq.heappush(self.heads, (self.arrivals, text))
         self.arrivals += 1
 
     def put_all(self, rows: np.ndarray, batch: np.ndarray) -> None:
-        """Rows, each of which repeats a document of the batch or of one another."""
+        """Postpone rows; each repeats a text of the batch or of another of these rows."""
         if len(rows):
-            taken = {document for documents in self.documents.of(batch) for document in documents}
-            for row, documents in zip(rows.tolist(), self.documents.of(rows), strict=True):
-                self.put(row, next((document for document in documents if document in taken), documents[-1]))
+            taken = {text for texts in self.row_texts.of(batch) for text in texts}
+            for row, texts in zip(rows.tolist(), self.row_texts.of(rows), strict=True):
+                self.put(row, next((text for text in texts if text in taken), texts[-1]))
 
     def take(self, count: int) -> np.ndarray:
-        """At most so many rows of which no two share a document."""
-        rows, taken, later = [], set(), []
+        """Remove and return at most `count` rows; no two of them share a text."""
+        rows: list[int] = []
+        taken: set[int] = set()
+        later: list[tuple[int, int]] = []
         while len(rows) < count and self.heads:
-            arrival, document = heapq.heappop(self.heads)
-            if document in taken:
-                later.append((arrival, document))
+            arrival, text = heapq.heappop(self.heads)
+            if text in taken:
+                later.append((arrival, text))
                 continue
-            queue = self.queues[document]
+            queue = self.queues[text]
             _, row = queue.popleft()
-            (documents,) = self.documents.of([row])
-            other = next((document for document in documents if document in taken), None)
-            if other is None:
+            (texts,) = self.row_texts.of([row])
+            shared = next((text for text in texts if text in taken), None)
+            if shared is None:
                 rows.append(row)
-                taken.update(documents)
+                taken.update(texts)
             else:
-                self.put(row, other)
+                self.put(row, shared)
             if queue:
-                heapq.heappush(self.heads, (queue[0][0], document))
+                heapq.heappush(self.heads, (queue[0][0], text))
         for head in later:
             heapq.heappush(self.heads, head)
         return np.array(rows, dtype=np.int64)
 
     def rest(self) -> np.ndarray:
-        """All that still wait, as they came."""
+        """All rows still postponed, in the order of their arrival."""
         entries = sorted(entry for queue in self.queues.values() for entry in queue)
         return np.array([row for _, row in entries], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Work on many things in several processes, in order, with bounded memory."""
+"""Map a function over items in several processes: results in order, bounded memory."""
 
 import multiprocessing
 import os
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-_work: Callable | None = None
+_work: Callable
 
 
 def in_order(work: Callable[..., Result], items: Iterable[tuple], processes: int) -> Iterator[Result]:
-    """`work(*item)` of each item, in their order; at most two items a process are on their way at a time.
+    """Yield `work(*item)` for each item, in order. Each process has at most two items in flight.
 
-    `work` may be anything, and large: processes are forked, so it is never copied. One process: this one.
+    `work` need not be picklable and may be large, because the processes are forked. One process: no fork.
     """
     if processes < 2:
         yield from (work(*item) for item in items)
@@ -30,8 +30,8 @@ def in_order(work: Callable[..., Result], items: Iterable[tuple], processes: int
             while running:
                 yield running.popleft().result()
         finally:
-            for waiting in running:
-                waiting.cancel()
+            for future in running:
+                future.cancel()
 
 
 def _remember(work: Callable) -> None:

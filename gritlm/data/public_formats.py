@@ -1,4 +1,4 @@
-"""Public data of common shapes, row by row: columns, BEIR, data sets of the Hugging Face hub."""
+"""Read public data row by row: files of columns, BEIR folders, data sets of the Hugging Face hub."""
 
 import csv
 import gzip
@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from gritlm.data.rows import decode, read_blocks
 from gritlm.errors import UserError
 
-# The first of these names that a file has is taken.
+# Usual column names, by preference.
 QUERY = ("query", "anchor", "question", "sentence1", "claim", "title")
 POSITIVE = ("positive", "pos", "passage", "answer", "document", "sentence2", "positives", "text", "response")
 NEGATIVE = ("negative", "neg", "negatives", "hard_negatives")
@@ -23,17 +24,17 @@ csv.field_size_limit(1 << 30)
 
 @dataclass
 class RawExample:
-    """One query as it was found; `where` names file and line."""
+    """One query with its passages, not yet checked; `where` is file:line."""
 
     where: str
     query: object
-    positives: list
-    negatives: list
+    positives: list[object]
+    negatives: list[object]
 
 
 @dataclass
 class BadRows:
-    """What is wrong with rows that are left out. Unless told to `skip`, the first one is an error, with a hint."""
+    """The errors of bad rows: raised at once with `hint` appended, or collected where bad rows are skipped."""
 
     skip: bool = False
     hint: str = ""
@@ -47,7 +48,7 @@ class BadRows:
 
 @dataclass
 class Columns:
-    """Which columns to take; None: by their usual names."""
+    """The columns to read; None: the first usual name that the file has."""
 
     query: str | None = None
     positive: str | None = None
@@ -55,42 +56,48 @@ class Columns:
 
 
 def read_columns(path: Path, columns: Columns, bad: BadRows, no_header: bool = False) -> Iterator[RawExample]:
-    """Rows of a file of columns, one positive each or lists of them."""
-    records = _records(path, bad, no_header)
+    """Read a .csv, .tsv, .jsonl or .parquet file, gzip too. A cell holds one passage or a list of passages.
+
+    Raises:
+        UserError: the file has no row or lacks a column, or a row is bad and bad rows are not skipped.
+    """
+    rows = _read_rows(path, bad, no_header)
     try:
-        where, first = next(records)
+        where, first = next(rows)
     except StopIteration:
         raise UserError(f"{path}: found no row, wanted at least one") from None
-    yield from _rows(itertools.chain([(where, first)], records), str(path), list(first), columns)
+    yield from _examples(itertools.chain([(where, first)], rows), str(path), list(first), columns)
 
 
-def _rows(records: Iterable[tuple[str, dict]], source: str, names: list[str], columns: Columns) -> Iterator[RawExample]:
+def _examples(
+    rows: Iterable[tuple[str, dict]], source: str, names: list[str], columns: Columns
+) -> Iterator[RawExample]:
     query = _choose(names, columns.query, QUERY, "query", source)
     positive = _choose([name for name in names if name != query], columns.positive, POSITIVE, "positive", source)
     asked = [_choose(names, name, (), "negative", source) for name in columns.negatives or ()]
-    for where, record in records:
-        negatives = asked or [name for name in record if name in NEGATIVE or re.fullmatch(r"negative_\d+", name)]
-        found = [item for name in negatives for item in _as_list(record.get(name)) if item not in (None, "")]
-        yield RawExample(where, record.get(query), _as_list(record.get(positive)), found)
+    for where, row in rows:
+        negatives = asked or [name for name in row if name in NEGATIVE or re.fullmatch(r"negative_\d+", name)]
+        found = [item for name in negatives for item in _as_list(row.get(name)) if item not in (None, "")]
+        yield RawExample(where, row.get(query), _as_list(row.get(positive)), found)
 
 
-def _as_list(value) -> list:
+def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _choose(names: list[str], asked: str | None, usual: tuple[str, ...], what: str, source: str) -> str:
+def _choose(names: list[str], asked: str | None, usual: tuple[str, ...], kind: str, source: str) -> str:
     if asked is not None and asked in names:
         return asked
     if asked is None and (found := [name for name in usual if name in names]):
         return found[0]
     wanted = f"a column {asked!r}" if asked else f"one of {', '.join(usual)}"
     raise UserError(
-        f"{source}: found the columns {', '.join(names)}; wanted {wanted} for the {what} (--{what}_column"
-        + ("s)" if what == "negative" else ")")
+        f"{source}: found the columns {', '.join(names)}; wanted {wanted} for the {kind} (--{kind}_column"
+        + ("s)" if kind == "negative" else ")")
     )
 
 
-def _records(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tuple[str, dict]]:
+def _read_rows(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tuple[str, dict]]:
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         yield from _separated(path, "\t" if name.endswith(".tsv") else ",", bad, no_header)
@@ -110,23 +117,23 @@ def _records(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tupl
 
 def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Iterator[tuple[str, dict]]:
     opener = gzip.open if path.name.endswith(".gz") else open
-    # Tab-separated files quote nothing: a quotation mark is a character.
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    # In tab-separated files a quotation mark is a plain character.
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=separator == ",")
         header: list[str] | None = None
-        begun = 1  # the line that the row in hand begins at: a quoted field may go over several
+        line = 1  # the first line of the row: a quoted field may span several lines
         try:
             for values in reader:
-                where, begun = f"{path}:{begun}", reader.line_num + 1
+                where, line = f"{path}:{line}", reader.line_num + 1
                 try:
                     "".join(values).encode()
                 except UnicodeEncodeError as error:
-                    byte = ord(error.object[error.start]) - 0xDC00  # as surrogateescape keeps it
-                    found = UserError(f"{where}: found byte 0x{byte:02X}, wanted UTF-8 text")
+                    byte = ord(error.object[error.start]) - 0xDC00  # how surrogateescape encodes a byte
+                    not_utf8 = UserError(f"{where}: found byte 0x{byte:02X}, wanted UTF-8 text")
                     if header is None:
-                        raise found from error
-                    bad.add(found)
+                        raise not_utf8 from error
+                    bad.add(not_utf8)
                     continue
                 if header is None:
                     header = ["query", "positive", "negative"][: len(values)] if no_header else values
@@ -140,52 +147,57 @@ def _separated(path: Path, separator: str, bad: BadRows, no_header: bool) -> Ite
                 if not values:
                     continue
                 if len(values) != len(header):
-                    found = f"found {len(values)} columns, wanted {len(header)} as in line 1"
-                    bad.add(UserError(f"{where}: {found}"))
+                    bad.add(UserError(f"{where}: found {len(values)} columns, wanted {len(header)} as in line 1"))
                     continue
                 yield where, dict(zip(header, values, strict=True))
         except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}:{begun}: found {error}, wanted {name_of(separator)}") from error
-
-
-def name_of(separator: str) -> str:
-    return "tab-separated UTF-8 text" if separator == "\t" else "comma-separated UTF-8 text"
+            kind = "tab" if separator == "\t" else "comma"
+            raise UserError(f"{path}:{line}: found {error}, wanted {kind}-separated UTF-8 text") from error
 
 
 def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[RawExample]:
-    """One row a query of the split, with every document of a relevance above 0."""
+    """Read a split of a BEIR folder: one example per query, its positives all passages with a relevance above 0.
+
+    Raises:
+        UserError: there is no such split, or a row is bad and bad rows are not skipped.
+    """
     qrels = folder / "qrels" / f"{split}.tsv"
     if not qrels.is_file():
         found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
         raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
     texts: dict[str, dict[str, dict]] = {"queries": {}, "corpus": {}}
-    for side, known in texts.items():
-        for at, row in _records(folder / f"{side}.jsonl", bad):
+    for kind, by_id in texts.items():
+        for place, row in _read_rows(folder / f"{kind}.jsonl", bad):
             key = str(row.get("_id"))
-            if key in known:
-                bad.add(UserError(f"{at}: found the _id {key!r} a second time, wanted it once"))
+            if key in by_id:
+                bad.add(UserError(f"{place}: found the _id {key!r} a second time, wanted it once"))
             else:
-                known[key] = row
+                by_id[key] = row
     relevant: dict[str, list[str]] = {}
     where: dict[str, str] = {}
-    for number, query, document, score in read_qrels(qrels, bad):
-        missing = [(key, side) for key, side in ((query, "queries"), (document, "corpus")) if key not in texts[side]]
-        for key, side in missing:
-            bad.add(UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / side}.jsonl"))
+    for number, query, passage, score in read_qrels(qrels, bad):
+        missing = [(key, kind) for key, kind in ((query, "queries"), (passage, "corpus")) if key not in texts[kind]]
+        for key, kind in missing:
+            bad.add(UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / kind}.jsonl"))
         if score > 0 and not missing:
-            relevant.setdefault(query, []).append(document)
+            relevant.setdefault(query, []).append(passage)
             where.setdefault(query, f"{qrels}:{number}")
-    for query, documents in relevant.items():
-        positives = []
-        for document in documents:
-            row = texts["corpus"][document]
-            title, text = row.get("title"), row.get("text")
-            positives.append(f"{title} {text}" if title and isinstance(text, str) else text)  # as gritlm encode does
+    for query, passages in relevant.items():
+        positives = [_passage(texts["corpus"][passage]) for passage in passages]
         yield RawExample(where[query], texts["queries"][query].get("text"), positives, [])
 
 
+def _passage(row: dict) -> object:
+    title, text = row.get("title"), row.get("text")
+    return f"{title} {text}" if title and isinstance(text, str) else text  # like models.text.titled, but unchecked
+
+
 def read_qrels(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, float]]:
-    """Line number, query's id, document's id and relevance of each line of BEIR's tab-separated file."""
+    """Yield line number, query id, passage id and relevance of each line of a BEIR qrels file.
+
+    Raises:
+        UserError: the file is not UTF-8, or a line is bad and bad rows are not skipped.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -195,8 +207,8 @@ def read_qrels(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, float]
         if not line.strip() or (number == 1 and parts[-1].strip().lower() == "score"):
             continue
         try:
-            query, document, score = parts
-            found = number, query, document, float(score)
+            query, passage, score = parts
+            found = number, query, passage, float(score)
         except ValueError:
             wanted = "wanted query-id, corpus-id and score, with tabs between them"
             bad.add(UserError(f"{path}:{number}: found {line[:60]!r}, {wanted}"))
@@ -205,13 +217,17 @@ def read_qrels(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, float]
 
 
 def read_hub(name: str, config: str | None, split: str, columns: Columns) -> Iterator[RawExample]:
-    """Rows of a data set of the Hugging Face hub, once they are downloaded."""
+    """Download a data set of the Hugging Face hub and read its rows.
+
+    Raises:
+        UserError: the data set cannot be loaded or lacks a column.
+    """
     import datasets
 
     try:
         data = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the library raises its own, the hub's and the network's
+    except Exception as error:  # errors of the library, the hub and the network have no common class
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"hub:{name}: cannot be read: {why[:300]}") from error
-    records = ((f"hub:{name}:{number}", row) for number, row in enumerate(data, start=1))
-    yield from _rows(records, f"hub:{name}", data.column_names, columns)
+    rows = ((f"hub:{name}:{number}", row) for number, row in enumerate(data, start=1))
+    yield from _examples(rows, f"hub:{name}", data.column_names, columns)

@@ -1,7 +1,7 @@
-"""Rows of jsonl and parquet files, checked. Every bad one is refused with file:line, field, found, wanted.
+"""Find, read and check rows of jsonl and parquet files. An error names file, line, field, found and wanted.
 
-The format: {"query": text | [instruction, text], "pos": [passage, ...], "neg": [passage, ...]},
-a passage being text | [instruction, text]. An instruction is put before its text as it stands.
+A row is {"query": TEXT, "pos": [TEXT, ...], "neg": [TEXT, ...]}. TEXT is a string or [instruction, string]. The
+instruction is prepended to the string unchanged.
 """
 
 import gzip
@@ -10,42 +10,80 @@ import json
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Sequence, Value
 
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = ("query", "pos", "neg")
-BLOCK_BYTES = 1 << 20  # of a file, read at once
-FORMAT_VERSION = 3  # of the cached form; a change of the schema or of the rules below raises it
+BLOCK_BYTES = 1 << 20  # bytes of a file read at once
+FORMAT_VERSION = 3  # of the cached form; raise it when SCHEMA or a rule below changes
 
-_text, _id = Value("large_string"), Value("int64")
-FEATURES = Features(
+_texts = pa.struct({"instruction": pa.list_(pa.large_string()), "text": pa.list_(pa.large_string())})
+SCHEMA = pa.schema(
     {
-        "query": {"instruction": _text, "text": _text},
-        "pos": {"instruction": Sequence(_text), "text": Sequence(_text)},
-        "neg": {"instruction": Sequence(_text), "text": Sequence(_text)},
-        "query_id": _id,
-        "pos_id": Sequence(_id),
-        "neg_id": Sequence(_id),
-        "row_id": _id,
-        "dropped_negatives": Value("int32"),
+        "query": pa.struct({"instruction": pa.large_string(), "text": pa.large_string()}),
+        "pos": _texts,
+        "neg": _texts,
+        "query_id": pa.int64(),
+        "pos_id": pa.list_(pa.int64()),
+        "neg_id": pa.list_(pa.int64()),
+        "row_id": pa.int64(),
+        "dropped_negatives": pa.int32(),
     }
 )
-
-
-Block = list[tuple[int, Any]]
+Block = list[tuple[int, Any]]  # (line number from 1, raw line or parquet row)
 
 
 def text_id(text: str) -> int:
-    """A 64-bit hash of a text (trailing white space does not count): equal texts, equal ids, on every machine."""
+    """A 64-bit hash of a text without its trailing white space. It is the same on every machine."""
     digest = hashlib.blake2b(text.rstrip().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+# ---- files
+
+
+def stem(path: Path) -> str:
+    """A file's name without its suffix; a folder's whole name."""
+    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    return path.name.removesuffix(suffix)
+
+
+def find_files(train_data: str | Path) -> dict[str, list[Path]]:
+    """The files of each data set by the set's name, sorted. A file is one set; in a folder each entry is one set.
+
+    Raises:
+        UserError: there is nothing to read, or two sets have one name.
+    """
+    root = Path(train_data)
+    try:
+        if root.is_file():
+            return {stem(root): [root]}
+        if not root.is_dir():
+            root.stat()  # raises the reason: missing, a loop of links, no permission
+        found: dict[str, list[Path]] = {}
+        for entry in sorted(entry for entry in root.iterdir() if not is_hidden(entry, root)):
+            inside = entry.rglob("*") if entry.is_dir() else [entry]
+            files = [file for file in inside if file.name.endswith(SUFFIXES) and not is_hidden(file, root)]
+            if files and stem(entry) in found:
+                raise UserError(f"{entry}: found a second data set {stem(entry)!r} in {root}, wanted one of a name")
+            if files:
+                found[stem(entry)] = sorted(files)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{root}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not found:
+        raise UserError(f"{root}: found a folder without data, wanted files that end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether the name of a file, or of a folder on the way to it from `root`, starts with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 # ---- one row
@@ -92,12 +130,15 @@ def _parse_texts(row: dict, field: str, where: str) -> list[Text]:
 
 
 def parse_row(row: Any, where: str) -> dict:
-    """A decoded row to the cached form (`FEATURES`). `where` opens every message, as file:line.
+    """Check a decoded row and convert it to the cached form (`SCHEMA`).
 
-    A negative with the text of one of the row's positives is left out, and counted in `dropped_negatives`.
+    A negative that repeats a positive of the row is dropped and counted in `dropped_negatives`.
 
+    Args:
+        row: the decoded row.
+        where: file:line, the start of every message.
     Raises:
-        UserError: naming the field, what was found and what is wanted.
+        UserError: the row is bad; the message names the field, what was found and what is wanted.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: found {_kind(row)}, wanted an object with query, pos and neg")
@@ -110,18 +151,18 @@ def parse_row(row: Any, where: str) -> dict:
     if not positives:
         raise UserError(f"{where}: pos: found an empty list, wanted at least one passage")
     negatives = _parse_texts(row, "neg", where)
-    ids = [text_id(passage.text) for passage in positives]
-    found = [(text_id(passage.text), passage) for passage in negatives]
-    found = [(key, passage) for key, passage in found if key not in ids]
-    kept = [passage for _, passage in found]
+    positive_ids = [text_id(passage.text) for passage in positives]
+    hashed = [(text_id(passage.text), passage) for passage in negatives]
+    hashed = [(key, passage) for key, passage in hashed if key not in positive_ids]
+    kept = [passage for _, passage in hashed]
     groups = ([query], positives, kept)
     return {
         "query": query._asdict(),
         "pos": {"instruction": [p.instruction for p in positives], "text": [p.text for p in positives]},
         "neg": {"instruction": [p.instruction for p in kept], "text": [p.text for p in kept]},
         "query_id": text_id("\n".join(query)),
-        "pos_id": ids,
-        "neg_id": [key for key, _ in found],
+        "pos_id": positive_ids,
+        "neg_id": [key for key, _ in hashed],
         "row_id": text_id(json.dumps(groups)),
         "dropped_negatives": len(negatives) - len(kept),
     }
@@ -138,7 +179,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict:
     return row
 
 
-def _not_json(name: str):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name}, which is not JSON")
 
 
@@ -150,7 +191,7 @@ def _decode_line(line: bytes, where: str) -> Any:
     if text.startswith("\ufeff"):
         raise UserError(f"{where}: found a byte order mark, wanted plain UTF-8 (save without BOM)")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_not_json)
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: found {error.msg} at column {error.colno}, wanted one JSON object a line") from error
     except (ValueError, RecursionError) as error:
@@ -178,13 +219,13 @@ def _jsonl_blocks(path: Path) -> Iterator[Block]:
                     yield block
                     block, size = [], 0
         except (OSError, EOFError, zlib.error):
-            yield block  # what was read before the file broke off
+            yield block  # the rows read before the damage
             raise
         yield block
 
 
 def _is_one_array(path: Path, zipped: bool) -> bool:
-    # A first line that opens a list and does not close it; a row that is a list is the row's own mistake.
+    # A first line that opens a list and does not close it. A list that closes on its line is one bad row.
     with gzip.open(path, "rb") if zipped else open(path, "rb") as lines:
         first = lines.readline(1_000_000).strip()
     return not first.endswith(b"]")
@@ -203,21 +244,22 @@ def _parquet_blocks(path: Path, columns: Collection[str] | None) -> Iterator[Blo
             for number in range(batch.num_rows):
                 try:
                     batch.slice(number, 1).to_pylist()
-                except (ValueError, OverflowError) as error:
-                    found = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-                    raise UserError(f"{path}:{first + number}: found {found}, wanted text") from error
+                except (ValueError, OverflowError) as row_error:
+                    found = "bytes that are not UTF-8" if isinstance(row_error, UnicodeDecodeError) else row_error
+                    raise UserError(f"{path}:{first + number}: found {found}, wanted text") from row_error
             raise UserError(f"{path}: cannot be read as parquet: {error}") from error
         yield list(enumerate(rows, start=first))
         first += len(rows)
 
 
 def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterator[Block]:
-    """A file in stretches of (line number from 1, the line or the parquet row as it stands), blank lines left out.
+    """Yield the rows of a file in blocks, not yet decoded. Blank lines are skipped.
 
-    Of a parquet file only these columns are read (None: all); it need not have them.
-
+    Args:
+        path: a .jsonl, .jsonl.gz or .parquet file.
+        columns: columns of a parquet file to read where it has them; None reads all.
     Raises:
-        UserError: for the file as a whole: it cannot be read, is of another kind, or holds no row.
+        UserError: the file cannot be read, has another format, or holds no row.
     """
     rows = 0
     try:
@@ -233,15 +275,19 @@ def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterato
 
 
 def decode(path: Path, number: int, raw: Any) -> Any:
-    """What stands in a line; a parquet row is decoded already."""
+    """Decode one raw line. A parquet row is returned unchanged.
+
+    Raises:
+        UserError: the line is not UTF-8 or not JSON.
+    """
     return _decode_line(raw, f"{path}:{number}") if isinstance(raw, bytes) else raw
 
 
 def parse_block(path: Path, block: Block) -> pa.Table:
-    """A stretch of a file in the cached form.
+    """Convert a block to the cached form.
 
     Raises:
-        UserError: at its first bad row.
+        UserError: at the first bad row.
     """
     rows = [parse_row(decode(path, number, raw), f"{path}:{number}") for number, raw in block]
-    return pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -1,4 +1,4 @@
-"""Texts of a file, one a row, for encoding and as a corpus."""
+"""Read the texts of a file, one per row: what to encode, or a corpus."""
 
 import itertools
 from pathlib import Path
@@ -9,10 +9,10 @@ from gritlm.models.text import titled
 
 
 def read_texts(path: Path, may_be_empty: bool = True) -> list[str]:
-    """Texts of a .jsonl, .jsonl.gz or .parquet file, one a row; blank lines are no rows.
+    """Read a .jsonl, .jsonl.gz or .parquet file. A row is a text or has a column "text", to which "title" is prepended.
 
     Raises:
-        UserError: naming file and line.
+        UserError: a row has no text; the message names file and line.
     """
     texts = []
     for number, raw in itertools.chain.from_iterable(read_blocks(path, columns=("title", "text"))):

@@ -1,20 +1,25 @@
-"""The nearest vectors, by tiles of the corpus."""
+"""Exact nearest-neighbour search over tiles of a corpus."""
 
 import numpy as np
 import torch
 
-COLUMNS = 65536  # passages scored at once
+TILE = 65536  # passages scored at once
 
 
-def nearest(queries_BD: np.ndarray, corpus_ND: np.ndarray, count: int, device: torch.device):
-    """The `count` best scores of each query and their numbers, (B, count) each; by tiles of the corpus."""
+def nearest(
+    queries_BD: np.ndarray, corpus_ND: np.ndarray, count: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` largest dot products of each query and the passages' numbers, best first, (B, count) each.
+
+    Where the corpus has fewer passages, all of them.
+    """
     queries = torch.from_numpy(queries_BD).to(device)
     scores = torch.empty(len(queries), 0, device=device)
     numbers = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
-    room = torch.empty(len(queries), min(COLUMNS, len(corpus_ND)), device=device)  # once: fresh pages take time
-    for start in range(0, len(corpus_ND), COLUMNS):
-        tile = torch.from_numpy(corpus_ND[start : start + COLUMNS]).to(device)
-        products = torch.matmul(queries, tile.T, out=room[:, : len(tile)])
+    buffer = torch.empty(len(queries), min(TILE, len(corpus_ND)), device=device)  # allocated once, for speed
+    for start in range(0, len(corpus_ND), TILE):
+        tile = torch.from_numpy(corpus_ND[start : start + TILE]).to(device)
+        products = torch.matmul(queries, tile.T, out=buffer[:, : len(tile)])
         found, places = products.topk(min(count, len(tile)), dim=1)
         scores, numbers = torch.cat([scores, found], 1), torch.cat([numbers, places + start], 1)
         scores, order = scores.topk(min(count, scores.shape[1]), dim=1)

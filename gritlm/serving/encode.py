@@ -1,4 +1,4 @@
-"""Use a trained model: the `GritLM` class, and `gritlm encode IN.jsonl OUT.npy`."""
+"""Encode a file of texts with a trained model: `gritlm encode IN.jsonl OUT.npy --model FOLDER`."""
 
 from pathlib import Path
 
@@ -13,16 +13,17 @@ from gritlm.gritlm import GritLM
 EXAMPLES = """examples:
   gritlm encode corpus.jsonl corpus.npy --model outputs/quickstart
   gritlm encode queries.jsonl queries.npy --model outputs/quickstart --side query
-a row of IN (.jsonl, .jsonl.gz, .parquet) is a JSON string, or has "text" (and "title"); row i of OUT is its vector"""
+A row of IN (.jsonl, .jsonl.gz, .parquet) is a JSON string, or has "text" and perhaps "title".
+Row i of OUT is the vector of row i of IN."""
 
 
 def main(argv: list[str]) -> int:
     parser = verb_parser("encode", __doc__, EXAMPLES)
     parser.add_argument("input", type=Path, metavar="IN")
-    parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (rows, width), numpy's format")
-    parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default: passage")
-    parser.add_argument("--instruction", help="in place of the model's own")
+    parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (rows, width), in numpy's format")
+    parser.add_argument("--model", required=True, help="model folder that gritlm train wrote")
+    parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default passage")
+    parser.add_argument("--instruction", help="in place of the model's own for that side")
     parser.add_argument("--chunk_tokens", type=int, default=16384, help="tokens encoded at once, default 16384")
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> int:
     model = GritLM(arguments.model)
     encode = model.encode_queries if arguments.side == "query" else model.encode_corpus
     options = {} if arguments.instruction is None else {"instruction": arguments.instruction}
-    with written_aside(arguments.output) as aside, open(aside, "wb") as stream:  # while there is nothing to lose
+    # The file is opened before encoding, so that a path without room or permission fails at once.
+    with written_aside(arguments.output) as aside, open(aside, "wb") as stream:
         vectors = encode(texts, chunk_tokens=arguments.chunk_tokens, show_progress=True, **options)
         np.save(stream, vectors)
     print(f"{len(vectors)} vectors of width {vectors.shape[1]} in {arguments.output}")

@@ -1,40 +1,43 @@
-"""Every flag, once: its name, default, help and the checks that need nothing but the flags.
+"""Every flag, once: its name, default, help, and whether it changes what is learnt. Checks are in flag_checks.py.
 
 Defaults are the paper's recipe (arXiv 2601.21192, appendix A). Hugging Face's own `TrainingArguments` come on top.
 """
 
 import argparse
+import copy
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_pt_utils import AcceleratorConfig
 
-from gritlm.errors import UserError
+from gritlm.cli import OneLineErrors
+from gritlm.models.pooling import POOLING
+from gritlm.training.old_flags import OLD_FLAGS
 
 
-def flag(default, help: str):
-    return field(default=default, metadata={"help": help})
+def flag(default: Any, help: str, changes_learning: bool = True, **argparse_options: Any) -> Any:
+    """Declare a flag. A run and its continuation must agree on each flag that changes what is learnt."""
+    return field(default=default, metadata={"help": help, "changes_learning": changes_learning, **argparse_options})
 
 
 @dataclass
 class ModelArguments:
     """The network."""
 
-    model_name_or_path: str | None = flag(None, "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
+    model_name_or_path: str = flag("", "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
     attn: Literal["bb", "cc"] = flag("bb", "Attention: bb bidirectional, cc causal.")
     attn_implementation: str = flag(
         "packed", "Attention kernel: packed (no padding), or padded: sdpa, eager, flash_attention_2."
     )
-    pooling_method: Literal["mean", "weightedmean", "lasttoken", "cls"] = flag(
-        "mean", "Token states to one vector: mean, weightedmean (by position), lasttoken, cls (first token)."
+    pooling_method: str = flag(
+        "mean",
+        "Token states to one vector: mean, weightedmean (by position), lasttoken, cls (first token).",
+        choices=tuple(POOLING),
     )
     normalized: bool = flag(True, "Divide each vector by its norm, so that the similarity is the cosine.")
     projection: int | None = flag(None, "Width of a linear layer after pooling. None: no such layer.")
-    reset_weight: bool = flag(False, "Start from the model's own random initialisation; read no weights.")
+    reset_weight: bool = flag(False, "Start from the model's random initialisation; read no weights.")
     trust_remote_code: bool = flag(False, "Run Python code that comes with the model.")
 
 
@@ -42,51 +45,71 @@ class ModelArguments:
 class DataArguments:
     """The data and the text contract."""
 
-    train_data: str | None = flag(
-        None,
-        "A .jsonl, .jsonl.gz or .parquet file, or a folder: each file, and each sub-folder, in it is one data set. "
-        "Required.",
+    train_data: str = flag(
+        "",
+        "A .jsonl, .jsonl.gz or .parquet file, or a folder. In a folder, each file and each sub-folder is one data "
+        "set. Required.",
     )
-    train_group_size: int = flag(4, "Passages per query: 1 positive and up to this many less one hard negatives.")
+    train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
     query_max_len: int = flag(512, "Longest query in tokens, instruction included; the end is cut off.")
     passage_max_len: int = flag(512, "Longest passage in tokens; the end is cut off.")
-    pool_instruction: bool = flag(False, "Let the instruction's tokens count in pooling.")
+    pool_instruction: bool = flag(False, "Include the instruction's tokens in pooling.")
     append_eos: bool = flag(False, "End every text with the tokenizer's end-of-text token.")
     max_example_num_per_dataset: int | None = flag(None, "Use at most this many rows of each data set (seeded draw).")
     num_samples: str | None = flag(
-        None, "JSON file of data set: rows that an epoch takes of it (repeated where it has fewer). Others: all."
+        None,
+        "JSON file of data set: rows per epoch. A number may exceed the set's size (rows repeat). Sets not named are "
+        "used in full.",
     )
     sampling_temperature: float = flag(
-        1.0, "Above 1: of each data set in proportion to its rows to the power 1 / this; an epoch is as long."
+        1.0, "T above 1 samples data sets in proportion to size**(1/T). The epoch keeps its length."
     )
-    data_cache: str | None = flag(None, "Folder for the data's memory-mapped form. None: beside the datasets cache.")
+    data_cache: str | None = flag(
+        None, "Folder for the memory-mapped form of the data. None: beside the datasets cache.", changes_learning=False
+    )
+
+
+@dataclass
+class ObjectiveArguments:
+    """The loss."""
+
+    temperature: float = flag(0.02, "Temperature t of the contrastive loss: similarities are divided by it.")
+    negatives_cross_device: bool = flag(
+        True,
+        "Contrast with the passages of all ranks. False: with this rank's only, so the run depends on their number.",
+    )
+    negatives_ring: bool = flag(
+        False,
+        "Send the ranks' vectors round a ring in place of gathering them: less memory, slower, the same numbers.",
+        changes_learning=False,
+    )
+    same_tower: bool = flag(
+        False, "Add query-query and positive-passage similarities to the loss's denominator (GTE, Qwen3-Embedding)."
+    )
+    emb_q_only: bool = flag(False, "Let the gradient flow through the queries only; passages are constants.")
+    emb_p_only: bool = flag(False, "Let the gradient flow through the passages only; queries are constants.")
 
 
 @dataclass
 class EmbeddingTrainingArguments(TrainingArguments):
-    """The run. What is declared here is new or has another default than in Hugging Face's TrainingArguments."""
+    """The run. What is declared here is new, or has another default than in Hugging Face's TrainingArguments."""
 
     global_batch_size: int = flag(2048, "Queries per step over all ranks. Each rank takes an equal slice.")
-    temperature: float = flag(0.02, "Temperature t of the InfoNCE loss: similarities are divided by it.")
-    negatives_cross_device: bool = flag(
-        True,
-        "Contrast with the passages of all ranks. False: of the own rank only, so the run depends on their number.",
-    )
-    negatives_ring: bool = flag(
-        False,
-        "Pass the other ranks' passage vectors around in a ring; none holds them all. Slower, the same numbers.",
-    )
     chunk_tokens: int = flag(
-        16384, "GradCache: tokens (padding included) encoded at once. Bounds memory; the gradient is the same for any."
+        16384,
+        "GradCache: tokens (padding included) encoded at once. Bounds memory; the gradient is the same for any.",
+        changes_learning=False,
     )
     activation_memory: str = flag(
         "auto",
-        "GB of activations that pass 1 keeps for pass 2, which else makes them again. auto: what is free; 0: none.",
+        "GB of activations kept between the two passes; the rest is recomputed. auto: what is free; 0: none.",
+        changes_learning=False,
     )
     hang_timeout: float = flag(
         900.0,
-        "Seconds without progress (a save is one piece) after which the run ends, naming the rank, step and batch. "
-        "0: after torch's own 30 minutes.",
+        "Seconds without progress (a save counts as one step) after which the run ends and names the rank, step and "
+        "batch. 0: torch's 30 minutes.",
+        changes_learning=False,
     )
 
     learning_rate: float = flag(2e-5, "Peak learning rate.")
@@ -94,222 +117,149 @@ class EmbeddingTrainingArguments(TrainingArguments):
     warmup_steps: float = flag(0.03, "Warm-up: a number of steps, or below 1 a share of all steps.")
     weight_decay: float = flag(0.05, "Weight decay of AdamW.")
     num_train_epochs: float = flag(1.0, "Passes over the data. --max_steps overrides it.")
-    save_steps: float = flag(0.1, "A checkpoint every so many steps, or below 1 every such share of all steps.")
-    save_total_limit: int | None = flag(2, "How many checkpoints to keep; the oldest goes first.")
-    logging_steps: float = flag(10, "A log line every so many steps, or below 1 every such share of all steps.")
-    logging_nan_inf_filter: bool = flag(False, "Left off: a NaN must be seen.")
-    log_on_each_node: bool = flag(False, "Left off: the first rank speaks for all.")
-    dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.")
-    remove_unused_columns: bool = flag(False, "Left off: batches are made by this project's collator.")
+    save_steps: float = flag(0.1, "Steps between checkpoints, or below 1 a share of all steps.", changes_learning=False)
+    save_total_limit: int | None = flag(
+        2, "How many checkpoints to keep; the oldest goes first.", changes_learning=False
+    )
+    logging_steps: float = flag(10, "Steps between log lines, or below 1 a share of all steps.", changes_learning=False)
+    dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.", changes_learning=False)
+    logging_nan_inf_filter: bool = flag(False, "Left off: a NaN must be seen.", changes_learning=False)
+    log_on_each_node: bool = flag(False, "Left off: the first rank logs for all.", changes_learning=False)
+    remove_unused_columns: bool = flag(False, "Left off: this project builds the batches.", changes_learning=False)
     tf32: bool | None = flag(False, "Left off: the loss and its gradient are exact in float32.")
-    ddp_find_unused_parameters: bool | None = flag(False, "Left off: every parameter gets a gradient.")
-    ddp_broadcast_buffers: bool | None = flag(False, "Left off: the model's buffers are constants.")
+    ddp_find_unused_parameters: bool | None = flag(
+        False, "Left off: every parameter gets a gradient.", changes_learning=False
+    )
+    ddp_broadcast_buffers: bool | None = flag(
+        False, "Left off: the model's buffers are constants.", changes_learning=False
+    )
+
+    @property
+    def train_batch_size(self) -> int:
+        """Queries per step on this rank, in Hugging Face's sense."""
+        return self.global_batch_size // self.world_size
 
 
-# Of Hugging Face's flags; others of theirs work as documented there.
-UNSUPPORTED = {
-    "fp16": "use --bf16 (same speed, no loss scaling)",
-    "tf32": "the loss is exact in float32; --bf16 is faster",
-    "auto_find_batch_size": "the batch is part of the loss; lower --chunk_tokens",
-    "save_only_model": "a run could not go on where it was",
-    "ignore_data_skip": "a run could not go on where it was",
-    "save_on_each_node": "--output_dir must be a folder that all nodes share",
-    "data_seed": "--seed is of the order of the rows, too",
-    "dataloader_drop_last": "every batch is full, and what is left over waits for another epoch",
-    "label_smoothing_factor": "it is of another loss",
-    "neftune_noise_alpha": "the second pass would need the noise of the first",
-    "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
-    "push_to_hub": "upload the folder when it is done (hf upload)",
-    "accelerator_config": "batches reach the ranks without accelerate",
-    "use_liger_kernel": "it knows no model of this kind; see --torch_compile",
-    "enable_jit_checkpoint": "a run saves on SIGTERM anyhow",
-    **dict.fromkeys(
-        ("train_sampling_strategy", "dataloader_in_order"),
-        "which rows form a batch follows from the seed, the epoch and the step alone",
-    ),
-    **dict.fromkeys(
-        ("eval_strategy", "do_eval", "do_predict", "eval_on_start", "bf16_full_eval", "fp16_full_eval"),
-        "a run evaluates nothing; each checkpoint is a model folder to evaluate",
-    ),
-}
+# Hugging Face's flags that a run may change when it resumes. Their other flags are fixed.
+FREE_OF_HUGGING_FACE = frozenset(
+    (
+        "output_dir",
+        "resume_from_checkpoint",
+        "per_device_train_batch_size",
+        "do_train",
+        "local_rank",
+        "debug",
+        "skip_memory_metrics",
+        "logging_strategy",
+        "logging_first_step",
+        "log_level",
+        "log_level_replica",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "project",
+        "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "include_num_input_tokens_seen",
+        "save_strategy",
+        "hub_token",
+        "hub_private_repo",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_always_push",
+        "hub_revision",
+        "use_cpu",
+        "accelerator_config",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "fsdp",
+        "fsdp_config",
+        "deepspeed",
+        "average_tokens_across_devices",
+        "ddp_bucket_cap_mb",
+        "ddp_static_graph",
+        "ddp_backend",
+        "ddp_timeout",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "dataloader_multiprocessing_context",
+    )
+)
 
-FlagGroups = tuple[ModelArguments, DataArguments, EmbeddingTrainingArguments]
-GROUPS = (ModelArguments, DataArguments, EmbeddingTrainingArguments)
+GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, EmbeddingTrainingArguments)
+
+
+@dataclass
+class RunArguments:
+    """All flags of a run, by group."""
+
+    model: ModelArguments
+    data: DataArguments
+    objective: ObjectiveArguments
+    training: EmbeddingTrainingArguments
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag's value by name."""
+        return {f.name: getattr(group, f.name) for group in vars(self).values() for f in dataclasses.fields(group)}
+
 
 EXAMPLES = """examples:
   gritlm train --model_name_or_path Qwen/Qwen3-0.6B --train_data pairs.jsonl --output_dir out --global_batch_size 256
   torchrun --nproc_per_node 8 -m gritlm train --model_name_or_path Qwen/Qwen3-0.6B --train_data data/ \\
       --output_dir out --bf16 --gradient_checkpointing
-  gritlm plan ... --ranks 8      check flags and data as for 8 ranks, print the plan, load no model"""
+  gritlm plan ... --ranks 8      check flags and data for 8 ranks, print the plan, load no model"""
 
 
-def make_parser(*more: type) -> HfArgumentParser:
-    return HfArgumentParser(
-        (*GROUPS, *more), prog="gritlm train", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+class FlagParser(OneLineErrors, HfArgumentParser):
+    """HfArgumentParser without abbreviations, whose errors are one line."""
+
+    hints = OLD_FLAGS
+
+    @staticmethod
+    def _parse_dataclass_field(parser, field):
+        field = copy.copy(field)  # argparse does not know our mark
+        field.metadata = {name: value for name, value in field.metadata.items() if name != "changes_learning"}
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
+
+def make_parser(verb: str, groups: tuple[type, ...], examples: str) -> FlagParser:
+    parser: Any = FlagParser  # to mypy, argparse's constructor
+    return parser(
+        groups,
+        prog=f"gritlm {verb}",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
-def parse(argv: list[str]) -> FlagGroups:
-    """Flags to the three groups, checked.
+def fixed_flags() -> dict[str, Any]:
+    """The flags that a run and its continuation must agree on, with their defaults."""
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
 
-    Raises:
-        UserError: for a flag that is wrong, missing, or contradicts another. argparse itself exits with 2.
-    """
-    flags = vars(make_parser().parse_args(argv))
-    groups = build(flags)
-    check(*groups, groups[2].world_size)
-    return groups
+    def changes_learning(f: dataclasses.Field) -> bool:
+        return f.metadata.get("changes_learning", f.name not in inherited or f.name not in FREE_OF_HUGGING_FACE)
 
+    def default(f: dataclasses.Field) -> Any:
+        return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
-def build(flags: dict, *more: type, here: dict | None = None) -> tuple:
-    """The groups from flags by name, those in `here` replaced once they are checked.
-
-    A group is checked by its own __post_init__; what that raises is the user's to mend.
-    """
-    for name in ("deepspeed", "fsdp_config"):
-        check_json(name, flags[name])
-    try:
-        return make_parser(*more).parse_dict(flags | (here or {}))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(str(error).strip().splitlines()[0]) from error
-
-
-def check_json(name: str, path: str | None) -> None:
-    """Refuse an engine's file that is missing, no JSON, or asks for what no test here has seen."""
-    if not path:
-        return
-    try:
-        config = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--{name} {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--{name} {path}: no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--{name} {path}: found {type(config).__name__}, wanted a JSON object")
-    zero, fp16 = config.get("zero_optimization", {}), config.get("fp16", {})
-    for part, found in (("zero_optimization", zero), ("fp16", fp16)):
-        if not isinstance(found, dict):
-            raise UserError(f"--{name} {path}: {part}: found {type(found).__name__}, wanted a JSON object")
-    refused = {
-        "deepspeed": {
-            "zero_optimization.stage": zero.get("stage") not in (1, 2, 3),
-            "zero_optimization.offload_optimizer": bool(zero.get("offload_optimizer")),
-            "zero_optimization.offload_param": bool(zero.get("offload_param")),
-            "gradient_accumulation_steps": config.get("gradient_accumulation_steps", 1) not in (1, "auto"),
-            "fp16.enabled": fp16.get("enabled", False) is True,
-            "gradient_clipping (wanted: auto; DeepSpeed's own default is 1.0)": "gradient_clipping" not in config,
-        },
-        "fsdp_config": {
-            "version": str(config.get("version", config.get("fsdp_version", 2))) != "2",
-            "cpu_offload": bool(config.get("cpu_offload", config.get("fsdp_offload_params"))),
-            "activation_checkpointing (use --gradient_checkpointing)": bool(config.get("activation_checkpointing")),
-            "xla": bool(config.get("xla")),
-        },
-    }[name]
-    for key, wrong in refused.items():
-        if wrong:
-            raise UserError(f"--{name} {path}: {key} is missing, or set to something that is not supported")
-
-
-def check(
-    model: ModelArguments, data: DataArguments, training: EmbeddingTrainingArguments, ranks: int, real: bool = True
-) -> None:
-    """Refuse flags that cannot work on so many ranks, before anything is read or loaded.
-
-    `real` is false where a run is only planned, on a machine that need not be the one to run it.
-    """
-    for name, value in (
-        ("model_name_or_path", model.model_name_or_path),
-        ("train_data", data.train_data),
-        ("output_dir", training.output_dir),
-    ):
-        if not value:
-            raise UserError(f"--{name} is missing")
-    for name, value in (
-        ("train_group_size", data.train_group_size),
-        ("query_max_len", data.query_max_len),
-        ("passage_max_len", data.passage_max_len),
-        ("global_batch_size", training.global_batch_size),
-        ("temperature", training.temperature),
-        ("sampling_temperature", data.sampling_temperature),
-        ("chunk_tokens", training.chunk_tokens),
-    ):
-        if value <= 0:
-            raise UserError(f"--{name}: found {value}, wanted a number above 0")
-    for name, value in (
-        ("max_example_num_per_dataset", data.max_example_num_per_dataset or 0),
-        ("projection", model.projection or 0),
-        ("hang_timeout", training.hang_timeout),
-        ("seed", training.seed),
-    ):
-        if value < 0:
-            raise UserError(f"--{name}: found {value}, wanted 0 or more")
-    if not Path(data.train_data).exists():
-        raise UserError(f"--train_data {data.train_data}: no such file or folder")
-    longest = max(data.query_max_len, data.passage_max_len)
-    if training.chunk_tokens < longest:
-        raise UserError(f"--chunk_tokens {training.chunk_tokens} holds not even one text of {longest} tokens")
-    if model.attn == "cc" and model.pooling_method == "cls":
-        raise UserError(
-            "--attn cc with --pooling_method cls: the first token sees no other, every text gets one vector"
-        )
-    check_training(training, ranks, real)
-
-
-def check_training(training: EmbeddingTrainingArguments, ranks: int, real: bool) -> None:
-    if training.gradient_accumulation_steps != 1:
-        raise UserError(
-            "--gradient_accumulation_steps: wanted 1. In-batch negatives make the sum of small batches another loss; "
-            "memory is bounded by --chunk_tokens instead, with the exact gradient of the whole batch"
-        )
-    try:
-        fits = training.activation_memory == "auto" or float(training.activation_memory) >= 0
-    except ValueError:
-        fits = False
-    if not fits:
-        raise UserError(f"--activation_memory: found {training.activation_memory!r}, wanted auto, or GB from 0 up")
-    defaults = {f.name: f.default for f in dataclasses.fields(training)} | {"accelerator_config": AcceleratorConfig()}
-    for name, why in UNSUPPORTED.items():
-        if getattr(training, name) != defaults[name]:
-            raise UserError(f"--{name}: not supported, {why}")
-    if real and training.n_gpu > 1 and ranks == 1:
-        raise UserError(
-            f"found {training.n_gpu} GPUs and one process, wanted torchrun --nproc-per-node {training.n_gpu} -m "
-            "gritlm.train ... (as the scripts start it), or CUDA_VISIBLE_DEVICES with one"
-        )
-    if training.negatives_ring and not training.negatives_cross_device:
-        raise UserError(
-            "--negatives_ring passes other ranks' passages around, --negatives_cross_device False wants none"
-        )
-    if training.torch_compile and training.deepspeed:
-        raise UserError("--torch_compile with --deepspeed: not supported; with --fsdp it is")
-    if training.deepspeed and training.fsdp:
-        raise UserError("--deepspeed and --fsdp: choose one")
-    if training.fsdp_config and not training.fsdp:
-        raise UserError("--fsdp_config without --fsdp has no effect")
-    sharded = "--deepspeed" if training.deepspeed else "--fsdp" if training.fsdp else ""
-    # accelerate would silently train without them: on one rank, or with plain DDP.
-    if real and sharded and training.distributed_state.distributed_type in ("NO", "MULTI_CPU"):
-        raise UserError(f"{sharded}: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)")
-    if training.bf16 and training.deepspeed and training.hf_deepspeed_config.config["zero_optimization"]["stage"] == 1:
-        raise UserError("--bf16 with ZeRO-1: DeepSpeed's optimizer there reduces at every chunk; use zero2.json")
-    if training.global_batch_size % ranks:
-        raise UserError(f"--global_batch_size {training.global_batch_size} is not a multiple of the {ranks} ranks")
-    per_rank = training.global_batch_size // ranks
-    if training.per_device_train_batch_size not in (TrainingArguments.per_device_train_batch_size, per_rank):
-        raise UserError(
-            f"--per_device_train_batch_size {training.per_device_train_batch_size} contradicts --global_batch_size "
-            f"{training.global_batch_size} on {ranks} ranks; leave it out"
-        )
+    return {f.name: default(f) for group in GROUPS for f in dataclasses.fields(group) if changes_learning(f)}
 
 
 def flag_table() -> str:
-    """The README's table of this project's own flags, in Markdown."""
+    """The table of this project's flags in docs/training.md, in Markdown."""
     rows = ["| flag | default | what it does |", "|---|---|---|"]
     inherited = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
     for group in GROUPS:
         for f in dataclasses.fields(group):
-            # Left-off switches of Hugging Face's are not for users to turn.
+            # Hugging Face's switches that are left off are not for users to turn.
             if f.name in inherited and (f.default == inherited[f.name] or f.metadata["help"].startswith("Left off")):
                 continue
             rows.append(f"| `--{f.name}` | `{f.default}` | {f.metadata['help']} |")

@@ -1,46 +1,64 @@
-"""The output folder: whose run it holds, and its checkpoints, each whole or absent.
-
-run.json says which flags and data the run has; a checkpoint's own checkpoint.json, written last, lists its files.
-"""
+"""Checkpoints: each whole or absent. A checkpoint's checkpoint.json, written last, lists its files."""
 
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from gritlm import __version__
 from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError
 from gritlm.files import publish
-from gritlm.training.arguments import EmbeddingTrainingArguments
+from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
+from gritlm.training.flag_checks import zero_stage
 
 MANIFEST = "checkpoint.json"
-STAGING_FOLDER = ".unfinished"  # where a checkpoint is written before it is renamed
+STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is renamed when it is whole
+FORMAT = 1  # of run.json and checkpoint.json
 
 
-def engine_of(args: EmbeddingTrainingArguments) -> str:
-    """Which engine's checkpoints a run writes and reads: "ddp" (one process included), "fsdp2" or "zero1/2/3"."""
+def engine_name(args: EmbeddingTrainingArguments) -> str:
+    """The engine whose checkpoints a run writes and reads: "ddp" (one process included), "fsdp2" or "zero1/2/3"."""
     if args.deepspeed:
-        return f"zero{args.hf_deepspeed_config.config['zero_optimization']['stage']}"
+        return f"zero{zero_stage(args)}"
     return "fsdp2" if args.fsdp else "ddp"
 
 
-def publish_checkpoint(aside: Path, target: Path, header: dict, served: list[str]) -> None:
-    """List the files of a checkpoint that was written aside, bring all to the disk, and rename the folder."""
-    files = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
-    manifest = header | {"served": served, "files": dict(sorted(files.items()))}
-    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    if target.exists():  # it was damaged, and passed over
+def checkpoint_name(step: int) -> str:
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+# ---- write
+
+
+def stamp() -> dict[str, Any]:
+    """The first entries of run.json and checkpoint.json: which version of this project wrote it."""
+    return {"format": FORMAT, "version": __version__}
+
+
+def publish_checkpoint(staged: Path, target: Path, header: dict[str, Any], served: list[str]) -> None:
+    """List the files of a staged checkpoint, flush all to the disk, and rename the folder.
+
+    Args:
+        header: the engine, the ranks and the flags of the run.
+        served: the files of the model folder in it, relative to it.
+    """
+    files = {str(path.relative_to(staged)): path.stat().st_size for path in staged.rglob("*") if path.is_file()}
+    manifest = stamp() | header | {"served": served, "files": dict(sorted(files.items()))}
+    (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    if target.exists():  # a damaged one that the run has passed over
         remove_checkpoint(target)
-    publish(aside, target)
+    publish(staged, target)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Out of sight first, so that a checkpoint is never seen half gone."""
+    """Rename before deleting, so that no half-deleted checkpoint is ever visible."""
     gone = path.parent / STAGING_FOLDER / f"old-{path.name}"
     gone.parent.mkdir(exist_ok=True)
     os.replace(path, gone)
@@ -48,18 +66,49 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def rotate_checkpoints(run: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints, so that at most `limit` are left, and at least one."""
+    """Remove the oldest checkpoints until `limit` are left. At least one stays."""
     if limit is not None and limit > 0:
         for path in sort_checkpoints(str(run))[:-limit]:
             remove_checkpoint(Path(path))
 
 
-def read_manifest(checkpoint: str | Path) -> dict:
+def check_finite(weights: dict[str, torch.Tensor]) -> None:
+    """Refuse to save weights that no run can resume from.
+
+    Raises:
+        UserError: naming the weight.
+    """
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} is not finite any more: nothing was saved, the last checkpoint is as it was")
+
+
+def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
+    """Raise a UserError where a checkpoint could not be written for want of room or rights."""
+    if isinstance(error, ShardsUnsaved) and error.failures:  # rank -> (error, where)
+        error = next(iter(error.failures.values()))[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
+    if not writing and not isinstance(error, OSError | SafetensorError):
+        return
+    whole = sort_checkpoints(str(run))
+    last = f"{Path(whole[-1]).name} is whole" if whole else "there is no checkpoint before it"
+    free = shutil.disk_usage(run).free / 2**20
+    raise UserError(
+        f"{run / name} could not be written ({text}; {free:.0f} MiB are free there); {last}: "
+        "make room and start the same command again"
+    ) from error
+
+
+# ---- read
+
+
+def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
     return json.loads((Path(checkpoint) / MANIFEST).read_text())
 
 
 def find_damage(checkpoint: str | Path) -> str:
-    """What is wrong with a checkpoint folder, by its own list of files; empty where it is whole."""
+    """What is wrong with a checkpoint folder, by its list of files; empty where it is whole."""
     folder = Path(checkpoint)
     if not (folder / MANIFEST).is_file():
         return f"found no {MANIFEST} there, wanted a whole checkpoint folder"
@@ -76,64 +125,45 @@ def find_damage(checkpoint: str | Path) -> str:
     return ""
 
 
-def why_not_resumable(checkpoint: str | Path, run_settings: dict, engine: str | None, ranks: int) -> str:
-    """Why a whole checkpoint is not one of this run's, or not for this engine; empty where it is."""
+def why_not_resumable(checkpoint: str | Path, run_settings: dict[str, Any], engine: str | None, ranks: int) -> str:
+    """Why a whole checkpoint is of another run, or of another engine; empty where this run can resume from it."""
     manifest = read_manifest(checkpoint)
-    difference = differing(manifest["flags"], run_settings)
-    if difference:
-        return f"it is of another run: {difference}"
+    if problem := why_unreadable(manifest) or differing(manifest["flags"], run_settings):
+        return f"it is of another run: {problem}{by_version(manifest)}"
     if engine and manifest["engine"] != engine:
         return f"it was written by the engine {manifest['engine']}, this run has {engine}; use that engine"
     if engine and engine.startswith("zero") and manifest["ranks"] != ranks:
         return (
-            f"DeepSpeed wrote it on {manifest['ranks']} ranks and cannot go on with it on {ranks}; "
-            f"start {manifest['ranks']} ranks (plain DDP and FSDP2 go on with any number)"
+            f"DeepSpeed wrote it on {manifest['ranks']} ranks and cannot resume it on {ranks}; "
+            f"start {manifest['ranks']} ranks (plain DDP and FSDP2 resume on any number)"
         )
     return ""
+
+
+def why_unreadable(stamped: dict[str, Any]) -> str:
+    """Why this version cannot read a run.json or checkpoint.json; empty where it can."""
+    found = stamped.get("format", 0)
+    return f"found format {found}, wanted at most {FORMAT}" if found > FORMAT else ""
+
+
+def by_version(stamped: dict[str, Any]) -> str:
+    """Which version wrote it, where that is another one. Folders of 0.1.0 carry no version."""
+    version = stamped.get("version", "0.1.0")
+    return f" (written by gritlm {version}, this is {__version__})" if version != __version__ else ""
+
+
+def differing(before: dict[str, Any], now: dict[str, Any], was: str = "was", is_: str = "now") -> str:
+    """The flags in which two runs differ, in words; empty where there are none. A missing flag has its default."""
+    defaults = json.loads(json.dumps(fixed_flags(), default=str))
+    earlier = {name: before.get(name, defaults.get(name)) for name in now}
+    names = [name for name in now if earlier[name] != now[name]]
+    if not names:
+        return ""
+    more = f" (and {len(names) - 1} more: {', '.join(names[1:6])})" if names[1:] else ""
+    return f"{names[0]} {was} {earlier[names[0]]!r}, {is_} {now[names[0]]!r}{more}"
 
 
 def is_last(checkpoint: str | Path) -> bool:
     """Whether a checkpoint holds the run's last step."""
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     return state.global_step >= state.max_steps
-
-
-def checkpoint_name(step: int) -> str:
-    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def check_finite(weights: dict[str, torch.Tensor]) -> None:
-    """Refuse to save what no run can go on from.
-
-    Raises:
-        UserError: naming the weight.
-    """
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{name} is not finite any more: nothing was saved, the last checkpoint is as it was")
-
-
-def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
-    """Raise a UserError when a checkpoint could not be written for want of room or rights."""
-    if isinstance(error, ShardsUnsaved) and error.failures:  # rank -> (error, where)
-        error = next(iter(error.failures.values()))[0]
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
-    if not writing and not isinstance(error, (OSError, SafetensorError)):
-        return
-    whole = sort_checkpoints(str(run))
-    last = f"{Path(whole[-1]).name} is whole" if whole else "there is no checkpoint before it"
-    free = shutil.disk_usage(run).free / 2**20
-    raise UserError(
-        f"{run / name} could not be written ({text}; {free:.0f} MiB are free there); {last}: "
-        "make room and start the same command again"
-    ) from error
-
-
-def differing(before: dict, now: dict, was: str = "was", is_: str = "now") -> str:
-    """The flags in which two runs differ, in words; empty where there are none."""
-    names = [name for name in now if before.get(name) != now[name]]
-    if not names:
-        return ""
-    more = f" (and {len(names) - 1} more: {', '.join(names[1:6])})" if names[1:] else ""
-    return f"{names[0]} {was} {before.get(names[0])!r}, {is_} {now[names[0]]!r}{more}"

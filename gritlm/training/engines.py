@@ -1,11 +1,12 @@
-"""Engines: how the two-pass step talks to what stands around the model, so that the gradient is exact on each.
+"""Engines: how the two-pass step talks to the model's wrapper, so that the gradient is exact on each.
 
-One class an engine: plain, DistributedDataParallel, FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. All of them average
-the gradient over ranks, and the step wants its sum: `loss_scale` makes up for it.
+One class for each: plain, DistributedDataParallel, FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. All of them average the
+gradient over ranks. The step needs the sum, so it multiplies its loss by `loss_scale`.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +20,23 @@ Surrogate = Callable[[], Tensor]  # runs one chunk's forward and returns the sca
 
 
 class Engine:
-    """What the two-pass step needs from the wrapper around the model; this one is of one process, without any.
+    """Interface to the model's wrapper. The base class is the single-process case.
 
     Attributes:
         model: encodes a chunk in pass 1.
         wrapped: encodes a chunk in pass 2.
-        loss_scale: the local loss times this, reduced as the engine does it, is the sum over ranks.
+        loss_scale: factor on the local loss that turns the engine's average over ranks into the sum.
     """
 
     loss_scale = 1.0
+    model: nn.Module
+    wrapped: Any
 
     def __init__(self, model: nn.Module):
         self.model = self.wrapped = model
 
     def rounds(self, chunks: int) -> int:
-        """How many chunks this rank must run, at least its own: the same on all ranks where a forward is collective."""
+        """How many chunks this rank must run. Where a forward is collective, all ranks run the largest number."""
         return chunks
 
     def may_keep(self, number: int, chunks: int) -> bool:
@@ -41,12 +44,12 @@ class Engine:
         return True
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
-        """Run and back-propagate each; gradients cross ranks once, with the last."""
+        """Run and back-propagate each. Gradients cross ranks once, with the last."""
         for surrogate in surrogates:
             surrogate().backward()
 
     def step(self) -> None:
-        """Take the optimizer's step, where the engine insists on doing so itself."""
+        """Take the optimizer's step, where the engine must do so itself."""
 
 
 class DDPEngine(Engine):
@@ -66,7 +69,7 @@ class DDPEngine(Engine):
 
 
 class ShardedEngine(Engine):
-    """Weights or optimizer in shards: a forward may gather weights, so all ranks run as many."""
+    """Weights or optimizer state in shards. A forward may gather weights, so all ranks run the same number of them."""
 
     def __init__(self, wrapped: nn.Module):
         super().__init__(wrapped)
@@ -113,8 +116,10 @@ def engine_for(model: nn.Module) -> Engine:
     return Engine(model)
 
 
-def wrap_model(model: nn.Module, optimizer: torch.optim.Optimizer, engine: str, device: torch.device):
-    """The model inside an engine by name, and its optimizer, without a Trainer: float32, no clipping, no schedule.
+def wrap_model(
+    model: Any, optimizer: torch.optim.Optimizer, engine: str, device: torch.device
+) -> tuple[Any, torch.optim.Optimizer]:
+    """Wrap a model in an engine, by name, without a Trainer: float32, no clipping, no schedule.
 
     Args:
         engine: plain, ddp, fsdp2, zero1, zero2 or zero3.
@@ -144,18 +149,23 @@ def wrap_model(model: nn.Module, optimizer: torch.optim.Optimizer, engine: str, 
     return model, optimizer
 
 
+def is_fsdp2(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
 def is_deepspeed(model: nn.Module) -> bool:
     """Without importing DeepSpeed, which takes seconds and is an extra."""
     return type(model).__module__.startswith("deepspeed.")
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """All weights on the first rank's CPU (an empty dict on the others), or None where every rank has them anyway.
+def whole_weights(model: Any) -> dict[str, Tensor] | None:
+    """All weights on the first rank's CPU (an empty dict on the others), or None where every rank holds them.
 
     Gathered one by one, never all on one device. All ranks must call it.
     """
-    if isinstance(model, FSDPModule):
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if is_fsdp2(model):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     if is_deepspeed(model) and model.zero_optimization_partition_weights():
         import deepspeed
 

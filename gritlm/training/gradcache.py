@@ -1,12 +1,12 @@
 """GradCache (Gao et al., arXiv 2101.06983): the exact gradient of a whole-batch loss, encoded in chunks.
 
-Knows nothing of Hugging Face. It holds one chunk's activations plus all vectors, and as many more chunks' as the memory
-has room for; those that it cannot hold pay for a second forward pass.
+Knows nothing of Hugging Face. It holds one chunk's activations, all vectors, and the graphs of as many further chunks
+as fit the memory budget. The other chunks are encoded a second time.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from gritlm.training.engines import Engine
 from gritlm.training.host_memory import free_host_memory
 
-Chunk = dict[str, Any]  # keyword arguments of the encoder
+Chunk = dict[str, Any]  # keyword arguments of the model
 
 
 class RandomState:
-    """The random state at a moment, on the CPU and on the current device, so that a forward can be repeated."""
+    """The random state now, on the CPU and on the device, so that a forward can be repeated."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -33,20 +33,20 @@ class RandomState:
             torch.cuda.set_rng_state(self.cuda, self.device)
 
     @contextmanager
-    def replayed(self):
+    def replayed(self) -> Iterator[None]:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             self.restore()
             yield
 
 
 class ActivationMemory:
-    """How much of pass 1 is kept for pass 2: exact either way, faster the more there is.
+    """Chooses which chunks keep their graph between the passes. Changes speed and memory, never the gradient.
 
     Args:
-        setting: "0" keeps nothing, a number so many GB, "auto" what is free less a margin. Auto begins with the second
-            step, when the optimizer has taken what it needs.
-        device: where the activations lie.
-        sharers: ranks that share a host's memory; counts on a CPU only.
+        setting: "0" keeps nothing, a number is a budget in GB, "auto" takes what is free less a margin. Auto begins
+            with the second step, when the optimizer has allocated its state.
+        device: where the activations live.
+        sharers: ranks that share a host's memory; used on a CPU only.
     """
 
     def __init__(self, setting: str, device: torch.device, sharers: int = 1):
@@ -56,7 +56,7 @@ class ActivationMemory:
         self.steps, self.budget, self.used, self.share, self.full = 0, 0.0, 0.0, 1.0, False
 
     def begin(self, model: nn.Module) -> None:
-        """A step begins: how much may it keep?"""
+        """Set the budget of a new step."""
         self.steps, self.used, self.full = self.steps + 1, 0.0, False
         self.budget = self.limit
         if self.auto:
@@ -73,9 +73,9 @@ class ActivationMemory:
         return 0.5 * free_host_memory() / self.sharers
 
     def fits(self, tokens: int) -> bool:
-        """Whether a chunk of so many tokens may keep its graph; the first one is measured.
+        """Whether a chunk of this many tokens may keep its graph. The first chunk is measured.
 
-        After one that may not, none may: then pass 2 has used up all that was kept before it makes a graph again.
+        After one that may not, none may. Pass 2 then frees every kept graph before it recomputes the first one.
         """
         expected = tokens * (self.bytes_per_token or 0.0)
         self.full = self.full or self.budget <= 0 or self.used + expected > self.budget
@@ -86,8 +86,8 @@ class ActivationMemory:
         return True
 
     @contextmanager
-    def watched(self):
-        """Count what a forward saves for its backward, weights apart; once, then it is known per token."""
+    def watched(self) -> Iterator[None]:
+        """Count the bytes that a forward saves for its backward, weights excluded. Measures once, per token."""
         if self.bytes_per_token is not None:
             yield
             return
@@ -106,7 +106,7 @@ class ActivationMemory:
         self.bytes_per_token = self.used / self.tokens
 
     def back_off(self) -> None:
-        """It was too much: half of it from now on."""
+        """Out of memory: halve the budget."""
         self.share /= 2
         torch.cuda.empty_cache()
 
@@ -114,24 +114,24 @@ class ActivationMemory:
 def two_pass_step(
     engine: Engine,
     chunks: Sequence[Chunk],
-    loss_of: Callable[[Tensor], Tensor],
+    loss_of: Callable[[Tensor], dict[str, Tensor]],
     mark: Callable[[str], None] = lambda name: None,
     memory: ActivationMemory | None = None,
-) -> Tensor:
-    """Accumulate in the model's `.grad` the gradient of `loss_of(all vectors)`, one chunk at a time.
+) -> dict[str, Tensor]:
+    """Accumulate in the model's `.grad` the gradient of the sum of `loss_of(all vectors)`, one chunk at a time.
 
     Args:
-        engine: says how the model is called and when gradients cross ranks.
-        chunks: the local texts; row order of the vectors is the order of the chunks.
-        loss_of: float32 (T, D) vectors with gradient -> this rank's share of the loss, a scalar. The loss that is
-            differentiated is the sum of the ranks' shares.
+        engine: how the model is called, and when gradients cross ranks.
+        chunks: the local texts; the vectors' rows are in the order of the chunks.
+        loss_of: float32 (T, D) vectors with gradient -> this rank's share of each loss term, scalars by name. The loss
+            that is differentiated is the sum over terms and ranks.
         mark: called with "pass_1", "loss", "pass_2" as each part ends, for timing.
-        memory: how many chunks may keep their graph from pass 1 to pass 2; None: none, every one is encoded again.
+        memory: which chunks keep their graph from pass 1 to pass 2; None recomputes all.
     Returns:
-        The loss, detached.
+        This rank's share of each term, detached.
     """
-    # 1. All vectors; as many with their graph as the memory holds.
-    idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank joins in only for the others' sake
+    # 1. All vectors. The chunks that fit the memory budget keep their graph.
+    idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank only joins because the others run them
     alone = first_text(chunks[-1])
     memory = memory or ActivationMemory("0", chunks[0]["input_ids"].device)
     states, vectors = first_pass(engine, chunks, memory)
@@ -142,17 +142,20 @@ def two_pass_step(
 
     # 2. The loss, and its gradient with respect to the vectors.
     vectors_TD = torch.cat([part.detach() for part in vectors]).float().requires_grad_()
-    loss = loss_of(vectors_TD)
-    (gradient_TD,) = torch.autograd.grad(loss * engine.loss_scale, vectors_TD)
+    terms = loss_of(vectors_TD)
+    (gradient_TD,) = torch.autograd.grad(torch.stack(list(terms.values())).sum() * engine.loss_scale, vectors_TD)
     mark("loss")
 
-    # 3. Each chunk's graph, kept or made again, carries the vectors' gradient on to the weights.
+    # 3. Each chunk's graph, kept or recomputed, carries the vectors' gradient on to the weights.
+    kept: list[Tensor | None] = [*vectors]
+    del vectors
+
     def surrogate(number: int, gradient: Tensor) -> Tensor:
-        kept, vectors[number] = vectors[number], None  # so that its memory is free once it is back-propagated
-        if not kept.requires_grad:
+        vector, kept[number] = kept[number], None  # so that its memory is free once it is back-propagated
+        if vector is None or not vector.requires_grad:
             with states[number].replayed():
-                kept = engine.wrapped(**chunks[number])
-        return (kept.float() * gradient).sum()
+                vector = engine.wrapped(**chunks[number])
+        return (vector.float() * gradient).sum()
 
     def idly() -> Tensor:
         with states[-1].replayed():
@@ -161,13 +164,13 @@ def two_pass_step(
     gradients = gradient_TD.split([len(chunk["lengths"]) for chunk in chunks])
     engine.backward([idly] * idle + [functools.partial(surrogate, *part) for part in enumerate(gradients)])
     mark("pass_2")
-    return loss.detach()
+    return {name: share.detach() for name, share in terms.items()}
 
 
 def first_pass(
     engine: Engine, chunks: Sequence[Chunk], memory: ActivationMemory
 ) -> tuple[list[RandomState], list[Tensor]]:
-    """The random state before each chunk, and its vectors: with their graph where it is kept, without elsewhere."""
+    """The random state before each chunk, and its vectors, with their graph where the chunk keeps it."""
     start = RandomState(chunks[0]["input_ids"].device)
     memory.begin(engine.model)
     try:
@@ -188,7 +191,7 @@ def first_pass(
 
 
 def first_text(chunk: Chunk) -> Chunk:
-    """A chunk of a chunk's first text alone."""
+    """A chunk that holds only the first text of a chunk."""
     part = {"lengths": chunk["lengths"][:1], "prompt_lengths": chunk["prompt_lengths"][:1]}
     if "equal_length_runs" not in chunk:
         return part | {"input_ids": chunk["input_ids"][:1]}

@@ -1,77 +1,63 @@
-"""Contrastive losses: pure maths on vectors. Knows nothing of ranks, data or models.
+"""The log-sum-exp that every contrastive loss is made of. Pure maths; knows nothing of ranks, data or models.
 
-Shape suffixes: B queries, P candidate passages, D width, K known positives of a query; b, p: those in a tile.
+Shape suffixes: B queries, P candidates, D width; b, p: the queries and candidates of one tile.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Mask = Callable[[slice, slice], Tensor]  # bool (b, p) of a stretch of queries and of passages: true is left out
+Mask = Callable[[slice, slice], Tensor]  # bool (b, p) of a range of queries and of candidates: true is left out
 
-ROWS, COLUMNS = 1024, 4096  # of a tile: 16 MiB of scores
+TILE_ROWS, TILE_COLUMNS = 1024, 4096  # 16 MiB of float32 scores
+EMPTY = -1e30  # the log-sum of no candidate: its exponential is 0, and gradients through it stay finite
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ring:
-    """Blocks of passages that go round: `ring_shift` gives one away and returns the next."""
+    """Blocks of candidates that go round the ranks: `shift` sends one on and returns the next."""
 
     hops: int
-    ring_shift: Callable[[Tensor], Tensor]
+    shift: Callable[[Tensor], Tensor]
 
 
-def info_nce(
+def logsumexp_over(
     queries_BD: Tensor,
-    passages_PD: Tensor,
-    positive_B: Tensor,
+    candidates_PD: Tensor,
+    shift_B: Tensor,
     temperature: float,
-    masked: Mask | None = None,
+    masked: Mask,
     ring: Ring | None = None,
 ) -> Tensor:
-    """InfoNCE of each query over all candidates (van den Oord et al., arXiv 1807.03748).
+    """`log sum over d of exp((s(q, d) - shift)/t)` over the candidates that the mask leaves; s is the dot product.
 
-    `-log( exp(s(q, d+)/t) / sum over d of exp(s(q, d)/t) )`, s the dot product, in float32; computed as
-    `log(1 + sum over d != d+ of exp((s(q, d) - s(q, d+))/t))`, which stays exact where the loss is small.
+    With the positive's similarity as shift and the positive masked, InfoNCE is `softplus` of this, which stays exact
+    where the loss is small.
 
-    Nothing of size B x P is ever held: tiles of the scores are made, and made again in the backward pass (the idea of
-    Inf-CL, arXiv 2410.17243, for any positives and masks).
+    No matrix of size B x P is held. Scores are computed tile by tile, and again in the backward pass (the idea of
+    Inf-CL, arXiv 2410.17243, for any mask and shift).
 
     Args:
         queries_BD: (B, D), any float dtype.
-        passages_PD: (P, D).
-        positive_B: int64 (B,), each query's positive as an index into the passages.
+        candidates_PD: (P, D). With a ring: this rank's block, as long as every other block.
+        shift_B: (B,), subtracted from each similarity of a query.
         temperature: t.
-        masked: which candidates are left out of the sum; the positive never is.
-        ring: the passages are the first of its blocks, all equally long; the mask counts through them as they come.
+        masked: candidates to leave out. With a ring it counts through the blocks in the order of their arrival.
+        ring: how the other blocks arrive; None where the candidates are all here.
     Returns:
-        float32 (B,), the loss of each query; differentiable once.
+        float32 (B,), `EMPTY` where every candidate is masked. Differentiable once, in queries, candidates and shift.
     """
     with torch.autocast(queries_BD.device.type, enabled=False):
-        ring = ring or Ring(1, lambda block: block)
-        return _TiledInfoNCE.apply(queries_BD.float(), passages_PD.float(), positive_B, temperature, masked, ring)
+        return _LogSumExpOver.apply(
+            queries_BD.float(), candidates_PD.float(), shift_B.float(), temperature, masked, ring or Ring(1, _stay)
+        )
 
 
-def _tiled_logits(
-    q_BD: Tensor,
-    block_PD: Tensor,
-    hop: int,
-    own_B1: Tensor,
-    positive_B: Tensor,
-    temperature: float,
-    masked: Mask | None,
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """`(s(q, d) - s(q, d+))/t` of the block that came with a hop, by tiles; -inf at the positive and where masked."""
-    before = hop * len(block_PD)
-    for b in _tiles(len(q_BD), ROWS):
-        for p in _tiles(len(block_PD), COLUMNS):
-            numbers = slice(before + p.start, before + p.stop)
-            logits_bp = (q_BD[b] @ block_PD[p].T).sub_(own_B1[b]).div_(temperature)
-            out_bp = positive_B[b, None] == torch.arange(numbers.start, numbers.stop, device=q_BD.device)
-            if masked is not None:
-                out_bp |= masked(b, numbers)
-            yield b, p, logits_bp.masked_fill_(out_bp, float("-inf"))
+def _stay(block: Tensor) -> Tensor:
+    return block
 
 
 def _tiles(total: int, size: int) -> Iterator[slice]:
@@ -79,39 +65,48 @@ def _tiles(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-class _TiledInfoNCE(torch.autograd.Function):
-    """Two sweeps over the same tiles: the log-sum of each query, then the gradients of both sides."""
+class _LogSumExpOver(torch.autograd.Function):
+    """Two sweeps over the same tiles: the log-sum of each query, then the gradients."""
 
     @staticmethod
-    def forward(ctx, q_BD, p_PD, positive_B, temperature, masked, ring) -> Tensor:
-        own_B1 = (q_BD * p_PD[positive_B]).sum(1, keepdim=True)
-        others_B = q_BD.new_full((len(q_BD),), float("-inf"))
-        block_PD = p_PD
-        for hop in range(ring.hops):
-            block_PD = ring.ring_shift(block_PD) if hop else block_PD
-            for b, _, logits_bp in _tiled_logits(q_BD, block_PD, hop, own_B1, positive_B, temperature, masked):
-                others_B[b] = torch.logaddexp(others_B[b], torch.logsumexp(logits_bp, dim=1))
-        losses_B = torch.nn.functional.softplus(others_B)
-        ctx.save_for_backward(q_BD, p_PD, own_B1, positive_B, losses_B)
+    def forward(ctx: Any, q_BD: Tensor, c_PD: Tensor, shift_B: Tensor, temperature: float, masked: Mask, ring: Ring):
         ctx.temperature, ctx.masked, ctx.ring = temperature, masked, ring
-        return losses_B
+        log_sum_B = q_BD.new_full((len(q_BD),), float("-inf"))
+        for b, _, _, logits_bp in _LogSumExpOver.sweep(ctx, q_BD, c_PD, shift_B, None):
+            log_sum_B[b] = torch.logaddexp(log_sum_B[b], torch.logsumexp(logits_bp, dim=1))
+        log_sum_B = log_sum_B.clamp(min=EMPTY)
+        ctx.save_for_backward(q_BD, c_PD, shift_B, log_sum_B)
+        return log_sum_B
 
     @staticmethod
-    def backward(ctx, upstream_B: Tensor):
-        q_BD, p_PD, own_B1, positive_B, losses_B = ctx.saved_tensors
-        temperature, ring = ctx.temperature, ctx.ring
-        q_grad, p_grad = torch.zeros_like(q_BD), torch.zeros_like(p_PD)
-        pull_B = torch.zeros_like(losses_B)  # what all other candidates push, the positive pulls
-        block_PD = p_PD
+    def sweep(
+        ctx: Any, q_BD: Tensor, c_PD: Tensor, shift_B: Tensor, c_grad_PD: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None, Tensor]]:
+        """Each tile: its queries, its candidates and their gradient (views), its logits with -inf where masked.
+
+        The candidates' gradient travels with its block, and the last hop brings it home.
+        """
+        ring: Ring = ctx.ring
         for hop in range(ring.hops):
-            block_PD = ring.ring_shift(block_PD) if hop else block_PD
-            for b, p, logits_bp in _tiled_logits(q_BD, block_PD, hop, own_B1, positive_B, temperature, ctx.masked):
-                # A softmax weight, by `log(1 + sum) = loss`; the positive's own is 1 less the sum of these.
-                push_bp = logits_bp.sub_(losses_B[b, None]).exp_().mul_(upstream_B[b, None] / temperature)
-                q_grad[b] += push_bp @ block_PD[p]
-                p_grad[p] += push_bp.T @ q_BD[b]
-                pull_B[b] += push_bp.sum(1)
-            p_grad = ring.ring_shift(p_grad)  # with its block, and after the last hop home
-        q_grad -= pull_B[:, None] * p_PD[positive_B]
-        p_grad.index_add_(0, positive_B, pull_B[:, None] * q_BD, alpha=-1)
-        return q_grad, p_grad, None, None, None, None
+            c_PD = ring.shift(c_PD) if hop else c_PD
+            first = hop * len(c_PD)
+            for b in _tiles(len(q_BD), TILE_ROWS):
+                for p in _tiles(len(c_PD), TILE_COLUMNS):
+                    logits_bp = (q_BD[b] @ c_PD[p].T).sub_(shift_B[b, None]).div_(ctx.temperature)
+                    logits_bp.masked_fill_(ctx.masked(b, slice(first + p.start, first + p.stop)), float("-inf"))
+                    yield b, c_PD[p], None if c_grad_PD is None else c_grad_PD[p], logits_bp
+            if c_grad_PD is not None and ring.hops > 1:
+                c_grad_PD.copy_(ring.shift(c_grad_PD))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor):
+        (upstream_B,) = upstream
+        q_BD, c_PD, shift_B, log_sum_B = ctx.saved_tensors
+        q_grad_BD, c_grad_PD, total_B = torch.zeros_like(q_BD), torch.zeros_like(c_PD), torch.zeros_like(shift_B)
+        scale_B = upstream_B / ctx.temperature
+        for b, c_pD, c_grad_pD, logits_bp in _LogSumExpOver.sweep(ctx, q_BD, c_PD, shift_B, c_grad_PD):
+            weights_bp = logits_bp.sub_(log_sum_B[b, None]).exp_().mul_(scale_B[b, None])
+            q_grad_BD[b] += weights_bp @ c_pD
+            c_grad_pD += weights_bp.T @ q_BD[b]
+            total_B[b] += weights_bp.sum(1)
+        return q_grad_BD, c_grad_PD, -total_B, None, None, None

@@ -1,88 +1,201 @@
-"""From one rank's vectors to its share of the global loss: arrange, gather, mask, contrast.
+"""From one rank's vectors to its share of the global loss: arrange, gather, mask, and sum the terms of `TERMS`.
 
-Shape suffixes: T local texts, B local queries, G passages per query, S = B*G local passage slots, P slots of all ranks,
-K known positives kept per query, D width.
+A term is one function and one row of `TERMS`. Shape suffixes: T local texts, B local queries, G passages per query,
+S = B*G local passage slots, P candidates of all ranks, K known positives kept per query, D width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from gritlm.distributed import all_gather, gather_with_gradient, rank, ring_shift, world_size
-from gritlm.training.losses import Ring, info_nce
+from gritlm.data.batches import ContrastiveBatch
+from gritlm.distributed import Ranks, all_gather, all_reduce_max, gather_with_gradient, ring_shift
+from gritlm.training.arguments import ObjectiveArguments
+from gritlm.training.losses import Mask, Ring, logsumexp_over
 
-MANY_KNOWN = 64  # positives of a query; from there on a search in their order is faster than one after the other
+MANY_KNOWN = 64  # known positives of a query; from here on a binary search is faster than comparing one by one
 
 
-@dataclass
-class ContrastiveBatch:
-    """Where each local vector belongs. Slot `b*G` holds query b's positive; unused slots have no text.
+@dataclass(frozen=True)
+class Candidates:
+    """Vectors of all ranks to contrast with. With a ring: this rank's block, and the others as they arrive.
 
-    text_of_query_B: int64 (B,), text_of_slot_S: int64 (S,) indices into the local vectors, -1 for an unused slot.
-    id_of_slot_S: int64 (S,), a hash of the passage's text.
-    known_positives_BK: int64 (B, K), hashes of every known positive of the query, padded with one of them.
+    vectors: (P, D), or (P / ranks, D) with a ring; columns_PC: int64 (P, C), what the masks need to know of each.
     """
 
-    text_of_query_B: Tensor
-    text_of_slot_S: Tensor
-    id_of_slot_S: Tensor
-    known_positives_BK: Tensor
+    vectors: Tensor
+    columns_PC: Tensor
+    ring: Ring | None
 
 
 @dataclass
+class Contrast:
+    """What a term sees: unit vectors, who is whose positive, and the other ranks' candidates.
+
+    queries_BD, positives_BD: float32 (B, D), this rank's. slots_SD: float32 (S, D), zeros in an unused slot.
+    """
+
+    args: ObjectiveArguments
+    ranks: Ranks
+    gather: Callable[[Tensor], Tensor]
+    batch: ContrastiveBatch
+    queries_BD: Tensor
+    positives_BD: Tensor
+    slots_SD: Tensor
+
+    @property
+    def positive_similarity_B(self) -> Tensor:
+        return (self.queries_BD * self.positives_BD).sum(1)
+
+    def lse(self, rows_BD: Tensor, candidates: Candidates, masked: Mask) -> Tensor:
+        """(B,): the log-sum over candidates, shifted by each query's similarity to its positive."""
+        return logsumexp_over(
+            rows_BD, candidates.vectors, self.positive_similarity_B, self.args.temperature, masked, candidates.ring
+        )
+
+    def from_all_ranks(self, vectors: Tensor, columns: Tensor) -> Candidates:
+        """The rows of all ranks: gathered, or sent round a ring, so that a rank holds at most two ranks' share."""
+        ranks = self.ranks
+        if ranks.size == 1 or not self.args.negatives_cross_device:
+            return Candidates(vectors, columns, None)
+        columns = all_gather(columns)
+        if not self.args.negatives_ring:
+            return Candidates(self.gather(vectors), columns, None)
+        by_rank = columns.chunk(ranks.size)
+        arrival = [by_rank[ranks.rank - hop] for hop in range(ranks.size)]
+        return Candidates(vectors, torch.cat(arrival), Ring(ranks.size, ring_shift))
+
+    def passages(self) -> Candidates:
+        """All passage slots. Columns: the text's id, whether the slot is used, the query that the slot belongs to."""
+        batch = self.batch
+        owner_S = batch.query_id_B.repeat_interleave(len(self.slots_SD) // len(self.queries_BD))
+        columns = [batch.id_of_slot_S, (batch.text_of_slot_S >= 0).long(), owner_S]
+        return self.from_all_ranks(self.slots_SD, torch.stack(columns, dim=1))
+
+    def queries(self) -> Candidates:
+        """All queries. Columns: the query's id, then the ids of its known positives."""
+        known_BK = self.batch.known_positives_BK
+        if self.ranks.size > 1 and self.args.negatives_cross_device:
+            (width,) = all_reduce_max(known_BK.shape[1])
+            known_BK = torch.cat([known_BK, known_BK[:, :1].expand(-1, width - known_BK.shape[1])], dim=1)
+        return self.from_all_ranks(self.queries_BD, torch.cat([self.batch.query_id_B[:, None], known_BK], dim=1))
+
+
+# ---- terms: Contrast -> float32 (B,), the loss of each local query
+
+
+def info_nce(contrast: Contrast) -> Tensor:
+    """InfoNCE over hard, in-batch and cross-device negatives (van den Oord et al., arXiv 1807.03748).
+
+    `log(1 + sum over d of exp((s(q, d) - s(q, d+))/t))`. A passage with the text of a known positive of the query is
+    no negative.
+    """
+    return F.softplus(query_to_passages(contrast, contrast.passages()))
+
+
+def same_tower(contrast: Contrast) -> Tensor:
+    """InfoNCE whose denominator also holds q-q' and d+-d' (GTE, arXiv 2308.03281; Qwen3-Embedding, arXiv 2506.05176).
+
+    q' is another query that shares neither text nor known positive with q. d' is a passage of another query that is
+    no known positive of q.
+    """
+    known_BK, query_id_B = contrast.batch.known_positives_BK, contrast.batch.query_id_B
+    queries, passages = contrast.queries(), contrast.passages()
+
+    def masked_queries(b: slice, p: slice) -> Tensor:
+        id_p, known_pK = queries.columns_PC[p, 0], queries.columns_PC[p, 1:]
+        masked_bp = query_id_B[b, None] == id_p
+        for known_p in known_pK.unbind(1):
+            masked_bp = masked_bp | is_known(known_p, known_BK[b])
+        return masked_bp
+
+    def masked_passages(b: slice, p: slice) -> Tensor:
+        id_p, used_p, owner_p = passages.columns_PC[p].unbind(1)
+        return (used_p == 0) | (query_id_B[b, None] == owner_p) | is_known(id_p, known_BK[b])
+
+    parts = [
+        query_to_passages(contrast, passages),
+        contrast.lse(contrast.queries_BD, queries, masked_queries),
+        contrast.lse(contrast.positives_BD, passages, masked_passages),
+    ]
+    return F.softplus(torch.logsumexp(torch.stack(parts), dim=0))
+
+
+def query_to_passages(contrast: Contrast, passages: Candidates) -> Tensor:
+    """(B,): the log-sum over all passages that are no known positive of the query."""
+
+    def masked(b: slice, p: slice) -> Tensor:
+        id_p, used_p, _ = passages.columns_PC[p].unbind(1)
+        return (used_p == 0) | is_known(id_p, contrast.batch.known_positives_BK[b])
+
+    return contrast.lse(contrast.queries_BD, passages, masked)
+
+
+def is_known(id_P: Tensor, known_positives_BK: Tensor) -> Tensor:
+    """bool (B, P): true where a candidate's text is a known positive of the query."""
+    if known_positives_BK.shape[1] > MANY_KNOWN:
+        known_BK = known_positives_BK.sort(dim=1).values
+        nearest_BP = torch.searchsorted(known_BK, id_P.repeat(len(known_BK), 1)).clamp(max=known_BK.shape[1] - 1)
+        return known_BK.gather(1, nearest_BP) == id_P
+    known_BP = torch.zeros(len(known_positives_BK), len(id_P), dtype=torch.bool, device=id_P.device)
+    for known_B in known_positives_BK.unbind(1):
+        known_BP |= id_P == known_B[:, None]
+    return known_BP
+
+
+# ---- the objective
+
+
+@dataclass(frozen=True)
+class Term:
+    """A row of `TERMS`.
+
+    losses: the loss of each local query. weight: of the term in a run with these flags; 0 leaves it out.
+    example: flags that switch it on, for `gritlm verify-gradients` and the tests.
+    """
+
+    losses: Callable[[Contrast], Tensor]
+    weight: Callable[[ObjectiveArguments], float]
+    example: dict[str, Any]
+
+
+TERMS = {
+    "info_nce": Term(info_nce, lambda args: float(not args.same_tower), {}),
+    "same_tower": Term(same_tower, lambda args: float(args.same_tower), {"same_tower": True}),
+}
+
+
+@dataclass(frozen=True)
 class Objective:
-    """The mean InfoNCE over the global batch, as seen from one rank.
+    """The mean loss over the global batch, as one rank sees it.
 
-    cross_device: with the passages of all ranks, gathered on each; or, with `ring`, passed around the ranks, so that
-    none ever holds more than two ranks' (and their gradients).
+    Args:
+        args: which terms there are, and their settings.
+        ranks: who shares the global batch; one process by default, also inside a job of many ranks.
+        gather: this rank's vectors -> all ranks', with gradient.
     """
 
-    temperature: float
-    cross_device: bool = True
-    ring: bool = False
+    args: ObjectiveArguments
+    ranks: Ranks = Ranks()
+    gather: Callable[[Tensor], Tensor] = gather_with_gradient
 
-    def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> Tensor:
-        """This rank's share: the sum of its queries' losses over the number of queries of all ranks.
+    def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> dict[str, Tensor]:
+        """This rank's share of each term: the sum of its queries' losses over the number of queries of all ranks.
 
-        A candidate is left out for a query where its text is a known positive of that query, other than the
-        positive drawn: an identical text is not a negative.
+        The global loss is the sum over ranks and terms. Scalars, float32, differentiable once.
         """
+        vectors_TD = vectors_TD.float()  # before anything else, so that gradients of a vector add up in float32
         queries_BD = vectors_TD[batch.text_of_query_B]
         used_S = batch.text_of_slot_S >= 0
-        slots_SD = vectors_TD[batch.text_of_slot_S.clamp(min=0)] * used_S.unsqueeze(1)
-        n_queries, slots = len(queries_BD), len(slots_SD)
-
-        across = self.cross_device and world_size() > 1
-        id_and_used_P2 = torch.stack([batch.id_of_slot_S, used_S.long()], dim=1)
-        id_and_used_P2 = all_gather(id_and_used_P2) if across else id_and_used_P2
-        passages_PD, offset, ring = slots_SD, 0, None
-        if across and self.ring:
-            ring = Ring(world_size(), ring_shift)
-            by_rank = id_and_used_P2.chunk(world_size())
-            id_and_used_P2 = torch.cat([by_rank[rank() - hop] for hop in range(world_size())])  # as the blocks come
-        elif across:
-            passages_PD, offset = gather_with_gradient(slots_SD), rank() * slots
-
-        positive_B = offset + torch.arange(n_queries, device=vectors_TD.device) * (slots // n_queries)
-        id_P, used_P = id_and_used_P2[:, 0], id_and_used_P2[:, 1].bool()
-
-        def masked(b: slice, p: slice) -> Tensor:
-            return mask_candidates(id_P[p], used_P[p], batch.known_positives_BK[b])
-
-        losses_B = info_nce(queries_BD, passages_PD, positive_B, self.temperature, masked, ring)
-        return losses_B.sum() / (n_queries * world_size())
-
-
-def mask_candidates(id_P: Tensor, used_P: Tensor, known_positives_BK: Tensor) -> Tensor:
-    """bool (B, P): true where a candidate is unused, or is a known positive of the query."""
-    masked_BP = ~used_P.expand(len(known_positives_BK), -1)
-    if known_positives_BK.shape[1] > MANY_KNOWN:
-        known_positives_BK = known_positives_BK.sort(dim=1).values
-        nearest_BP = torch.searchsorted(known_positives_BK, id_P.repeat(len(known_positives_BK), 1)).clamp(
-            max=known_positives_BK.shape[1] - 1
-        )
-        return masked_BP | (known_positives_BK.gather(1, nearest_BP) == id_P)
-    for known_positives_B1 in known_positives_BK.split(1, dim=1):
-        masked_BP = masked_BP | (id_P == known_positives_B1)
-    return masked_BP
+        slots_SD = vectors_TD[batch.text_of_slot_S.clamp(min=0)] * used_S[:, None]
+        queries_BD = queries_BD.detach() if self.args.emb_p_only else queries_BD
+        slots_SD = slots_SD.detach() if self.args.emb_q_only else slots_SD
+        positives_BD = slots_SD[:: len(slots_SD) // len(queries_BD)]
+        contrast = Contrast(self.args, self.ranks, self.gather, batch, queries_BD, positives_BD, slots_SD)
+        total = len(queries_BD) * self.ranks.size
+        weights = {name: term.weight(self.args) for name, term in TERMS.items()}
+        return {name: w * TERMS[name].losses(contrast).sum() / total for name, w in weights.items() if w}

@@ -1,10 +1,10 @@
-"""The output folder: whose run it holds, and the model that is published in it."""
+"""The output folder: whose run it holds (run.json), where a run resumes, and the model that is published in it."""
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_utils import sort_checkpoints
 
@@ -15,53 +15,81 @@ from gritlm.distributed import barrier, destroy_process_group, gather_objects, r
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.folder import move_model_folder
-from gritlm.training.arguments import DataArguments, EmbeddingTrainingArguments, ModelArguments
-from gritlm.training.checkpoints import STAGING_FOLDER, differing, find_damage, read_manifest, why_not_resumable
+from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, fixed_flags
+from gritlm.training.checkpoints import (
+    STAGING_FOLDER,
+    by_version,
+    differing,
+    find_damage,
+    read_manifest,
+    stamp,
+    why_not_resumable,
+    why_unreadable,
+)
+from gritlm.training.run_log import log
 
 RUN_FILE = "run.json"
-KEPT = "nothing is overwritten, name another folder"
 
 
-def write_run_file(folder: str | Path, run_settings: dict, finished: bool) -> None:
-    path = Path(folder) / RUN_FILE
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps({"finished": finished, "flags": run_settings}, indent=2) + "\n")
+# ---- whose run it is
+
+
+def run_settings_of(run: RunArguments, records: list[RecordSet], ranks: int) -> dict[str, Any]:
+    """What all ranks, and a run and its continuation, must have in common. JSON values only."""
+    values = run.flags()
+    settings = {name: values[name] for name in fixed_flags()}
+    settings["order of the rows, version"] = PLAN_VERSION
+    settings["num_samples"] = read_num_samples(run.data.num_samples)
+    settings["data"] = {r.name: f"{len(r)} rows, {r.fingerprint()}" for r in records}
+    if not run.objective.negatives_cross_device:
+        settings["ranks"] = ranks
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_ranks_agree(run_settings: dict[str, Any]) -> None:
+    """Refuse to train on ranks that were started with other flags or see other data.
+
+    Raises:
+        UserError: on all ranks, naming the first that differs, and in what.
+    """
+    first, *others = gather_objects(run_settings)
+    for number, other in enumerate(others, start=1):
+        difference = differing(first, other, "is", f"on rank {number}")
+        if difference:
+            raise UserError(f"the ranks were not started alike: {difference}")
+
+
+def write_run_file(folder: str | Path, run_settings: dict[str, Any], finished: bool) -> None:
+    with written_aside(Path(folder) / RUN_FILE) as aside:
+        aside.write_text(json.dumps(stamp() | {"finished": finished, "flags": run_settings}, indent=2) + "\n")
+
+
+# ---- where it resumes
 
 
 def find_checkpoint(
-    args: EmbeddingTrainingArguments, run_settings: dict, engine: str | None
+    args: EmbeddingTrainingArguments, run_settings: dict[str, Any], engine: str | None
 ) -> tuple[str | None, list[str]]:
-    """The newest whole checkpoint to go on from, or None for a fresh start; and what to say about damaged ones.
+    """The newest whole checkpoint, or None for a fresh start; and a line for each damaged one.
 
-    `engine` is the one that will go on (see `engine_of`), or None where that is not yet known.
-
+    Args:
+        engine: the run's engine (see `engine_name`), or None where it is not known yet.
     Raises:
         UserError: the folder holds something that is not an unfinished run of the same flags (nothing is overwritten),
-            or a checkpoint that this run cannot go on from.
+            or a checkpoint that this run cannot resume from.
     """
-    folder, named = Path(args.output_dir), args.resume_from_checkpoint
+    folder, named = Path(args.output_dir or ""), args.resume_from_checkpoint
     if named:
         problem = find_damage(named) or why_not_resumable(named, run_settings, engine, args.world_size)
         if problem:
             raise UserError(f"--resume_from_checkpoint {named}: {problem}")
     if not folder.exists() or (folder.is_dir() and all(path.name.endswith(".part") for path in folder.iterdir())):
         return named, []
-    if not (folder / RUN_FILE).is_file():
-        raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {KEPT}")
-    try:
-        run = json.loads((folder / RUN_FILE).read_text())
-        flags, finished = dict(run["flags"]), bool(run["finished"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / RUN_FILE}: found a damaged file ({error}); {KEPT}") from error
-    difference = differing(flags, run_settings)
-    if difference:
-        raise UserError(f"--output_dir {folder} holds another run: {difference}; {KEPT}")
-    if finished:
-        raise UserError(f"--output_dir {folder} holds the finished run of these flags; {KEPT}")
+    _check_run_file(folder, run_settings)
     if named:
         return named, []
     checkpoints = sort_checkpoints(str(folder))[::-1]
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in checkpoints:
         problem = find_damage(checkpoint)
         if not problem:
@@ -75,70 +103,47 @@ def find_checkpoint(
     return None, []
 
 
-# What may change between a run and its continuation without changing what is learnt.
-FREE_TO_CHANGE = ("data_cache",)
-FIXED_TRAINING = """
-    global_batch_size temperature negatives_cross_device seed learning_rate lr_scheduler_type lr_scheduler_kwargs
-    warmup_steps weight_decay num_train_epochs max_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon
-    max_grad_norm bf16
-""".split()  # noqa: SIM905
+def _check_run_file(folder: Path, run_settings: dict[str, Any]) -> None:
+    """Refuse a folder that does not hold an unfinished run of these settings."""
+    kept = "nothing is overwritten, name another folder"
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {kept}")
+    try:
+        found = json.loads((folder / RUN_FILE).read_text())
+        flags, finished = dict(found["flags"]), bool(found["finished"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / RUN_FILE}: found a damaged file ({error}); {kept}") from error
+    if problem := why_unreadable(found) or differing(flags, run_settings):
+        raise UserError(f"--output_dir {folder} holds another run: {problem}{by_version(found)}; {kept}")
+    if finished:
+        raise UserError(f"--output_dir {folder} holds the finished run of these flags; {kept}")
 
 
-def finish(args: EmbeddingTrainingArguments, run_settings: dict, write: Callable[[Path], None]) -> int:
+# ---- the model that is published
+
+
+def finish(run: RunArguments, run_settings: dict[str, Any], write: Callable[[Path], object]) -> int:
     """Publish the model in the output folder. `write` puts its files into a folder; all ranks call it."""
-    aside = Path(args.output_dir) / STAGING_FOLDER
-    first = args.process_index == 0
+    folder = Path(run.training.output_dir or "")
+    staged, first = folder / STAGING_FOLDER, run.training.process_index == 0
     if first:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
     barrier()
-    write(aside)
+    write(staged)
     if first:
-        move_model_folder(aside, args.output_dir)
-        write_run_file(args.output_dir, run_settings, finished=True)
-        print(f"model saved to {args.output_dir}")
+        move_model_folder(staged, folder)
+        write_run_file(folder, run_settings, finished=True)
+    log.info("model saved to %s", folder)
     barrier()
     destroy_process_group()
     return 0
 
 
-def copy_served(checkpoint: str, aside: Path) -> None:
-    """The model folder within a checkpoint, without the trainer's own files."""
+def copy_served(checkpoint: str, target: Path) -> None:
+    """Copy the model folder within a checkpoint, without the trainer's files. The first rank copies."""
     if rank() == 0:
         for name in read_manifest(checkpoint)["served"]:
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(checkpoint) / name, aside / name)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(checkpoint) / name, target / name)
         for folder in (path for path in Path(checkpoint).iterdir() if path.is_dir() and not any(path.iterdir())):
-            (aside / folder.name).mkdir()
-
-
-def check_ranks_agree(run_settings: dict) -> None:
-    """Refuse to train on ranks that were started with other flags or see other data.
-
-    Raises:
-        UserError: on all ranks, naming the first that differs, and in what.
-    """
-    first, *others = gather_objects(run_settings)
-    for number, other in enumerate(others, start=1):
-        difference = differing(first, other, "is", f"on rank {number}")
-        if difference:
-            raise UserError(f"the ranks were not started alike: {difference}")
-
-
-def run_settings_of(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: EmbeddingTrainingArguments,
-    records: list[RecordSet],
-    ranks: int,
-) -> dict:
-    """What all ranks, and a run and its continuation, must have in common."""
-    flags = asdict(model_args) | asdict(data_args)
-    flags |= {name: getattr(args, name) for name in FIXED_TRAINING}
-    for name in FREE_TO_CHANGE:
-        del flags[name]
-    flags["order of the rows, version"] = PLAN_VERSION
-    flags["num_samples"] = read_num_samples(data_args.num_samples)
-    flags["data"] = {r.name: f"{len(r)} rows, {r.fingerprint()}" for r in records}
-    if not args.negatives_cross_device:
-        flags["ranks"] = ranks
-    return json.loads(json.dumps(flags, default=str))
+            (target / folder.name).mkdir()

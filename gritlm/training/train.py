@@ -7,13 +7,16 @@ from transformers import set_seed
 from gritlm.cli import quieten
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import load_records
-from gritlm.distributed import barrier, destroy_process_group
+from gritlm.distributed import all_ranks, barrier, destroy_process_group
 from gritlm.models.attention import varlen_unavailable_reason
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
-from gritlm.training.arguments import parse
-from gritlm.training.checkpoints import engine_of, is_last
+from gritlm.models.text import TextContract
+from gritlm.training.arguments import RunArguments
+from gritlm.training.checkpoints import engine_name, is_last
+from gritlm.training.flag_checks import parse
+from gritlm.training.objective import Objective
 from gritlm.training.run_folder import (
     check_ranks_agree,
     copy_served,
@@ -22,64 +25,80 @@ from gritlm.training.run_folder import (
     run_settings_of,
     write_run_file,
 )
+from gritlm.training.run_log import log, set_up_logging
 from gritlm.training.setup import build_text_tokenizer, describe, largest_group, make_plan, show_examples
 from gritlm.training.trainer import EmbeddingTrainer
 
 
 def main(argv: list[str]) -> int:
-    quieten()
-    model_args, data_args, args = parse(argv)
-    first = args.process_index == 0
-    say = print if first else (lambda *_: None)
+    quieten(deepspeed=any(word.startswith("--deepspeed") for word in argv))
+    run = parse(argv)
+    args = run.training
+    first, ranks = args.process_index == 0, args.world_size
+    set_up_logging(first)
 
-    config = load_config(model_args.model_name_or_path, model_args.attn, model_args.trust_remote_code)
+    load_config(run.model.model_name_or_path, run.model.attn, run.model.trust_remote_code)
     with args.main_process_first(desc="reading the data"):
-        records = load_records(data_args.train_data, data_args.data_cache)
-    run_settings = run_settings_of(model_args, data_args, args, records, args.world_size)
+        records = load_records(run.data.train_data, run.data.data_cache)
+    run_settings = run_settings_of(run, records, ranks)
     check_ranks_agree(run_settings)
-    checkpoint, damaged = find_checkpoint(args, run_settings, engine_of(args))
-    for problem in damaged:
-        say(problem)
+    checkpoint, damaged = find_checkpoint(args, run_settings, engine_name(args))
+    for line in damaged:
+        log.warning(line)
 
-    plan = make_plan(data_args, args, records, args.world_size)
-    for line in describe(plan, data_args, args, records, args.world_size):
-        say(line)
-    text_tokenizer = build_text_tokenizer(model_args, data_args, records)
-    for line in show_examples(text_tokenizer, records):
-        say(line)
+    plan = make_plan(run, records, ranks)
+    text_tokenizer = build_text_tokenizer(run, records)
+    for line in [*describe(plan, run, records, ranks), *show_examples(text_tokenizer, records)]:
+        log.info(line)
 
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_run_file(args.output_dir, run_settings, finished=False)
-    if checkpoint and is_last(checkpoint):  # cut off while the model was published: the Trainer would take a step more
-        return finish(args, run_settings, lambda aside: copy_served(checkpoint, aside))
+    if checkpoint and is_last(checkpoint):  # killed while it published the model; the Trainer would take one step more
+        return finish(run, run_settings, lambda staged: copy_served(checkpoint, staged))
 
-    set_seed(args.seed)
-    backbone = load_backbone(
-        model_args.model_name_or_path,
-        config,
-        model_args.attn_implementation,
-        model_args.reset_weight,
-        args.seed,
-        model_args.trust_remote_code,
-    )
-    embedder = Embedder(backbone, model_args.pooling_method, model_args.normalized, model_args.projection)
-    args.per_device_train_batch_size = args.global_batch_size // args.world_size
-    group_size = largest_group(data_args, records)
-    dropout = getattr(config, "attention_dropout", 0.0) > 0
+    embedder, dropout = build_embedder(run, text_tokenizer.contract)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
-    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, args.world_size)
-    why = varlen_unavailable_reason(args.device, args.bf16, getattr(config, "attention_dropout", 0.0))
-    if embedder.packed and args.device.type == "cuda" and why:
-        say(f"attention: one kernel call for each run of equally long texts, not one for all ({why})")
-    trainer = EmbeddingTrainer(embedder, args, builder, model_args.attn, run_settings)
+    group_size = largest_group(run.data, records)
+    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, ranks)
+    trainer = EmbeddingTrainer(
+        embedder,
+        args,
+        Objective(run.objective, all_ranks()),
+        train_dataset=batches,
+        processing_class=text_tokenizer,
+        attn=run.model.attn,
+        run_settings=run_settings,
+    )
     if checkpoint:
-        say(f"resuming from {checkpoint}")
+        log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.stopped and trainer.state.global_step < trainer.state.max_steps:
-        say(f"stopped by a signal after step {trainer.state.global_step}, saved; the same command goes on from there")
+    step = trainer.state.global_step
+    if trainer.stopped and step < trainer.state.max_steps:
+        log.info("stopped by a signal after step %d, saved; the same command resumes from there", step)
         barrier()
         destroy_process_group()
         return 0
-    return finish(args, run_settings, lambda aside: trainer.save_model(str(aside)))
+    return finish(run, run_settings, trainer.write_model)
+
+
+def build_embedder(run: RunArguments, contract: TextContract) -> tuple[Embedder, float]:
+    """The model, and its attention dropout."""
+    args, model = run.training, run.model
+    set_seed(args.seed)
+    config = load_config(model.model_name_or_path, model.attn, model.trust_remote_code)
+    backbone = load_backbone(
+        model.model_name_or_path,
+        config,
+        model.attn_implementation,
+        model.reset_weight,
+        args.seed,
+        model.trust_remote_code,
+    )
+    embedder = Embedder(backbone, contract, model.projection)
+    dropout = getattr(config, "attention_dropout", 0.0)
+    reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
+    if embedder.packed and args.device.type == "cuda" and reason:
+        log.info("attention: one kernel call for each run of equally long texts, not one for all (%s)", reason)
+    return embedder, dropout

@@ -1,57 +1,44 @@
-"""EmbeddingTrainer: Hugging Face's loop, with our batches, our two-pass step and our model folder put into it."""
+"""EmbeddingTrainer: Hugging Face's loop with our batches, two-pass step and model folder."""
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs, DynamoBackend
 from safetensors import SafetensorError
-from torch.utils.data import BatchSampler, DataLoader
-from transformers import Trainer, TrainerCallback
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
-from gritlm.data.batches import BatchBuilder
+from gritlm.data.batches import Batch, BatchBuilder, ContrastiveBatch, StepLoader
 from gritlm.distributed import ShardsUnsaved, all_reduce_max, all_reduce_sum, barrier, ranks_on_this_host
 from gritlm.errors import RankError
-from gritlm.models.chunks import to_device
 from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.models.folder import save_model_folder
 from gritlm.models.probe import probe_attention
+from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import EmbeddingTrainingArguments
 from gritlm.training.checkpoints import (
     STAGING_FOLDER,
     check_finite,
     checkpoint_name,
-    engine_of,
+    engine_name,
     explain_unsaved,
     publish_checkpoint,
     rotate_checkpoints,
 )
 from gritlm.training.engines import engine_for, whole_weights
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.monitors import FiniteWatch, StepTimer, StopSignals, Watchdog
-from gritlm.training.objective import ContrastiveBatch, Objective
+from gritlm.training.monitors import FiniteWatch, LossMeter, StepTimer, StopSignals, Watchdog
+from gritlm.training.run_log import ProgressBar, RunLog, is_a_terminal, log
 
-TOKEN_COUNTS = ("real_tokens", "encoded_tokens", "padded_tokens")  # of all texts; once per equal text; with padding
-
-
-class StepSampler(BatchSampler):
-    """The keys (epoch, step) of one epoch, each a batch of its own; the Trainer sets the epoch."""
-
-    def __init__(self, steps: int):
-        self.steps, self.epoch = steps, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self):
-        for step in range(self.steps):
-            yield [(self.epoch, step)]
+TIMED_PARTS = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
 
 
 class EmbeddingTrainer(Trainer):
@@ -60,34 +47,33 @@ class EmbeddingTrainer(Trainer):
     Args:
         model: the embedder.
         args: the run's flags.
+        objective: this rank's vectors, and where they belong -> its share of each loss term.
         train_dataset: builds this rank's slice of any global batch.
+        processing_class: the tokenizer, saved with the model.
         attn: bb or cc, what the attention probe asks of the model before the first step.
-        run_settings: the flags that a checkpoint is good for.
+        run_settings: written into each checkpoint, which resumes only a run with the same ones.
     """
 
     def __init__(
         self,
         model: Embedder,
         args: EmbeddingTrainingArguments,
+        objective: Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]],
         train_dataset: BatchBuilder,
+        processing_class: TextTokenizer,
         attn: str,
-        run_settings: dict,
-        **kwargs,
+        run_settings: dict[str, Any],
     ):
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
-        self.embedder, self.attn, self.run_settings = model, attn, run_settings
-        self.objective = Objective(args.temperature, args.negatives_cross_device, args.negatives_ring)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, processing_class=processing_class)
+        self.embedder, self.objective, self.attn, self.run_settings = model, objective, attn, run_settings
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
-        self.clock = StepTimer(args.device)
+        self.timer, self.meter = StepTimer(args.device), LossMeter()
+        self.tokens: Counter[str] = Counter()
         self.finite = FiniteWatch(args.device)
         self.signals = StopSignals()
         self.watchdog = Watchdog(args.hang_timeout) if args.hang_timeout else None
         self.stopped = False
-        self.add_callback(self.clock)
-        self.add_callback(TrainingCallback(self))
-        self.counts: Counter = Counter()
-        self._save_to: str | None = None
-        self._served: list[str] = []
+        self._set_up_callbacks()
         # A forward uses each weight once; a cache would hold a bfloat16 copy of all of them until it ends.
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         if self.is_fsdp_enabled and args.bf16:
@@ -98,6 +84,15 @@ class EmbeddingTrainer(Trainer):
             )
         if args.torch_compile:
             self._compile()
+
+    def _set_up_callbacks(self) -> None:
+        shows_bar = not self.args.disable_tqdm
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        for callback in (self.timer, TrainingCallback(self), RunLog(self.args.output_dir)):
+            self.add_callback(callback)
+        if shows_bar and is_a_terminal():
+            self.add_callback(ProgressBar)
 
     def train(self, *args, **kwargs):
         if self.watchdog:
@@ -114,7 +109,7 @@ class EmbeddingTrainer(Trainer):
             self.watchdog.mark(f"step {self.state.global_step + 1}, {part}{batch}")
 
     def _compile(self) -> None:
-        """Layer by layer, where accelerate would compile the model whole, and again for every packing."""
+        """Compile layer by layer. accelerate would compile the whole model, again for every packing."""
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         args = self.args
         options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
@@ -122,73 +117,80 @@ class EmbeddingTrainer(Trainer):
         if all_reduce_max(problem != "")[0]:
             uncompile_layers(self.embedder)
             if args.process_index == 0:
-                print(f"--torch_compile: going on without. {problem or 'It failed on another rank.'}")
+                log.warning("--torch_compile: training without it. %s", problem or "It failed on another rank.")
 
     def probe(self) -> dict[str, float]:
-        """Attention is what was asked for, on the model as the engine has wrapped it."""
-        text_tokenizer = engine_for(self.model_wrapped).model
-        with torch.compiler.set_stance("force_eager"):  # what is probed here is not compiled: attention
-            return probe_attention(text_tokenizer, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
+        """Check that attention is what was asked for, on the model as the engine has wrapped it."""
+        encoder = engine_for(self.model_wrapped).model
+        with torch.compiler.set_stance("force_eager"):  # attention is not compiled
+            return probe_attention(encoder, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
 
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        # Not through accelerate: it would replace the order and share each batch out over the ranks again.
-        sampler = StepSampler(len(self.train_dataset))
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
+        # Not through accelerate: it would replace the order, and share each batch out over the ranks again.
+        args, workers = self.args, self.args.dataloader_num_workers
+        return StepLoader(
             self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=_only,
             num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # transformers < 5.23
+            prefetch_factor=args.dataloader_prefetch_factor,
         )
-        loader.set_epoch = sampler.set_epoch  # the name under which the Trainer looks for it
-        return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        self.clock.mark("other")
+        self.timer.mark("other")
         self._mark("waiting for its batch")
-        batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.clock.mark("data")
-        return batch
+        batches = [next(epoch_iterator)]
+        self.timer.mark("data")
+        return batches, None
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        return 0  # not estimated
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            tokens = torch.tensor(inputs.real_tokens, device=self.args.device)
+            self.state.num_input_tokens_seen += int(all_reduce_sum(tokens))
 
     # ---- the step
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(self, model, inputs: Batch, num_items_in_batch=None) -> Tensor:
         """One global batch. Returns this rank's share of the loss times the ranks: their mean is the global loss."""
         model.train()
-        step, dataset, rows = self.state.global_step + 1, inputs["dataset"], inputs["rows"]
-        batch = f"; data set {dataset}, rows {', '.join(rows[:4])}{', ...' if len(rows) > 4 else ''}"
-        self._mark("pass_1", batch)
+        step, rows = self.state.global_step + 1, inputs.rows
+        place = f"; data set {inputs.dataset}, rows {', '.join(rows[:4])}{', ...' if len(rows) > 4 else ''}"
+        self._mark("pass_1", place)
         self.stopped = bool(all_reduce_max(self.signals.received)[0])
-        self.counts.update(**{name: inputs[name] for name in TOKEN_COUNTS})
-        chunks = [to_device(chunk, self.args.device) for chunk in inputs["chunks"]]
-        contrastive = ContrastiveBatch(**to_device(inputs["contrastive"], self.args.device))
+        self.tokens.update(real=inputs.real_tokens, encoded=inputs.encoded_tokens, padded=inputs.padded_tokens)
+        batch = inputs.to(self.args.device)
 
         def mark(part: str) -> None:
-            self.clock.mark(part)
-            self._mark(f"behind {part}", batch)
+            self.timer.mark(part)
+            self._mark(f"after {part}", place)
 
         engine = engine_for(model)
         try:
-            loss = two_pass_step(
-                engine, chunks, lambda vectors: self.objective(vectors, contrastive), mark, self.memory
+            terms = two_pass_step(
+                engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
             )
         except torch.OutOfMemoryError as error:
-            why = str(error).strip().splitlines()[0]
-            ways = [f"lower --chunk_tokens (now {self.args.chunk_tokens})"]
-            ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
-            ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
-            whole = self.args.world_size > 1 and not self.is_fsdp_enabled and not self.is_deepspeed_enabled
-            ways += ["--fsdp, which shards the model"] * whole
-            raise RankError(f"step {step}, rank {self.args.process_index}: {why} Try: {', or '.join(ways)}") from error
-        self.finite.loss(step, loss, dataset, rows)
+            raise RankError(f"step {step}, rank {self.args.process_index}: {self._out_of_memory(error)}") from error
+        self.meter.add(terms, inputs.dataset)
+        loss = torch.stack(list(terms.values())).sum()
+        self.finite.loss(step, loss, inputs.dataset, rows)
         engine.step()
         return loss * self.args.world_size
+
+    def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+        """What failed, and which flags help."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        ways = [f"lower --chunk_tokens (now {self.args.chunk_tokens})"]
+        ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
+        ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
+        ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
+        return f"{str(error).strip().splitlines()[0]} Try: {', or '.join(ways)}"
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -199,64 +201,74 @@ class EmbeddingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self.finite.check()
-            logs |= self._speed()
+            logs |= self.meter.read() | self._speed()
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Tokens a second over all ranks, the share of them that is not padding; rank 0's memory and time."""
-        seconds = self.clock.read()
+        """Tokens per second over all ranks, and the share that is not padding; the first rank's memory and time."""
+        seconds = self.timer.read()
         total = sum(seconds.values()) or 1.0
-        counts = torch.tensor([self.counts[name] for name in TOKEN_COUNTS], device=self.args.device)
-        real, encoded, padded = all_reduce_sum(counts).tolist()
-        self.counts.clear()
+        counts = [self.tokens[name] for name in ("real", "encoded", "padded")]
+        real, encoded, padded = all_reduce_sum(torch.tensor(counts, device=self.args.device)).tolist()
+        self.tokens.clear()
         cuda = self.args.device.type == "cuda"
         memory = {"peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if cuda else {}
-        parts = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
         return {
             "tokens_per_second": round(real / total, 1),
             "real_token_share": round(encoded / max(padded, 1), 4),
             **memory,
-            **{f"time_share/{part}": round(seconds[part] / total, 4) for part in parts},
+            **{f"time_share/{part}": round(seconds[part] / total, 4) for part in TIMED_PARTS},
         }
 
-    # ---- what comes out
+    # ---- what is written
+
+    def write_model(self, folder: Path) -> list[str]:
+        """Write the model folder, gathered from all ranks' shards. Returns its files. All ranks call it."""
+        weights = whole_weights(self.model_wrapped)
+        if not self.args.should_save:
+            return []
+        check_finite(self.embedder.state_dict() if weights is None else weights)
+        save_model_folder(self.embedder, self.processing_class, folder, weights)
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model folder, put together from all ranks' shards where the engine shards. All ranks call it."""
-        folder = Path(output_dir or self.args.output_dir)
-        weights = whole_weights(self.model_wrapped)
-        if self.args.should_save:
-            check_finite(self.embedder.state_dict() if weights is None else weights)
-            save_model_folder(self.embedder, self.train_dataset.text_tokenizer, folder, weights)
-            self._served = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        self.write_model(Path(output_dir or self.args.output_dir))
 
-    def _get_output_dir(self, trial) -> str:
-        return self._save_to or super()._get_output_dir(trial)
+    def write_checkpoint(self, folder: Path) -> list[str]:
+        """Write the model folder and everything else that a resume needs. Returns the model folder's files."""
+        served = self.write_model(folder)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.args.should_save:
+            for part in (*self.callback_handler.callbacks, self.control):
+                if isinstance(part, ExportableState):
+                    self.state.stateful_callbacks[type(part).__name__] = part.state()
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+        return served
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Written aside by all ranks, then renamed by one: a checkpoint folder is whole or absent."""
+        """All ranks write into a staging folder, then the first renames it: a checkpoint is whole or absent."""
         self.finite.check()
         self._mark("saving")
         run, name = Path(self.args.output_dir), checkpoint_name(self.state.global_step)
-        aside = run / STAGING_FOLDER
+        staging = run / STAGING_FOLDER
         if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / name).mkdir(parents=True)
         barrier()
-        self._save_to = str(aside)
-        header = {"engine": engine_of(self.args), "ranks": self.args.world_size, "flags": self.run_settings}
+        header = {"engine": engine_name(self.args), "ranks": self.args.world_size, "flags": self.run_settings}
         try:
-            super()._save_checkpoint(model, trial)
+            served = self.write_checkpoint(staging / name)
             barrier()
             if self.args.should_save:
-                publish_checkpoint(aside / name, run / name, header, self._served)
+                publish_checkpoint(staging / name, run / name, header, served)
         except (OSError, RuntimeError, SafetensorError, ShardsUnsaved) as error:
             explain_unsaved(error, run, name)
             raise
-        finally:
-            self._save_to = None
         if self.args.should_save:
             rotate_checkpoints(run, self.args.save_total_limit)
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
         barrier()
         self._mark("saved")
 
@@ -268,23 +280,17 @@ class EmbeddingTrainer(Trainer):
 
 
 class TrainingCallback(TrainerCallback):
-    """The trainer's own say in the loop: probe before the first step, save early, stop when asked to."""
+    """Runs the trainer's checks in the loop: probe before the first step, save early, stop when asked to."""
 
     def __init__(self, trainer: EmbeddingTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         found = self.trainer.probe()
-        if args.process_index == 0:
-            print(f"attention probe: passed ({', '.join(f'{name} {value:.0e}' for name, value in found.items())})")
+        log.info("attention probe: passed (%s)", ", ".join(f"{name} {value:.0e}" for name, value in found.items()))
 
     def on_step_end(self, args, state, control, **kwargs):
-        # A save that cannot work shows after the first step, not hours later.
+        # A save that cannot work fails after the first step, not hours later.
         first = state.global_step == 1 and args.save_strategy != "no"
         control.should_save = control.should_save or first or self.trainer.stopped
         control.should_training_stop = control.should_training_stop or self.trainer.stopped
-
-
-def _only(batch: list[dict]) -> dict:
-    (item,) = batch
-    return item

@@ -1,7 +1,7 @@
-"""Exact gradients on this very machine: many ranks, on any engine, in any chunks, against one process without any.
+"""Compare the gradient of many ranks, on any engine and in any chunks, with that of one process on the whole batch.
 
-Random texts; the model's own weights (random ones with --reset_weight True), its first layers; float32. Three SGD
-steps: the loss, the gradient and the updated weights of each are compared, as a relative error in norm.
+Random texts, float32, three SGD steps for each loss term. The loss, the gradient and the updated weights of each step
+are compared, as a relative error in norm. Without --model_name_or_path the models are a tiny Qwen2 and a tiny Qwen3.
 """
 
 import argparse
@@ -9,16 +9,19 @@ import importlib.util
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import HfArgumentParser
+from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from gritlm.cli import exit_rank, quieten, run_verb
-from gritlm.data.batches import build_contrastive_batch
+from gritlm.data.batches import ContrastiveBatch
 from gritlm.distributed import (
+    Ranks,
+    all_ranks,
     all_reduce_max,
     all_reduce_sum,
     destroy_process_group,
@@ -29,21 +32,36 @@ from gritlm.distributed import (
 )
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
-from gritlm.models.chunks import ChunkConfig, to_device
+from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
-from gritlm.models.tokenizer import Tokens
-from gritlm.training.arguments import ModelArguments, flag
+from gritlm.models.text import TextContract
+from gritlm.training.arguments import ModelArguments, ObjectiveArguments, flag, make_parser
 from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import ContrastiveBatch, Objective, mask_candidates
+from gritlm.training.objective import TERMS, Objective
+from gritlm.training.random_texts import RandomTexts
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-STEPS, RATE, TEMPERATURE = 3, 1e-2, 0.05
+STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
+WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 600,
+    "initializer_range": 0.1,
+}
 
 EXAMPLES = """examples:
+  gritlm verify-gradients --ranks 2
   gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B --ranks 8 --engines ddp fsdp2
   torchrun --nnodes 2 ... -m gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B      many nodes"""
+
+MakeObjective = Callable[[ObjectiveArguments, Ranks], Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]]]
+StepResult = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]  # loss, gradient, weights, number of chunks
 
 
 @dataclass
@@ -52,10 +70,11 @@ class VerifyArguments:
 
     ranks: int | None = flag(None, "Processes to start on this machine. None: one per GPU, or 2. Not under torchrun.")
     engines: list[str] | None = flag(None, "Some of plain ddp fsdp2 zero1 zero2 zero3. None: all installed.")
+    terms: list[str] | None = flag(None, f"Some of {' '.join(TERMS)}. None: all.")
     num_layers: int | None = flag(2, "Use only the model's first layers; 0 for all.")
     queries: int = flag(4, "Queries on each rank.")
     max_len: int = flag(64, "Longest text in tokens.")
-    activation_memory: str = flag("0", "GB of activations that pass 1 keeps for pass 2, as in training.")
+    activation_memory: str = flag("0", "GB of activations kept between the two passes, as in training.")
     torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
 
@@ -67,97 +86,66 @@ class Cell:
     engine: str
     ranks: int
     chunks: int
+    term: str
     hard_negatives: bool
     loss: float
     gradient: float
     weights: float
 
-    @property
-    def worst(self) -> float:
-        errors = (self.loss, self.gradient, self.weights)
-        return max(error if math.isfinite(error) else math.inf for error in errors)
+    def is_equal(self, tolerance: float) -> bool:
+        return all(error <= tolerance for error in (self.loss, self.gradient, self.weights))
+
+    def line(self, tolerance: float) -> str:
+        negatives = "hard" if self.hard_negatives else "in-batch"
+        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.term:12}{negatives:>10}"
+        text += "".join(f"{error:10.1e}" for error in (self.loss, self.gradient, self.weights))
+        return text + ("  ok" if self.is_equal(tolerance) else "  WRONG")
 
 
-# ---- the work: the same global batch, whole or in slices
+HEADER = (
+    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':12}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
+)
 
 
-@dataclass
-class RandomTexts:
-    """The texts of one global batch: token lists of long-tailed lengths, and hashes, some texts standing twice."""
-
-    queries: list[Tokens]
-    groups: list[list[Tokens]]
-    ids: list[list[int]]
-
-    @classmethod
-    def draw(cls, step: int, queries: int, group: int, longest: int, vocabulary: int) -> "RandomTexts":
-        generator = torch.Generator().manual_seed(step)
-
-        def text() -> Tokens:
-            length = 1 + int((longest - 1) * torch.rand((), generator=generator) ** 3)
-            return Tokens(torch.randint(0, vocabulary, (length,), generator=generator).tolist(), 0)
-
-        groups = [[text() for _ in range(group)] for _ in range(queries)]
-        ids = [[query * group + number for number in range(group)] for query in range(queries)]
-        for query in range(1, queries, 3):  # the positive of the query before stands among this one's passages
-            groups[query][-1], ids[query][-1] = groups[query - 1][0], ids[query - 1][0]
-        return cls([text() for _ in range(queries)], groups, ids)
-
-    def batch(self, rows: slice, chunking: ChunkConfig) -> tuple[list, ContrastiveBatch]:
-        groups, ids = self.groups[rows], self.ids[rows]
-        passages = [passage for group in groups for passage in group]
-        chunks, contrastive = build_contrastive_batch(
-            self.queries[rows] + passages,
-            list(range(len(passages))),
-            [number for group in ids for number in group],
-            [group[:1] for group in ids],
-            chunking,
-            pad_id=0,
-        )
-        return chunks, ContrastiveBatch(**contrastive)
+# ---- three steps, on one process and on an engine
 
 
-def one_process(model: nn.Module, batches: list[RandomTexts], device: torch.device) -> Iterator[tuple]:
-    """Loss, gradient and weights after each of the SGD steps: no chunks, no ranks, one graph."""
+def one_process(
+    model: nn.Module, objective: Objective, batches: list[RandomTexts], device: torch.device
+) -> Iterator[StepResult]:
+    """Three SGD steps of one process: one chunk, padded, one graph."""
+    sgd = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     for texts in batches:
-        (chunk,), contrastive = texts.batch(slice(None), ChunkConfig(10**12, packed=False, deduplicate=False))
-        vectors = model(**to_device(chunk, device))
-        queries, passages = vectors[contrastive.text_of_query_B], vectors[contrastive.text_of_slot_S]
-        positive = torch.arange(len(queries), device=device) * (len(passages) // len(queries))
-        used = torch.ones(len(passages), dtype=torch.bool, device=device)
-        masked = mask_candidates(contrastive.id_of_slot_S.to(device), used, contrastive.known_positives_BK.to(device))
-        masked[torch.arange(len(queries)), positive] = False
-        scores = (queries.float() @ passages.float().T / TEMPERATURE).masked_fill(masked, float("-inf"))
-        loss = torch.nn.functional.cross_entropy(scores, positive)
-        model.zero_grad()
+        chunks, batch = texts.batch(slice(None), ChunkConfig(WHOLE_BATCH, packed=False, deduplicate=False), device)
+        (chunk,) = chunks
+        loss = torch.stack(list(objective(model(**chunk), batch).values())).sum()
+        sgd.zero_grad()
         loss.backward()
-        gradient = {name: p.grad.clone() for name, p in model.named_parameters()}
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= RATE * parameter.grad
-        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}
+        gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        sgd.step()
+        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}, 1
 
 
 def on_an_engine(
     model: nn.Module,
     engine_name: str,
+    objective: Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]],
     batches: list[RandomTexts],
     chunking: ChunkConfig,
     memory: ActivationMemory,
     device: torch.device,
-) -> Iterator[tuple]:
-    """The same three steps through the two-pass step, on this rank's slice; also the number of chunks."""
-    sgd = torch.optim.SGD(model.parameters(), lr=RATE)
-    wrapped, sgd = wrap_model(model, sgd, engine_name, device)
-    engine, objective = engine_for(wrapped), Objective(TEMPERATURE)
+) -> Iterator[StepResult]:
+    """The same three steps through the two-pass step, on this rank's slice."""
+    wrapped, sgd = wrap_model(model, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), engine_name, device)
+    engine = engine_for(wrapped)
     share = len(batches[0].queries) // world_size()
     for texts in batches:
-        chunks, contrastive = texts.batch(slice(rank() * share, (rank() + 1) * share), chunking)
-        chunks = [to_device(chunk, device) for chunk in chunks]
-        contrastive = ContrastiveBatch(**{name: value.to(device) for name, value in vars(contrastive).items()})
-        loss = two_pass_step(
-            engine, chunks, lambda vectors, contrastive=contrastive: objective(vectors, contrastive), memory=memory
-        )
+        chunks, batch = texts.batch(slice(rank() * share, (rank() + 1) * share), chunking, device)
+
+        def loss_of(vectors: Tensor, batch: ContrastiveBatch = batch) -> dict[str, Tensor]:
+            return objective(vectors, batch)
+
+        terms = two_pass_step(engine, chunks, loss_of, memory=memory)
         gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
         if is_deepspeed(wrapped):
             engine.step()
@@ -166,59 +154,65 @@ def on_an_engine(
             sgd.zero_grad()
         weights = whole_weights(wrapped)
         weights = dict(model.named_parameters()) if weights is None else weights
-        yield all_reduce_sum(loss), gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
+        loss = all_reduce_sum(torch.stack(list(terms.values())).sum())
+        yield loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
 
 
 def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor:
-    """A parameter's gradient as the optimizer sees it, put together from the ranks' shards where it is sharded."""
+    """A parameter's gradient as the optimizer sees it, gathered from the ranks' shards where it is sharded."""
     if is_deepspeed(wrapped):
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(parameter).clone()
-    gradient = parameter.grad
+    gradient: Any = parameter.grad
     return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
 
 
 def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """`|found - wanted| / |wanted|` over all tensors as one vector; 0 where nothing was found here."""
+    """`|found - wanted| / |wanted|` over all tensors as one vector; 0 where this rank holds none."""
     if not found:
         return 0.0
-    pairs = [(found[name].to(wanted[name].device), wanted[name]) for name in wanted]
-    difference = torch.stack([(a.double() - b.double()).norm() for a, b in pairs]).norm()
-    return (difference / torch.stack([b.double().norm() for _, b in pairs]).norm()).item()
+    pairs = [(found[name].to(wanted[name].device).double(), wanted[name].double()) for name in wanted]
+    difference = torch.stack([(a - b).norm() for a, b in pairs]).norm()
+    return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()
 
 
-def compare(build, engine: str, hard: bool, many_chunks: bool, args: VerifyArguments, device) -> Cell:
+def compare(
+    build: Callable[[], Embedder],
+    engine: str,
+    term: str,
+    hard: bool,
+    many_chunks: bool,
+    args: VerifyArguments,
+    device: torch.device,
+    make_objective: MakeObjective,
+) -> Cell:
     """One cell of the table. All ranks must call it; all get the same answer.
 
     Args:
         build: makes the embedder, the same on every call and rank.
         hard: two hard negatives a query, or none.
-        many_chunks: one chunk a rank, or as small ones as possible.
+        many_chunks: chunks as small as possible, or one on each rank.
     """
     reference, model = build().to(device), build().to(device)
     problem = compile_layers(model, device) if args.torch_compile else ""
     if all_reduce_max(len(problem))[0]:
         raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")
-    total = args.queries * world_size()
-    vocabulary = reference.config.vocab_size
+    flags = ObjectiveArguments(temperature=TEMPERATURE, **TERMS[term].example)
+    total, vocabulary = args.queries * world_size(), reference.config.vocab_size
     batches = [RandomTexts.draw(step, total, 3 if hard else 1, args.max_len, vocabulary) for step in range(STEPS)]
-    errors, chunks = [], 1
-    chunking = ChunkConfig(args.max_len if many_chunks else 10**12, model.packed)
+    chunking = ChunkConfig(args.max_len if many_chunks else WHOLE_BATCH, model.packed)
     memory = ActivationMemory(args.activation_memory, device)
-    steps = on_an_engine(model, engine, batches, chunking, memory, device)
-    for wanted, found in zip(one_process(reference, batches, device), steps, strict=True):
-        loss, gradient, weights, chunks = found
-        errors.append(
-            (
-                ((loss - wanted[0]).abs() / wanted[0]).item(),
-                relative_error(gradient, wanted[1]),
-                relative_error(weights, wanted[2]),
-            )
-        )
+    objective = make_objective(flags, all_ranks())
+    steps = on_an_engine(model, engine, objective, batches, chunking, memory, device)
+    errors, chunks = [], 1
+    for wanted, found in zip(one_process(reference, Objective(flags), batches, device), steps, strict=True):
+        loss = ((found[0] - wanted[0]).abs() / wanted[0].abs()).item()
+        errors.append((loss, relative_error(found[1], wanted[1]), relative_error(found[2], wanted[2])))
+        chunks = found[3]
     everywhere = [error for errors_of_rank in gather_objects(errors) for error in errors_of_rank]
-    loss, gradient, weights = (max(column) for column in zip(*everywhere, strict=True))
-    return Cell(engine, world_size(), max(gather_objects(chunks)), hard, loss, gradient, weights)
+    finite = [[error if math.isfinite(error) else math.inf for error in row] for row in everywhere]
+    return Cell(engine, world_size(), max(gather_objects(chunks)), term, hard, *map(max, zip(*finite, strict=True)))
 
 
 # ---- the verb
@@ -231,16 +225,12 @@ def available(compiled: bool) -> list[str]:
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
-    parser = HfArgumentParser(
-        (ModelArguments, VerifyArguments),
-        prog="gritlm verify-gradients",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("verify-gradients", (ModelArguments, VerifyArguments), EXAMPLES)
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     model_args, args = parser.parse_args_into_dataclasses(args=argv)
-    if not model_args.model_name_or_path:
-        raise UserError("--model_name_or_path is missing")
+    for term in args.terms or ():
+        if term not in TERMS:
+            raise UserError(f"--terms: found {term!r}, wanted some of {', '.join(TERMS)}")
     for engine in args.engines or ():
         if engine not in ENGINES:
             raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")
@@ -257,11 +247,28 @@ def wanted_ranks(args: VerifyArguments) -> int:
     return int(os.environ.get("WORLD_SIZE") or args.ranks or torch.cuda.device_count() or 2)
 
 
-def main(argv: list[str]) -> int:
+def configs_of(model_args: ModelArguments, num_layers: int | None) -> dict[str, PreTrainedConfig]:
+    """Name -> config of each model to compare on, cut to its first layers."""
+    if name := model_args.model_name_or_path:
+        config = load_config(name, model_args.attn, model_args.trust_remote_code)
+        config.num_hidden_layers = num_layers or config.num_hidden_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        return {name: config}
+    tiny: dict[str, PreTrainedConfig] = {
+        "tiny Qwen2": Qwen2Config(**SIZES),
+        "tiny Qwen3": Qwen3Config(**SIZES, head_dim=8),
+    }
+    for config in tiny.values():
+        config.is_causal = model_args.attn == "cc"
+    return tiny
+
+
+def main(argv: list[str], make_objective: MakeObjective = Objective) -> int:
     model_args, args = parse(argv)
-    load_config(model_args.model_name_or_path, model_args.attn, model_args.trust_remote_code)
+    configs_of(model_args, args.num_layers)
     if "RANK" in os.environ:  # under torchrun
-        return int(verify(model_args, args) > 0)
+        return int(verify(model_args, args, make_objective) > 0)
     ranks = wanted_ranks(args)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -271,47 +278,38 @@ def main(argv: list[str]) -> int:
     return code.value
 
 
-def _rank_main(index: int, ranks: int, port: int, argv: list[str], code) -> None:
+def _rank_main(index: int, ranks: int, port: int, argv: list[str], code: Any) -> None:
     place = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
-    code.value = run_verb(lambda argv: int(verify(*parse(argv)) > 0), argv)
+    code.value = run_verb(lambda argv: int(verify(*parse(argv), Objective) > 0), argv)
     exit_rank(0)
 
 
-def verify(model_args: ModelArguments, args: VerifyArguments) -> int:
-    """Print the table, a line as each cell is done; how many cells are wrong. All ranks call it."""
+def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: MakeObjective) -> int:
+    """Print the table, one line as each cell is done. Returns the number of wrong cells. All ranks call it."""
     quieten()
     device = init_process_group()
-    config = load_config(model_args.model_name_or_path, model_args.attn, model_args.trust_remote_code)
-    config.num_hidden_layers = args.num_layers or config.num_hidden_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: config.num_hidden_layers]
-
-    def build() -> Embedder:
-        torch.manual_seed(0)
-        backbone = load_backbone(
-            model_args.model_name_or_path, config, model_args.attn_implementation, model_args.reset_weight
-        )
-        return Embedder(backbone, model_args.pooling_method, model_args.normalized, model_args.projection)
-
     cells = []
-    for engine in args.engines or available(args.torch_compile):
-        for hard in (True, False):
-            for many in (False, True):
-                cells.append(compare(build, engine, hard, many, args, device))
-                if rank() == 0:
-                    print(line(cells[-1], args.tolerance, header=len(cells) == 1), flush=True)
-    wrong = sum(not cell.worst <= args.tolerance for cell in cells)
+    for name, config in configs_of(model_args, args.num_layers).items():
+
+        def build(name: str = name, config: PreTrainedConfig = config) -> Embedder:
+            torch.manual_seed(0)
+            reset = model_args.reset_weight or not model_args.model_name_or_path
+            backbone = load_backbone(name, config, model_args.attn_implementation, reset)
+            contract = TextContract(pooling_method=model_args.pooling_method, normalized=model_args.normalized)
+            return Embedder(backbone, contract, model_args.projection)
+
+        if rank() == 0:
+            print(f"{name}\n{HEADER}", flush=True)
+        for engine in args.engines or available(args.torch_compile):
+            for term in args.terms or TERMS:
+                for hard, many in ((True, False), (True, True), (False, False), (False, True)):
+                    cells.append(compare(build, engine, term, hard, many, args, device, make_objective))
+                    if rank() == 0:
+                        print(cells[-1].line(args.tolerance), flush=True)
+    wrong = sum(not cell.is_equal(args.tolerance) for cell in cells)
     if rank() == 0:
         print(f"{len(cells) - wrong} of {len(cells)} equal one process to {args.tolerance:g}")
     destroy_process_group()
     return wrong
-
-
-def line(cell: Cell, tolerance: float, header: bool = False) -> str:
-    text = f"{cell.engine:8}{cell.ranks:6}{cell.chunks:8}{'hard' if cell.hard_negatives else 'in-batch':>11}"
-    text += "".join(f"{error:10.1e}" for error in (cell.loss, cell.gradient, cell.weights))
-    text += "  ok" if cell.worst <= tolerance else "  WRONG"
-    title = f"{'engine':8}{'ranks':>6}{'chunks':>8}{'negatives':>11}{'loss':>10}{'gradient':>10}{'weights':>10}"
-    return f"{title}\n{text}" if header else text

@@ -4,15 +4,15 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=USR1@300
-# The main job. Edit the variables, or set them on the call:
+# Train an embedding model. Edit the variables, or set them in the call:
 #   MODEL_NAME_OR_PATH=Qwen/Qwen3-0.6B TRAIN_DATA=data/ bash scripts/training/train_embonly.sh --seed 1
-# The same file under SLURM, from the repository's root; 300 s before its time is up it saves and requeues itself:
+# The same file is a SLURM job, submitted from the repository's root. 300 s before its time limit it saves and requeues:
 #   sbatch --nodes 2 --gpus-per-node 8 --exclusive --mem 0 --time 12:00:00 scripts/training/train_embonly.sh
-# With neither model nor data it trains the embedded default, which needs no download. More flags: gritlm train --help
+# Without model and data it trains the embedded default, which needs no download. More flags: gritlm train --help
 set -euo pipefail
 fail() { echo "train_embonly: error: $*" >&2; exit 2; }
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then slurm=yes; else slurm=; fi
-# SLURM runs a copy of this file from elsewhere.
+# SLURM runs a copy of this file from another folder.
 if [ -n "$slurm" ]; then cd "$SLURM_SUBMIT_DIR"; else cd "$(dirname "${BASH_SOURCE[0]}")/../.."; fi
 [ -f scripts/training/node.sh ] || fail "found no scripts/training/node.sh in $PWD; submit from the repository's root"
 
@@ -28,21 +28,21 @@ PASSAGE_MAX_LEN=${PASSAGE_MAX_LEN:-512}      # tokens
 LEARNING_RATE=${LEARNING_RATE:-2e-5}
 TEMPERATURE=${TEMPERATURE:-0.02}
 NUM_TRAIN_EPOCHS=${NUM_TRAIN_EPOCHS:-1}
-MAX_STEPS=${MAX_STEPS:--1}                   # above 0: in place of epochs
-GPUS=${GPUS:-}                               # such as 0,1,2,3; empty: all; none: the CPU
-CHUNK_TOKENS=${CHUNK_TOKENS:-}               # GradCache: tokens encoded at once; empty: 16384 on GPUs, 2048 on the CPU
+MAX_STEPS=${MAX_STEPS:--1}                   # above 0: replaces the epochs
+GPUS=${GPUS:-}                               # for example 0,1,2,3; empty: all; none: the CPU
+CHUNK_TOKENS=${CHUNK_TOKENS:-}               # GradCache: tokens per chunk; empty: 16384 on GPUs, 2048 on the CPU
 MIN_FREE_GPU_PERCENT=${MIN_FREE_GPU_PERCENT:-90}
-EXTRA_FLAGS=()                               # such as (--pooling_method lasttoken --report_to wandb)
+EXTRA_FLAGS=()                               # for example (--pooling_method lasttoken --report_to wandb)
 
-# ---------------------------------------------------------------------------------------------------------------------
-[ -z "$MODEL_NAME_OR_PATH" ] || [ -n "$TRAIN_DATA" ] || fail "TRAIN_DATA is empty; set it beside MODEL_NAME_OR_PATH"
-[ -n "$MODEL_NAME_OR_PATH" ] || [ -z "$TRAIN_DATA" ] || fail "MODEL_NAME_OR_PATH is empty; set it beside TRAIN_DATA"
+# ---- end of the settings
+[ -z "$MODEL_NAME_OR_PATH" ] || [ -n "$TRAIN_DATA" ] || fail "TRAIN_DATA is empty; set it with MODEL_NAME_OR_PATH"
+[ -n "$MODEL_NAME_OR_PATH" ] || [ -z "$TRAIN_DATA" ] || fail "MODEL_NAME_OR_PATH is empty; set it with TRAIN_DATA"
 [ -z "$TRAIN_DATA" ] || [ -e "$TRAIN_DATA" ] || fail "TRAIN_DATA=$TRAIN_DATA: no such file or folder"
 bash scripts/setup.sh
 python=.venv/bin/python
 
 if [ "$GPUS" != none ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-  export CUDA_DEVICE_ORDER=PCI_BUS_ID  # as nvidia-smi counts
+  export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the order of nvidia-smi
   [ -z "$GPUS" ] || export CUDA_VISIBLE_DEVICES=$GPUS
   query=(nvidia-smi --query-gpu=index,memory.free,memory.total --format=csv,noheader,nounits)
   [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || query+=(-i "$CUDA_VISIBLE_DEVICES")
@@ -52,7 +52,7 @@ if [ "$GPUS" != none ] && command -v nvidia-smi >/dev/null && nvidia-smi -L >/de
     [ $((100 * free / total)) -ge "$MIN_FREE_GPU_PERCENT" ] || fail "GPU $index has $free of $total MiB free," \
       "wanted $MIN_FREE_GPU_PERCENT%; choose others with GPUS=..., or lower MIN_FREE_GPU_PERCENT"
   done < <("${query[@]}")
-  [ "$processes" -gt 0 ] || fail "GPUS=$GPUS: nvidia-smi knows none of them"
+  [ "$processes" -gt 0 ] || fail "GPUS=$GPUS: nvidia-smi lists none of them"
   device=(--bf16 True --gradient_checkpointing True --chunk_tokens "${CHUNK_TOKENS:-16384}")
 else
   [ -z "$GPUS" ] || [ "$GPUS" = none ] || fail "GPUS=$GPUS: found no GPU (nvidia-smi)"
@@ -65,7 +65,7 @@ if [ -z "$MODEL_NAME_OR_PATH" ]; then
   task=outputs/quickstart-task
   $python -m gritlm quickstart prepare --folder $task
   MODEL_NAME_OR_PATH=$task/base TRAIN_DATA=$task/train.jsonl
-  if [ -z "$OUTPUT_DIR" ]; then  # go on where a run was cut off; never touch a finished one
+  if [ -z "$OUTPUT_DIR" ]; then  # resume an interrupted run; never touch a finished one
     OUTPUT_DIR=outputs/quickstart; number=1
     while grep -q '"finished": true' "$OUTPUT_DIR/run.json" 2>/dev/null; do
       number=$((number + 1)); OUTPUT_DIR=outputs/quickstart-$number
@@ -90,10 +90,10 @@ if [ -n "$slurm" ]; then
   port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
   launch=(srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --kill-on-bad-exit=1)
 fi
-# Flags, paths and data are checked by one quick process before any GPU is touched: one clear line, exit code 2.
+# One quick process checks flags, paths and data before any GPU is used. An error is one line, with exit code 2.
 CUDA_VISIBLE_DEVICES= $python -m gritlm plan "${flags[@]}" --ranks $((nodes * processes)) >/dev/null
 
-# SIGUSR1 and SIGTERM (preemption, the end of the job's time) go on to the workers: they save and end. Ctrl-C aborts.
+# SIGUSR1 (the time limit is near) and SIGTERM (preemption) reach the workers, which save and exit. Ctrl-C aborts.
 ${launch[@]+"${launch[@]}"} bash scripts/training/node.sh "$head" "$port" "$nodes" "$processes" "${flags[@]}" &
 child=$!
 terminated=
@@ -104,8 +104,8 @@ while kill -0 $child 2>/dev/null; do wait $child || true; done
 code=0; wait $child || code=$?
 
 if [ $code = 0 ] && grep -q '"finished": false' "$OUTPUT_DIR/run.json" 2>/dev/null; then  # asked to stop, and saved
-  # SIGTERM: cancelled, or preempted, and then SLURM requeues it itself.
-  if [ -z "$slurm" ] || [ -n "$terminated" ]; then echo "train_embonly: stopped; the same command goes on"; exit 75; fi
+  # After SIGTERM the job is cancelled, or it is preempted and SLURM requeues it.
+  if [ -z "$slurm" ] || [ -n "$terminated" ]; then echo "train_embonly: stopped; the same command resumes it"; exit 75; fi
   echo "train_embonly: requeueing job $SLURM_JOB_ID"
   exec scontrol requeue "$SLURM_JOB_ID"
 fi

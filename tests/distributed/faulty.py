@@ -1,4 +1,4 @@
-"""`gritlm verify-gradients` with one of the field's usual faults planted: it must notice.
+"""`gritlm verify-gradients` with an objective that has one of the field's usual faults: it must notice.
 
 usage: faulty.py gather|divided flags of gritlm verify-gradients ...
 """
@@ -7,26 +7,32 @@ import sys
 
 import torch
 
-from gritlm.cli import run_verb
+from gritlm.cli import exit_rank, run_verb
 from gritlm.distributed import all_gather, rank, world_size
-from gritlm.training import engines, objective, verify_gradients
+from gritlm.training import verify_gradients
+from gritlm.training.objective import Objective
+
+FAULT = sys.argv[1]
 
 
 def gather_own_gradient(x):
-    """Gathered passages carry a gradient only where they are this rank's own."""
+    """Gathered rows carry a gradient only where they are this rank's."""
     parts = list(all_gather(x.detach()).chunk(world_size()))
     parts[rank()] = x
     return torch.cat(parts)
 
 
-def divided(model):
-    engine = engines.engine_for(model)
-    engine.loss_scale = 1.0
-    return engine
+def faulty(args, ranks):
+    """The loss is right in both cases; its gradient is not."""
+    if FAULT == "gather":
+        return Objective(args, ranks, gather=gather_own_gradient)
+    right = Objective(args, ranks)
+
+    def divided(vectors, batch):
+        terms = right(vectors, batch)
+        return {name: share.detach() + (share - share.detach()) / ranks.size for name, share in terms.items()}
+
+    return divided
 
 
-if sys.argv[1] == "gather":
-    objective.gather_with_gradient = gather_own_gradient
-else:
-    verify_gradients.engine_for = divided
-sys.exit(run_verb(verify_gradients.main, sys.argv[2:]))
+exit_rank(run_verb(lambda argv: verify_gradients.main(argv, make_objective=faulty), sys.argv[2:]))

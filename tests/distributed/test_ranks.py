@@ -1,7 +1,7 @@
 """Exact gradients across real gloo ranks: DDP on 2 ranks is one process, for loss, gradient and weights."""
 
 import functools
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,24 +10,33 @@ import torch.distributed as dist
 from helpers import (
     flat_gradient,
     flat_weights,
+    log_of,
     losses,
     make_builder,
     make_embedder,
     relative,
     run,
-    run_ranks,
     train,
     train_flags,
     write_jsonl,
 )
+from processes import run_ranks
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from gritlm.distributed import all_gather, all_reduce_max, all_reduce_sum, destroy_process_group, rank, world_size
-from gritlm.training import objective as objective_module
+from gritlm.distributed import (
+    all_gather,
+    all_ranks,
+    all_reduce_max,
+    all_reduce_sum,
+    destroy_process_group,
+    rank,
+    world_size,
+)
+from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import DDPEngine, engine_for
 from gritlm.training.gradcache import two_pass_step
-from gritlm.training.objective import ContrastiveBatch, Objective
+from gritlm.training.objective import Objective
 
 STEPS = 3
 
@@ -73,26 +82,34 @@ def test_a_rank_ends_with_its_code_and_does_not_wind_down(monkeypatch, place):
     assert ("wound down" in ended.stdout) == (not place)
 
 
+def objective_of(cross_device: bool = True, ring: bool = False) -> Objective:
+    flags = ObjectiveArguments(temperature=0.05, negatives_cross_device=cross_device, negatives_ring=ring)
+    return Objective(flags, all_ranks())
+
+
+def one_step(engine, batch, objective) -> torch.Tensor:
+    return two_pass_step(engine, batch.chunks, lambda vectors: objective(vectors, batch.contrastive))["info_nce"]
+
+
 def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool = False, batch: int = 8) -> dict:
     """Three SGD steps on this rank's slices; what every rank must agree on."""
     builder = make_builder(model_folder, data, cache, batch=batch, rank=rank(), ranks=world_size())
     model = make_embedder(model_folder)
     wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
-    objective = Objective(0.05, ring=ring)
+    objective = objective_of(ring=ring)
     if fault == "gather without gradient":
-        objective_module.gather_with_gradient = all_gather_own_gradient
+        objective = replace(objective, gather=all_gather_own_gradient)
     seen = {"loss": [], "gradient": [], "chunks": []}
     for step in range(STEPS):
         item = builder[0, step]
-        contrastive = ContrastiveBatch(**item["contrastive"])
         engine = engine_for(wrapped)
         if fault == "divided by the world size":
             engine.loss_scale = 1.0
-        loss = two_pass_step(engine, item["chunks"], lambda v, contrastive=contrastive: objective(v, contrastive))
+        loss = one_step(engine, item, objective)
         seen["loss"].append(all_reduce_sum(loss))
         seen["gradient"].append(flat_gradient(model).clone())
-        seen["chunks"].append(len(item["chunks"]))
+        seen["chunks"].append(len(item.chunks))
         sgd.step()
         sgd.zero_grad()
     return seen | {"weights": flat_weights(model)}
@@ -142,18 +159,14 @@ def own_negatives_only(model_folder, data, cache) -> tuple:
     builder = make_builder(model_folder, data, cache, rank=rank(), ranks=world_size())
     batch = builder[0, 0]
     model = make_embedder(model_folder)
-    vectors = torch.cat([model(**chunk) for chunk in batch["chunks"]])
-    contrastive = ContrastiveBatch(**batch["contrastive"])
-    return (
-        [Objective(0.05, cross_device=cross)(vectors, contrastive).detach() for cross in (False, True)],
-        vectors.detach(),
-        contrastive,
-    )
+    vectors = torch.cat([model(**chunk) for chunk in batch.chunks])
+    shares = [objective_of(cross)(vectors, batch.contrastive)["info_nce"].detach() for cross in (False, True)]
+    return shares, vectors.detach(), batch.contrastive
 
 
 def test_negatives_of_the_own_rank_only(qwen3, data, tmp_path):
     for (own, cross), vectors, contrastive in run_ranks(own_negatives_only, qwen3, data / "hard.jsonl", tmp_path):
-        alone = Objective(0.05)(vectors, contrastive).detach()  # as the only process
+        alone = Objective(ObjectiveArguments(temperature=0.05))(vectors, contrastive)["info_nce"].detach()
         assert torch.allclose(own, alone / 2)
         assert cross > own
 
@@ -179,14 +192,18 @@ def count_collectives(model_folder, data, cache, batch: int) -> dict:
     names = {"all_gather_single": 1, "reduce_scatter_single": 1, "all_reduce": 0, "batch_isend_irecv": 0}
     for step in range(2):  # the first step also arranges DDP's buckets
         item = builder[0, step]
-        contrastive = ContrastiveBatch(**item["contrastive"])
         calls.clear()
         with pytest.MonkeyPatch.context() as patch:
             for name, given in names.items():
                 patch.setattr(dist, name, counted(name, given))
-            two_pass_step(engine, item["chunks"], lambda v, contrastive=contrastive: Objective(0.05)(v, contrastive))
+            one_step(engine, item, objective_of())
     weights = sum(p.nbytes for p in model.parameters())
-    return {"calls": calls, "chunks": len(item["chunks"]), "slots": len(contrastive.text_of_slot_S), "weights": weights}
+    return {
+        "calls": calls,
+        "chunks": len(item.chunks),
+        "slots": len(item.contrastive.text_of_slot_S),
+        "weights": weights,
+    }
 
 
 @pytest.mark.parametrize("ranks, batch", [(2, 8), (2, 16), pytest.param(4, 16, marks=pytest.mark.long)])
@@ -198,7 +215,7 @@ def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch
         assert found["chunks"] > 2
         assert found["slots"] == slots
         assert sorted(found["calls"]) == [
-            ("all_gather_single", slots * 2 * 8),  # a hash of each passage, and whether there is one
+            ("all_gather_single", slots * 3 * 8),  # of each passage: its hash, whether there is one, its query
             ("all_gather_single", slots * width * 4),  # their vectors
             ("all_reduce", found["weights"]),  # the weights' gradient
             ("reduce_scatter_single", ranks * slots * width * 4),  # the gradient of all ranks' vectors
@@ -220,9 +237,9 @@ def test_the_trainer_gives_one_curve_on_one_and_two_ranks(qwen3, data, tmp_path)
 
     builder = make_builder(qwen3, data, cache)
     for step in range(builder.plan.steps_per_epoch):
-        halves = [make_builder(qwen3, data, cache, rank=r, ranks=2)[0, step]["rows"] for r in (0, 1)]
+        halves = [make_builder(qwen3, data, cache, rank=r, ranks=2)[0, step].rows for r in (0, 1)]
         whole = builder[0, step]
-        assert halves[0] + halves[1] == whole["rows"]
-        assert whole["dataset"] != MIXED
-    state = json.loads((tmp_path / "2" / "checkpoint-8" / "trainer_state.json").read_text())
-    assert {"tokens_per_second", "real_token_share", "time_share/pass_1", "grad_norm"} <= set(state["log_history"][0])
+        assert halves[0] + halves[1] == whole.rows
+        assert whole.dataset != MIXED
+    wanted = {"tokens_per_second", "real_token_share", "time_share/pass_1", "grad_norm", "info_nce", "loss/hard"}
+    assert wanted <= set().union(*log_of(tmp_path / "2"))

@@ -8,14 +8,17 @@ import torch
 from helpers import flat_gradient, flat_weights, make_builder, make_embedder, relative
 from torch import Tensor
 
+from gritlm.data.batches import Batch
 from gritlm.data.rows import text_id
 from gritlm.models.chunks import ChunkConfig, make_chunks
 from gritlm.models.text import Text
+from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import ContrastiveBatch, Objective
+from gritlm.training.objective import Objective
 
 TEMPERATURE = 0.05
+OBJECTIVE = Objective(ObjectiveArguments(temperature=TEMPERATURE))
 
 
 def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
@@ -48,10 +51,10 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
     return total / len(rows)
 
 
-def two_pass(model, batch: dict, memory: ActivationMemory | None = None) -> Tensor:
-    contrastive = ContrastiveBatch(**batch["contrastive"])
-    objective, engine = Objective(TEMPERATURE), Engine(model)
-    return two_pass_step(engine, batch["chunks"], lambda vectors: objective(vectors, contrastive), memory=memory)
+def two_pass(model, batch: Batch, memory: ActivationMemory | None = None, engine: Engine | None = None) -> Tensor:
+    engine = engine or Engine(model)
+    terms = two_pass_step(engine, batch.chunks, lambda v: OBJECTIVE(v, batch.contrastive), memory=memory)
+    return terms["info_nce"]
 
 
 WAYS = {  # packed or padded, texts merged or not, chunks kept from pass 1: none, some, all
@@ -75,7 +78,7 @@ def test_chunked_is_unchunked(qwen3, data, tmp_path, name, chunk_tokens, way):
     start = flat_weights(model)
     for step in range(3):
         batch = builder[0, step]
-        assert (len(batch["chunks"]) > 3) == (chunk_tokens < 300) or chunk_tokens == 300
+        assert (len(batch.chunks) > 3) == (chunk_tokens < 300) or chunk_tokens == 300
         loss = two_pass(model, batch, memory)
         truth = naive_loss(reference, builder, 0, step)
         truth.backward()
@@ -98,8 +101,7 @@ def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):
     forgetful = Engine(model)
     seconds = iter(range(99))
     forgetful.wrapped = lambda **chunk: model(**chunk) * (0.0 if next(seconds) == 0 else 1.0)
-    contrastive = ContrastiveBatch(**batch["contrastive"])
-    two_pass_step(forgetful, batch["chunks"], lambda vectors: Objective(TEMPERATURE)(vectors, contrastive))
+    two_pass(model, batch, engine=forgetful)
     naive_loss(reference, builder, 0, 0).backward()
     assert relative(flat_gradient(model), flat_gradient(reference)) > 1e-3
 
@@ -119,7 +121,7 @@ def test_a_measured_graph_that_is_given_up_is_freed(qwen3, data, tmp_path, mende
     """As after an out-of-memory error, when the step is taken again and keeps less."""
     if not mended:
         monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
-    (chunk, *_) = make_builder(qwen3, data / "hard.jsonl", tmp_path)[0, 0]["chunks"]
+    (chunk, *_) = make_builder(qwen3, data / "hard.jsonl", tmp_path)[0, 0].chunks
     model, memory, states = make_embedder(qwen3), ActivationMemory("9", torch.device("cpu")), []
     model.backbone.layers[0].mlp.act_fn.register_forward_hook(lambda *call: states.append(weakref.ref(call[-1])))
     memory.begin(model)
@@ -161,12 +163,12 @@ def test_dropout(qwen3_dropout, data, tmp_path, replay, kept, packed, monkeypatc
     memory = ActivationMemory(kept, torch.device("cpu"))
     model, reference = make_embedder(qwen3_dropout).train(), make_embedder(qwen3_dropout).train()
     batch = builder[0, 0]
-    assert len(batch["chunks"]) > 3
+    assert len(batch.chunks) > 3
     torch.manual_seed(5)
     loss = two_pass(model, batch, memory)
     torch.manual_seed(5)
-    kept = torch.cat([reference(**chunk) for chunk in batch["chunks"]])
-    truth = Objective(TEMPERATURE)(kept, ContrastiveBatch(**batch["contrastive"]))
+    kept = torch.cat([reference(**chunk) for chunk in batch.chunks])
+    truth = OBJECTIVE(kept, batch.contrastive)["info_nce"]
     truth.backward()
     assert abs(loss - truth.detach()) / truth.detach() < 1e-6
     error = relative(flat_gradient(model), flat_gradient(reference))

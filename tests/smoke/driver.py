@@ -38,8 +38,8 @@ def is_due(name: str, step: int) -> bool:
 
 
 class Watched(train.EmbeddingTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, args, objective, **kwargs):
+        super().__init__(model, args, self.watched(objective), **kwargs)
         self.add_callback(AtStepEnd())
         self.calls, self.copies_kept, self.off = 0, False, 0.0
         if fault == "count":
@@ -49,9 +49,19 @@ class Watched(train.EmbeddingTrainer):
         self.calls += 1
         self.copies_kept |= torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()
 
-    def look(self, vectors, contrastive):
-        self.off = max(self.off, (vectors.detach().norm(dim=1) - 1).abs().max().item())
-        return self.watched_objective(vectors, contrastive)
+    def watched(self, objective):
+        """The objective, with the fault of this run."""
+
+        def call(vectors, contrastive):
+            step = self.state.global_step + 1
+            if is_due("oom", step):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            if fault == "count":
+                self.off = max(self.off, (vectors.detach().norm(dim=1) - 1).abs().max().item())
+            terms = objective(vectors, contrastive)
+            return {name: share * float("nan") for name, share in terms.items()} if is_due("nan", step) else terms
+
+        return call
 
     def train(self, **kwargs):
         super().train(**kwargs)
@@ -69,24 +79,10 @@ class Watched(train.EmbeddingTrainer):
     def training_step(self, model, inputs, *args):
         self.calls *= self.state.global_step > 0  # those of the steps, not of the probe before
         with open(f"{rows_file}.{self.args.process_index}", "a") as out:
-            out.write(json.dumps([inputs["dataset"], inputs["rows"]]) + "\n")
+            out.write(json.dumps([inputs.dataset, inputs.rows]) + "\n")
         if fault == "slow":
             time.sleep(0.15)
-        objective = self.objective
-        if fault == "count":
-            self.watched_objective, self.objective = objective, self.look
-        if is_due("nan", self.state.global_step + 1):
-            self.objective = lambda vectors, contrastive: objective(vectors, contrastive) * float("nan")
-        if is_due("oom", self.state.global_step + 1):
-            self.objective = out_of_memory
-        try:
-            return super().training_step(model, inputs, *args)
-        finally:
-            self.objective = objective
-
-
-def out_of_memory(vectors, contrastive):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().training_step(model, inputs, *args)
 
 
 class AtStepEnd(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Mining: the candidates of sentence-transformers, killed and gone on with, and rules that remove what they say."""
+"""mine agrees with sentence-transformers, continues after a kill, and each rule removes what it promises."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 
 @pytest.fixture(scope="module")
 def served(qwen3, tmp_path_factory):
-    """A model folder that both sides load."""
+    """A model folder that this project and sentence-transformers load."""
     contract = TextContract(query_max_len=64, passage_max_len=64)
     embedder, _ = load_model_folder(str(qwen3), contract)
     folder = tmp_path_factory.mktemp("served")
@@ -36,7 +36,7 @@ def served(qwen3, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """300 rows; some queries have several positives, some positives several queries."""
+    """300 rows. Some queries have several positives, and some positives have several queries."""
     import random
 
     rng = random.Random(0)
@@ -61,7 +61,7 @@ def flags(pairs, out, served, tmp_path, *more) -> list[str]:
 @pytest.mark.parametrize(
     "more", [{}, {"range_min": 5, "max_score": 0.9}, {"absolute_margin": 0.01, "num_negatives": 7}]
 )
-def test_it_agrees_with_sentence_transformers(pairs, served, tmp_path, more):
+def test_the_negatives_are_those_of_sentence_transformers(pairs, served, tmp_path, more):
     options = [part for name, value in more.items() for part in (f"--{name}", value)]
     main(flags(pairs, tmp_path / "out", served, tmp_path, "--output_scores", *options))
     ours = mined(tmp_path / "out")
@@ -73,9 +73,9 @@ def test_it_agrees_with_sentence_transformers(pairs, served, tmp_path, more):
     theirs = mine_hard_negatives(data, model, output_format="labeled-list", verbose=False, **prompts, **settings)
     wanted = {}
     for row in theirs:
-        for document, label in zip(row["positive"], row["labels"], strict=True):
+        for passage, label in zip(row["positive"], row["labels"], strict=True):
             if not label:
-                wanted.setdefault(row["query"], set()).add(document)
+                wanted.setdefault(row["query"], set()).add(passage)
     same = sum(set(row["neg"]) == wanted.get(row["query"][1], set()) for row in ours)
     assert same >= 0.99 * len(ours), f"{same} of {len(ours)}"
     assert sum(len(row["neg"]) for row in ours) > 300
@@ -84,20 +84,20 @@ def test_it_agrees_with_sentence_transformers(pairs, served, tmp_path, more):
         assert row["scores"]["neg"] == sorted(row["scores"]["neg"], reverse=True)
 
 
-def test_the_rules(pairs, served, tmp_path, capsys):
+def test_negatives_obey_the_rules_and_the_same_flags_continue_the_run(pairs, served, tmp_path, capsys):
     extra = tmp_path / "extra.jsonl"
     extra.write_text("".join(json.dumps(f"an extra passage, number {n}") + "\n" for n in range(40)))
     more = ["--corpus", extra, "--corpus_only", "--relative_margin", "none", "--max_score", 0.1, "--num_negatives", 4]
     more += ["--sampling_strategy", "random", "--output_scores"]
     main(flags(pairs, tmp_path / "out", served, tmp_path, *more))
-    said = capsys.readouterr().out
-    assert "scores of positives |" in said
-    assert "    max_score " in said
+    printed = capsys.readouterr().out
+    assert "scores of positives |" in printed
+    assert "    max_score " in printed
     for row in mined(tmp_path / "out"):
         assert all(text.startswith("an extra passage") for text in row["neg"])
         assert all(score <= 0.1 for score in row["scores"]["neg"])
     main(flags(pairs, tmp_path / "out", served, tmp_path, *more))
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already, skipped" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"was mined with corpus .*extra\.jsonl, now "):
         main(flags(pairs, tmp_path / "out", served, tmp_path))
     with open(extra, "a") as out:
@@ -110,14 +110,14 @@ def test_the_rules(pairs, served, tmp_path, capsys):
         main(flags(pairs.parent, pairs.parent / "mined", served, tmp_path))
 
 
-def test_killed_and_gone_on_with(pairs, served, tmp_path):
-    """kill -9 while embedding: what is embedded stays, and the result is the undisturbed one."""
+def test_a_killed_run_continues_with_the_vectors_it_has(pairs, served, tmp_path):
+    """kill -9 while embedding. The result is that of an undisturbed run."""
     served = shutil.copytree(served, tmp_path / "model")
     out = served / "mined"  # in the model's own folder
     command = [*flags(pairs, out, served, tmp_path), "--num_negatives", "5"]
     slow = (
-        "import sys, time, gritlm.mine as m, gritlm.nearest as n\n"
-        "n.STRETCH = 64\n"
+        "import sys, time, gritlm.curation.mine as m, gritlm.curation.embedding as e\n"
+        "e.FLUSH_EVERY = 64\n"
         "load = m.load_encoder\n"
         "def slowly(*a):\n"
         "    encode = load(*a)\n"
@@ -150,8 +150,8 @@ def test_killed_and_gone_on_with(pairs, served, tmp_path):
     assert mined(out) == mined(tmp_path / "whole")
 
 
-def test_rules_that_draw_and_keep(pairs, served, tmp_path):
-    """Random draws follow the seed; a row's own negatives stay and are not mined again; instructions change scores."""
+def test_flags_change_the_negatives_as_documented(pairs, served, tmp_path):
+    """The seed decides a random draw; kept negatives are not mined again; instructions change the scores."""
     few = tmp_path / "pairs.jsonl"
     rows = [json.loads(line) for line in pairs.read_text().splitlines()[:40]]
     for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
@@ -178,8 +178,8 @@ def test_rules_that_draw_and_keep(pairs, served, tmp_path):
     assert min(score for row in top for score in row["scores"]["neg"]) < 0.5, "control"
 
 
-def test_a_set_that_is_done_is_left_as_it_is(pairs, served, tmp_path, capsys):
-    """A slash more or less is the same folder; what a kill left of a set that is done goes, the other's stays."""
+def test_a_finished_data_set_is_skipped(pairs, served, tmp_path, capsys):
+    """A trailing slash names the same folder. The work folder of a finished set is removed."""
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     for name in ("nq", "nq-hard"):
@@ -190,11 +190,11 @@ def test_a_set_that_is_done_is_left_as_it_is(pairs, served, tmp_path, capsys):
     (out / ".nq").mkdir()
     capsys.readouterr()
     main(flags(data, out, served, tmp_path))
-    assert capsys.readouterr().out.count("is there already") == 1
+    assert capsys.readouterr().out.count("exists already, skipped") == 1
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
 
 
-def test_another_model_of_the_same_name_is_another(pairs, served, tmp_path):
+def test_a_changed_model_with_the_same_name_is_refused(pairs, served, tmp_path):
     model = shutil.copytree(served, tmp_path / "model")
     main(flags(pairs, tmp_path / "out", model, tmp_path))
     weights = model / "model.safetensors"
@@ -217,24 +217,22 @@ def test_vectors_that_are_not_finite_are_refused(pairs, served, tmp_path):
         embed(lambda texts: np.array([[1.0], [np.nan]]), [Text("", "a"), Text("", "b")], tmp_path / "v", "pairs corpus")
 
 
-def test_a_folder_of_other_files_is_left_alone(pairs, served, tmp_path):
+def test_files_of_other_programs_are_not_overwritten(pairs, served, tmp_path):
     out = tmp_path / "data"
     out.mkdir()
-    for file in sorted(pairs.glob("*.jsonl")) if pairs.is_dir() else [pairs]:
-        (out / file.name).write_bytes(file.read_bytes())
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-    with pytest.raises(UserError, match=r"is there, and no mine\.json of the run"):
+    (out / "pairs.jsonl").write_bytes(pairs.read_bytes())
+    with pytest.raises(UserError, match=r"pairs\.jsonl exists without the mine\.json of its run"):
         main(flags(pairs, out, served, tmp_path))
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {"pairs.jsonl": pairs.read_bytes()}
 
 
-def test_bad_flags(pairs, served, tmp_path):
+def test_a_bad_flag_gives_one_line(pairs, served, tmp_path):
     blank = tmp_path / "blank.jsonl"
     blank.write_text('"text"\n\n" "\n')
     for model, more, message in (
         ("nowhere/nothing", [], "--model nowhere/nothing: cannot be loaded"),
         (served, ["--range_min", "99", "--num_negatives", "3"], "wanted room for --num_negatives 3"),
-        (served, ["--corpus_only"], "leaves nothing to look in"),
+        (served, ["--corpus_only"], "leaves no passage to choose from"),
         ("nowhere/nothing", ["--seed", "-1"], "--seed -1: wanted 0 or more"),
         ("nowhere/nothing", ["--corpus", blank], r"blank\.jsonl:3: found an empty text"),
         (served, ["--cross_encoder", "nowhere/nothing"], "--cross_encoder nowhere/nothing: cannot be loaded"),
@@ -244,8 +242,8 @@ def test_bad_flags(pairs, served, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_cross_encoder_scores_the_candidates_again(pairs, served, qwen2, tmp_path, monkeypatch):
-    """A tiny one with random weights: its order is another than that of the vectors, and its scores are written."""
+def test_a_cross_encoder_scores_the_candidates_again(pairs, served, qwen2, tmp_path):
+    """With random weights its order differs from that of the vectors. Its scores are written."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

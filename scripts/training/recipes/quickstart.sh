@@ -1,5 +1,5 @@
-# The embedded default: a tiny Qwen3 from scratch on docstring -> code pairs of this machine's own Python.
-# Small enough for two CPU cores in under five minutes.
+# The embedded default: a tiny untrained Qwen3, and pairs of docstring and code from this machine's Python.
+# Trains on two CPU cores in less than five minutes.
 GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-256}
 TRAIN_GROUP_SIZE=${TRAIN_GROUP_SIZE:-1}
 QUERY_MAX_LEN=${QUERY_MAX_LEN:-64}

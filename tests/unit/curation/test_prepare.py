@@ -1,4 +1,4 @@
-"""Public shapes into the training format: nothing lost, nothing leaked, and bad input named."""
+"""prepare loses no row, holds out queries that do not leak into train, and names bad input."""
 
 import csv
 import gzip
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gritlm.curation.prepare import main, split_by_document, write_held_out
+from gritlm.curation.prepare import hold_out, main, write_held_out
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
 from gritlm.models.text import Text
@@ -48,7 +48,7 @@ def columns(request, tmp_path):
     return path
 
 
-def test_columns(columns, tmp_path):
+def test_every_file_format_gives_the_same_rows(columns, tmp_path):
     assert main([str(columns), str(tmp_path / "out"), "--instruction", "Answer it", "--licence", "MIT"]) == 0
     rows = rows_of(tmp_path / "out")
     assert [row["query"] for row in rows] == [["Instruct: Answer it\nQuery: ", p["question"]] for p in PAIRS]
@@ -60,7 +60,7 @@ def test_columns(columns, tmp_path):
     assert "licence: MIT" in card and "train: 6 rows" in card
 
 
-def test_triples_and_negative_columns(tmp_path):
+def test_triples_and_negative_columns_become_rows(tmp_path):
     write(tmp_path / "data.tsv", 'q1\tp1\tn1\nq2 "\tp2\tn2\nq1\tp1\tn3\nq1\tp1\tn1\n')
     main([str(tmp_path / "data.tsv"), str(tmp_path / "out"), "--no_header"])
     assert rows_of(tmp_path / "out") == [
@@ -71,7 +71,7 @@ def test_triples_and_negative_columns(tmp_path):
     write(tmp_path / "more.jsonl", json.dumps(row) + "\n" + json.dumps(row) + "\n")
     main([str(tmp_path / "more.jsonl"), str(tmp_path / "two")])
     assert rows_of(tmp_path / "two", "more") == [{"query": "q", "pos": ["p", "r"], "neg": ["n1"]}]
-    assert "1 repeated rows (0 more" in (tmp_path / "two" / "README.md").read_text()
+    assert "left out: 1 repeated rows;" in (tmp_path / "two" / "README.md").read_text()
 
 
 def beir(folder):
@@ -79,17 +79,17 @@ def beir(folder):
     write(
         folder / "queries.jsonl", "".join(json.dumps({"_id": f"q{n}", "text": f"query {n}"}) + "\n" for n in range(3))
     )
-    documents = [{"_id": f"d{n}", "title": "T" * (n % 2), "text": f"document {n}"} for n in range(4)]
-    write(folder / "corpus.jsonl", "".join(json.dumps(document) + "\n" for document in documents))
+    passages = [{"_id": f"d{n}", "title": "T" * (n % 2), "text": f"passage {n}"} for n in range(4)]
+    write(folder / "corpus.jsonl", "".join(json.dumps(passage) + "\n" for passage in passages))
     write(folder / "qrels" / "train.tsv", "query-id\tcorpus-id\tscore\nq0\td1\t1\nq0\td2\t1\nq1\td3\t0\nq2\td0\t2\n")
     return folder
 
 
-def test_beir(tmp_path):
+def test_the_positives_of_a_beir_query_are_its_relevant_passages(tmp_path):
     main([str(beir(tmp_path / "set")), str(tmp_path / "out")])
     assert rows_of(tmp_path / "out", "set") == [
-        {"query": "query 0", "pos": ["T document 1", "document 2"], "neg": []},
-        {"query": "query 2", "pos": ["document 0"], "neg": []},
+        {"query": "query 0", "pos": ["T passage 1", "passage 2"], "neg": []},
+        {"query": "query 2", "pos": ["passage 0"], "neg": []},
     ]
     with pytest.raises(UserError, match="found the splits train"):
         main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "test"])
@@ -120,7 +120,7 @@ def test_bad_lines_of_a_beir_folder_can_be_skipped(tmp_path, name, line, found):
         main([str(folder), str(tmp_path / "other"), "--skip_bad"])
 
 
-def test_a_folder_is_named_by_what_it_is_called(tmp_path, monkeypatch):
+def test_the_default_name_is_the_name_of_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(beir(tmp_path / "set"))
     main([".", str(tmp_path / "out")])
     assert len(rows_of(tmp_path / "out", "set")) == 2
@@ -129,8 +129,8 @@ def test_a_folder_is_named_by_what_it_is_called(tmp_path, monkeypatch):
             main([".", str(tmp_path / "other"), flag, value])
 
 
-def test_nothing_held_out_stands_in_train(tmp_path):
-    """Rows that share documents, in chains too, and negatives that are others' positives."""
+def test_no_held_out_text_is_in_train(tmp_path):
+    """Rows share passages, also through other rows, and negatives are positives of other rows."""
     rng = random.Random(0)
     rows = []
     for n in range(400):
@@ -142,17 +142,17 @@ def test_nothing_held_out_stands_in_train(tmp_path):
     texts = {row["_id"]: row["text"] for row in map(json.loads, (held / "corpus.jsonl").read_text().splitlines())}
     queries = {row["text"] for row in map(json.loads, (held / "queries.jsonl").read_text().splitlines())}
     pairs = [line.split("\t") for line in (held / "qrels" / "test.tsv").read_text().splitlines()[1:]]
-    relevant = {texts[document] for _, document, _ in pairs}
+    relevant = {texts[passage] for _, passage, _ in pairs}
     assert 40 <= len({query for query, _, _ in pairs}) <= 60
-    assert not relevant & {text for row in train for side in ("pos", "neg") for text in row[side]}
+    assert not relevant & {text for row in train for name in ("pos", "neg") for text in row[name]}
     assert not queries & {row["query"] for row in train}
-    assert len(train) + len({query for query, _, _ in pairs}) >= 390  # less the rows that stand twice
-    order = random.Random(1).sample(rows, len(rows))  # control: a split by row, not by document
+    assert len(train) + len({query for query, _, _ in pairs}) >= 390  # less the repeated rows
+    order = random.Random(1).sample(rows, len(rows))  # control: a split by row
     careless = {text for row in order[:60] for text in row["positive"]}
     assert careless & {text for row in order[60:] for text in row["positive"]}
 
 
-def test_a_held_out_query_of_several_rows_is_one_query(tmp_path):
+def test_a_held_out_query_with_several_rows_is_written_once(tmp_path):
     rows = [{"query": "q", "pos": [f"p{n}", "p0"], "neg": ["p0", "n"]} for n in range(3)]
     write_held_out(tmp_path, rows)
     assert (tmp_path / "queries.jsonl").read_text() == '{"_id": "q0", "text": "q"}\n'
@@ -160,28 +160,26 @@ def test_a_held_out_query_of_several_rows_is_one_query(tmp_path):
     assert lines[1:] == [f"q0\td{n}\t1" for n in (0, 2, 3)]  # d1 is the negative
 
 
-def test_a_held_out_query_is_no_negative_either(tmp_path):
+def test_a_held_out_query_or_positive_is_removed_from_the_negatives_of_train(tmp_path):
     rows = [{"query": "q", "pos": ["p"], "neg": []}, {"query": "other", "pos": ["r"], "neg": ["q", "p", "s"]}]
-    drawn = [split_by_document(rows, 1, seed) for seed in range(9)]
-    (train, _, left_out), *_ = [found for found in drawn if found[1] == rows[:1]]
-    assert train == [{"query": "other", "pos": ["r"], "neg": ["s"]}] and left_out == 2
+    drawn = [hold_out(rows, 1, seed) for seed in range(9)]
+    (train, _, removed), *_ = [found for found in drawn if found[1] == rows[:1]]
+    assert train == [{"query": "other", "pos": ["r"], "neg": ["s"]}] and removed == 2
 
 
-def test_what_cannot_be_held_out_is_said(tmp_path):
-    write(tmp_path / "data.jsonl", "".join(json.dumps({"query": f"q{n}", "positive": "p"}) + "\n" for n in range(9)))
-    for wanted, message in ((3, "found no rows apart from the others"), (0, "")):
-        command = [str(tmp_path / "data.jsonl"), str(tmp_path / "out"), "--held_out", str(wanted)]
-        if message:
-            with pytest.raises(UserError, match=message):
-                main(command)
-        else:
-            assert main(command) == 0, "control"
-    write(tmp_path / "one.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
+def test_data_that_cannot_be_split_is_refused(tmp_path):
+    path = write(
+        tmp_path / "data.jsonl", "".join(json.dumps({"query": f"q{n}", "positive": "p"}) + "\n" for n in range(9))
+    )
+    with pytest.raises(UserError, match="found no row that shares no query and no positive with others"):
+        main([str(path), str(tmp_path / "out"), "--held_out", "3"])
+    assert main([str(path), str(tmp_path / "out")]) == 0, "control"
+    path = write(tmp_path / "one.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
     with pytest.raises(UserError, match="no row left to train on"):
-        main([str(tmp_path / "one.jsonl"), str(tmp_path / "two"), "--held_out", "1"])
+        main([str(path), str(tmp_path / "two"), "--held_out", "1"])
 
 
-def test_flags_of_other_kinds_of_input(tmp_path):
+def test_a_flag_for_another_kind_of_input_is_refused(tmp_path):
     path = write(tmp_path / "data.jsonl", json.dumps({"query": "q", "positive": "p"}) + "\n")
     folder = beir(tmp_path / "set")
     for source, flags in (
@@ -198,7 +196,7 @@ def test_flags_of_other_kinds_of_input(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.tsv.gz"])
-def test_a_line_that_is_not_utf8_is_named_and_can_be_skipped(tmp_path, name):
+def test_a_line_that_is_not_utf8_is_refused_or_skipped(tmp_path, name):
     comma = "," if "csv" in name else "\t"
     lines = [f"query{comma}positive", f"q{comma}p", f"caf\xe9{comma}p2", *(f"q{n}{comma}p{n}" for n in range(3, 999))]
     content = "\n".join(lines).encode("latin-1") + b"\n"
@@ -209,7 +207,7 @@ def test_a_line_that_is_not_utf8_is_named_and_can_be_skipped(tmp_path, name):
     assert len(rows_of(tmp_path / "out")) == 997
 
 
-def test_a_key_that_stands_twice_loses_nothing_in_silence(tmp_path):
+def test_a_repeated_column_or_id_is_refused_or_skipped(tmp_path):
     path = write(tmp_path / "data.csv", "query,positive,positive\nq,p,r\n")
     with pytest.raises(UserError, match=r"data\.csv:1: found the column 'positive' twice"):
         main([str(path), str(tmp_path / "out")])
@@ -219,20 +217,20 @@ def test_a_key_that_stands_twice_loses_nothing_in_silence(tmp_path):
     with pytest.raises(UserError, match=r"corpus\.jsonl:5: found the _id 'd0' a second time"):
         main([str(folder), str(tmp_path / "out")])
     main([str(folder), str(tmp_path / "out"), "--skip_bad"])
-    assert rows_of(tmp_path / "out", "set")[1]["pos"] == ["document 0"]
+    assert rows_of(tmp_path / "out", "set")[1]["pos"] == ["passage 0"]
 
 
-def test_negatives_that_are_left_out_are_counted(tmp_path):
+def test_dropped_negatives_are_counted(tmp_path):
     row = {"query": "q", "positive": "p", "negatives": ["n", "n ", "p", "p", "m"]}
     path = write(tmp_path / "data.jsonl", json.dumps(row) + "\n")
     main([str(path), str(tmp_path / "out")])
     (made,) = rows_of(tmp_path / "out")
     assert made["neg"] == ["n ", "m"]
-    said = (tmp_path / "out" / "README.md").read_text()
-    assert "2 negatives that repeat a positive of their row and 1 that repeat one another" in said
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "2 negatives that repeat a positive of their row; 1 repeated negatives;" in card
 
 
-def test_a_folder_beside_the_new_one_is_left_alone(tmp_path):
+def test_a_folder_with_a_similar_name_is_left_alone(tmp_path):
     path = write(tmp_path / "data.csv", "query,positive\nq,p\n")
     (tmp_path / "out.part").mkdir()
     main([str(path), str(tmp_path / "out")])
@@ -245,13 +243,13 @@ BAD = {
     "too many columns": ("query,positive\nq,p,x\n", "data.csv:2: found 3 columns, wanted 2"),
     "no row": ("query,positive\n", "data.csv: found no row"),
     "open quote": ('query,positive\nq,"p\n', "data.csv:2: found unexpected end of data, wanted comma-separated"),
-    "text behind a quote": ('query,positive\nq,"p"x\n', "data.csv:2: found ',' expected after"),
+    "text after a quote": ('query,positive\nq,"p"x\n', "data.csv:2: found ',' expected after"),
     "a row over lines": ('query,positive\nq,"p\np"\nq,"a\nb",x\n', "data.csv:4: found 3 columns, wanted 2"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(tmp_path, name):
+def test_the_error_names_the_place_in_bad_input(tmp_path, name):
     content, message = BAD[name]
     path = write(tmp_path / "data.csv", content)
     with pytest.raises(UserError) as error:
@@ -260,15 +258,15 @@ def test_bad_input_is_named(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_rows_can_be_skipped_and_are_listed(tmp_path):
+def test_skipped_rows_are_listed(tmp_path):
     path = write(tmp_path / "data.csv", "query,positive\nq,p\nr,\n")
     main([str(path), str(tmp_path / "out"), "--skip_bad"])
     assert len(rows_of(tmp_path / "out")) == 1
     assert "data.csv:3: pos[0]: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"query,positive\nq,p\n" * 99)[:40]])
-def test_a_damaged_gzip_is_one_line(tmp_path, content):
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"query,positive\nq,p\n" * 99)[:40]], ids=["no gzip", "cut off"])
+def test_a_damaged_gzip_file_is_refused(tmp_path, content):
     (tmp_path / "data.csv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"data\.csv\.gz:\d+: found "):
         main([str(tmp_path / "data.csv.gz"), str(tmp_path / "out")])
@@ -277,7 +275,7 @@ def test_a_damaged_gzip_is_one_line(tmp_path, content):
 @pytest.mark.parametrize(
     ("name", "line"), [("data.jsonl", '{"query": "q2", "pos'), ("data.jsonl", "7"), ("data.tsv", "q2\tp2\tn2\tmore")]
 )
-def test_lines_that_are_no_row_can_be_skipped_too(tmp_path, name, line):
+def test_lines_that_are_not_rows_can_be_skipped(tmp_path, name, line):
     good = ["query\tpositive\tnegative", "q\tp\tn", "q3\tp3\tn3"]
     if name.endswith("jsonl"):
         good = ["", '{"query": "q", "pos": ["p"]}', '{"query": "q3", "pos": ["p3"]}']
@@ -289,24 +287,29 @@ def test_lines_that_are_no_row_can_be_skipped_too(tmp_path, name, line):
     assert f"{name}:{2 if name.endswith('jsonl') else 3}: " in (tmp_path / "out" / "skipped.txt").read_text()
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+def test_a_hub_that_cannot_be_reached_gives_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="hub:nobody/nothing: cannot be read: ") as error:
         main(["hub:nobody/nothing", str(tmp_path / "out")])
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_data_set(tmp_path):
-    """A folder stands in for a hub's repository; the library reads both alike."""
+def test_a_hub_data_set_is_read_like_a_file(tmp_path):
+    """The library reads a local folder as it reads a repository of the hub."""
     (tmp_path / "repo").mkdir()
     write(tmp_path / "repo" / "train.jsonl", "".join(json.dumps(pair) + "\n" for pair in PAIRS))
     main([f"hub:{tmp_path / 'repo'}", str(tmp_path / "out")])
     assert len(rows_of(tmp_path / "out", "repo")) == 6
 
 
-def test_real_sets(shared_data, tmp_path):
-    main([str(shared_data / "beir" / "scifact"), str(tmp_path / "out"), "--held_out", "100"])
-    train = rows_of(tmp_path / "out", "scifact")
-    assert len(train) + 100 >= 800
+def test_every_query_of_scifact_is_either_trained_or_held_out(shared_data, tmp_path):
+    source = shared_data / "beir" / "scifact"
+    main([str(source), str(tmp_path / "out"), "--held_out", "100"])
     (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
-    assert len(records) == len(train)
+    train = {records[i].query.text for i in range(len(records))}
+    lines = (tmp_path / "out" / "held_out" / "queries.jsonl").read_text().splitlines()
+    held_out = {json.loads(line)["text"] for line in lines}
+    texts = {row["_id"]: row["text"] for row in map(json.loads, (source / "queries.jsonl").read_text().splitlines())}
+    qrels = [line.split("\t") for line in (source / "qrels" / "train.tsv").read_text().splitlines()[1:]]
+    assert train | held_out == {texts[query] for query, _, score in qrels if float(score) > 0}
+    assert not train & held_out and 90 <= len(held_out) <= 100

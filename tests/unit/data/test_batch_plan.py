@@ -1,4 +1,4 @@
-"""Which rows form a batch is a pure function of (seed, epoch, step), and nothing is lost silently."""
+"""The plan is a pure function of (seed, epoch, step), no batch repeats a text, and unused rows are reported."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ def batches(plan: Plan, epoch: int):
     return [plan.batch(epoch, step) for step in range(plan.steps_per_epoch)]
 
 
-def test_a_batch_is_of_one_set_and_no_row_comes_twice():
+def test_a_batch_has_rows_of_one_data_set_and_an_epoch_uses_no_row_twice():
     p = plan()
     for epoch in range(3):
         seen = Counter()
@@ -36,20 +36,20 @@ def test_a_batch_is_of_one_set_and_no_row_comes_twice():
         assert sum(SIZES) - len(seen) == 4
 
 
-def test_pure():
+def test_the_same_seed_epoch_and_step_give_the_same_batch():
     assert batches(plan(), 1) == batches(plan(), 1)
     assert plan().batch(2, 5) == batches(plan(), 2)[5]
     assert batches(plan(), 1) != batches(plan(), 2)
     assert batches(plan(seed=1), 1) != batches(plan(), 1)
 
 
-def test_every_row_comes_in_some_epoch():
+def test_every_row_is_used_in_some_epoch():
     p = plan()
     seen = {row for epoch in range(12) for batch in batches(p, epoch) for row in batch.rows}
     assert len(seen) == sum(SIZES)
 
 
-def test_the_draw_is_pure_and_without_repeats():
+def test_the_draw_is_a_pure_function_and_takes_no_negative_twice():
     p = plan()
     assert p.draw(1, 2, 0, 7, 3, 10, 4) == plan().draw(1, 2, 0, 7, 3, 10, 4)
     draws = [p.draw(epoch, 2, 0, row, 3, 10, 4) for epoch in range(5) for row in range(40)]
@@ -60,22 +60,24 @@ def test_the_draw_is_pure_and_without_repeats():
     assert p.draw(0, 0, 0, 0, 1, 0, 4)[1] == []
 
 
-def test_the_cap_is_one_draw_for_all_epochs():
+def test_max_per_dataset_uses_the_same_rows_in_every_epoch():
     p = plan(max_per_dataset=32)
     rows = [{row for batch in batches(p, epoch) for row in batch.rows if row[0] == 0} for epoch in range(4)]
     assert all(len(r) == 32 for r in rows)
     assert rows[0] == rows[1] == rows[3]
+    other = plan(seed=1, max_per_dataset=32)
+    assert rows[0] != {row for batch in batches(other, 0) for row in batch.rows if row[0] == 0}, "control"
 
 
-def test_too_little_data():
+def test_fewer_rows_than_one_batch_are_refused():
     with pytest.raises(UserError, match="larger than the data: found 180 rows"):
         plan(batch=181)
 
 
-def test_it_says_how_many_negatives_a_query_sees():
+def test_the_summary_counts_the_negatives_of_a_query_and_the_unused_rows():
     text = plan().describe(ranks=4, group_size=3)
     assert "47 negatives: 2 hard, 9 in-batch, 36 from other ranks" in text
-    assert "1 mixed batches, 4 rows left out of this epoch" in text
+    assert "1 mixed batches, 4 rows not used in this epoch" in text
 
 
 # ---- data-set weights
@@ -85,10 +87,10 @@ def taken(p: Plan, epoch: int) -> Counter:
     return Counter(NAMES[d] for batch in batches(p, epoch) for d, _ in batch.rows)
 
 
-def test_num_samples():
+def test_num_samples_sets_the_rows_of_a_data_set_per_epoch():
     p = plan(num_samples={"a": 32, "c": 48})
-    assert p.used == [32, 57, 48]
-    assert taken(p, 0) == {"a": 32, "b": 48, "c": 48}  # the 9 rows of b that are left fill no batch
+    assert p.epoch_sizes == [32, 57, 48]
+    assert taken(p, 0) == {"a": 32, "b": 48, "c": 48}  # the 9 rows left of b do not fill a batch
     rows = Counter(row for batch in batches(p, 0) for d, row in batch.rows if d == 2)
     assert len(rows) == 20
     assert set(rows.values()) == {2, 3}, "every row twice before any comes a third time"
@@ -96,10 +98,10 @@ def test_num_samples():
         plan(num_samples={"d": 3})
     with pytest.raises(UserError, match="is larger than the data: found 0 rows"):
         plan(num_samples={"a": 0, "b": 0, "c": 0}, temperature=2.0)
-    assert "rows 20, 48 taken an epoch (2.40 times each)" in p.describe(1, 3)
+    assert "c: 20 rows, 48 taken per epoch (2.40 times each), 3 batches, 0 rows left over" in p.describe(1, 3)
 
 
-def test_the_file_of_num_samples(tmp_path):
+def test_a_bad_file_of_num_samples_is_refused(tmp_path):
     path = tmp_path / "n.json"
     for text, message in (("[1]", "found list"), ("{", "no JSON"), ('{"a": "many"}', "a: found 'many'")):
         path.write_text(text)
@@ -111,86 +113,76 @@ def test_the_file_of_num_samples(tmp_path):
         read_num_samples(str(tmp_path / "absent"))
 
 
-def test_temperature_sampling():
-    assert plan(temperature=1.0).used == SIZES
+def test_temperature_samples_data_sets_by_a_power_of_their_size():
+    assert plan(temperature=1.0).epoch_sizes == SIZES
     p = plan(temperature=2.0)
     roots = np.sqrt(SIZES)
-    assert p.used == [int(180 * root / roots.sum()) for root in roots]
-    assert all(59 <= used <= 60 for used in plan(temperature=1e9).used)
+    assert p.epoch_sizes == [int(180 * root / roots.sum()) for root in roots]
+    assert all(59 <= rows <= 60 for rows in plan(temperature=1e9).epoch_sizes)
 
 
-# ---- no document twice in a batch
+# ---- no text twice in a batch
 
 
-def documents(*sets: list[list[int]]) -> RowTexts:
+def row_texts(*sets: list[list[int]]) -> RowTexts:
     rows = [row for rows in sets for row in rows]
-    return RowTexts(np.cumsum([0, *map(len, rows)]), np.array([i for row in rows for i in row]))
+    return RowTexts(np.cumsum([0, *map(len, rows)]), np.array([text for row in rows for text in row]))
 
 
-def doubled(p: Plan, docs: RowTexts, epoch: int) -> int:
-    """Batches in which some document stands twice."""
+def batches_with_repeats(p: Plan, texts: RowTexts, epoch: int) -> int:
+    """The number of batches in which a text appears twice, counted without the plan's own code."""
     count = 0
     for batch in batches(p, epoch):
-        rows = [p.first_row[d] + row for d, row in batch.rows]
-        ids = [i for r in rows for i in docs.ids[docs.starts[r] : docs.starts[r + 1]]]
+        ids = [text for row in texts.of(p.first_row[d] + row for d, row in batch.rows) for text in row]
         count += len(ids) != len(set(ids))
     return count
 
 
-def test_no_document_twice_in_a_batch():
-    """Passages with several queries each, as in SQuAD, and some that stand in two data sets."""
+def test_no_batch_repeats_a_text():
+    """Passages with several queries each, as in SQuAD, some of them in two data sets."""
     sets = [[[1000 + i, i // 4, 500 + i % 30] for i in range(103)], [[2000 + i, i // 3] for i in range(57)]]
-    docs = documents(*sets, [[3000 + i, i] for i in range(20)])
-    p, careless = plan(documents=docs), plan()
+    texts = row_texts(*sets, [[3000 + i, i] for i in range(20)])
+    p, careless = plan(row_texts=texts), plan()
     for epoch in range(4):
-        assert doubled(p, docs, epoch) == 0
-        assert doubled(careless, docs, epoch) > 0, "control"
+        assert batches_with_repeats(p, texts, epoch) == 0
+        assert batches_with_repeats(careless, texts, epoch) > 0, "control"
         assert len(batches(p, epoch)) == p.steps_per_epoch == careless.steps_per_epoch
-        again = Counter(row for batch in batches(p, epoch) for row in batch.rows)
-        assert sum(again.values()) - len(again) < 10, "few rows stand in for those that repeat"
-    assert p.repeating(0) == 0
+        uses = Counter(row for batch in batches(p, epoch) for row in batch.rows)
+        assert uses.total() - len(uses) < 10, "few rows are used twice"
+    assert p.batches_with_repeats(0) == 0
 
 
-def test_rows_that_have_had_their_turn_stand_in():
-    """One passage in 40 of 64 rows cannot stand in more than one row of each of the 4 batches."""
-    docs = documents([[1000 + i, 7 if i < 40 else i] for i in range(64)])
-    p = Plan(["a"], [64], 16, seed=0, documents=docs)
+def test_rows_are_used_again_where_the_others_would_repeat_a_text():
+    """A passage of 40 of the 64 rows can be in only one row of each of the 4 batches."""
+    texts = row_texts([[1000 + i, 7 if i < 40 else i] for i in range(64)])
+    p = Plan(["a"], [64], 16, seed=0, row_texts=texts)
     for epoch in range(3):
-        assert doubled(p, docs, epoch) == 0
+        assert batches_with_repeats(p, texts, epoch) == 0
         assert all(len(set(batch.rows)) == 16 for batch in batches(p, epoch))
 
 
-@pytest.mark.parametrize("share", ["zipf", "labels"])
-def test_of_documents_with_many_rows_as_many_come_as_there_are_batches(share):
-    """200 positives, a few of them in a great part of 4,000 rows: each can come once in each of the 250 batches."""
+@pytest.mark.parametrize("kind", ["zipf", "labels"])
+def test_a_frequent_positive_is_in_nearly_every_batch(kind):
+    """A few of 200 positives belong to a large part of 4,000 rows. Each can be once in each of the 250 batches."""
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, 201)
     positive = rng.choice(200, 4000, p=weights / weights.sum())
-    if share == "labels":
+    if kind == "labels":
         positive = np.where(rng.random(4000) < 0.9, rng.integers(0, 10, 4000), rng.integers(10, 200, 4000))
-    docs = documents([[10_000 + row, p] for row, p in enumerate(positive)])
-    p = Plan(["a"], [4000], 16, seed=0, documents=docs)
+    texts = row_texts([[10_000 + row, p] for row, p in enumerate(positive)])
+    p = Plan(["a"], [4000], 16, seed=0, row_texts=texts)
     for epoch in range(2):
-        assert doubled(p, docs, epoch) == 0
+        assert batches_with_repeats(p, texts, epoch) == 0
         seen = {row for batch in batches(p, epoch) for row in batch.rows}
         possible = np.minimum(np.bincount(positive), p.steps_per_epoch).sum()
         assert 0.99 * possible < len(seen) <= possible < 4000
-    seen = {row for batch in batches(p, 0) for row in batch.rows}
-    assert f"0 mixed batches, {4000 - len(seen)} rows left out of this epoch" in p.describe(1, 2)
-    again = sum(Counter(row for batch in batches(p, 0) for row in batch.rows).values()) - len(seen)
-    assert f"{again} places are filled by rows that have had their turn" in p.describe(1, 2)
+    uses = Counter(row for batch in batches(p, 0) for row in batch.rows)
+    assert f"0 mixed batches, {4000 - len(uses)} rows not used in this epoch" in p.describe(1, 2)
+    assert f"{uses.total() - len(uses)} places are filled with rows used before" in p.describe(1, 2)
 
 
-def test_too_few_documents_are_said():
-    docs = documents([[1000 + i, i % 5] for i in range(64)])  # a classification set: five labels
-    p = Plan(["a"], [64], 16, seed=0, documents=docs)
+def test_batches_that_must_repeat_a_text_are_reported():
+    texts = row_texts([[1000 + i, i % 5] for i in range(64)])  # a classification set with five labels
+    p = Plan(["a"], [64], 16, seed=0, row_texts=texts)
     assert len({row for batch in batches(p, 0) for row in batch.rows}) == 64
     assert "4 batches hold a query or a positive twice" in p.describe(1, 2)
-
-
-def test_first_seen():
-    docs = documents([[1, 2], [3], [2, 4], [3, 5], [6]])
-    assert docs.rows_without_repeats(np.arange(5)).tolist() == [True, True, False, False, True]
-    assert docs.rows_without_repeats(np.array([3, 1])).tolist() == [True, False]
-    joined = RowTexts.concatenate([documents([[1], [2, 3]]), documents([[4, 5]])])
-    assert joined.starts.tolist() == [0, 1, 3, 5] and joined.ids.tolist() == [1, 2, 3, 4, 5]

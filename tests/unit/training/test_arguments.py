@@ -1,15 +1,24 @@
-"""Flags: wrong ones end in one line, and the README's table is the one the code makes."""
+"""Flags: wrong ones end in one line, and the tables in the documentation are those that the code makes."""
 
+import dataclasses
+import json
 import re
 from contextlib import nullcontext
 
 import pytest
+import transformers
 from helpers import ROOT, run, write_jsonl
+from transformers import TrainingArguments
 
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
-from gritlm.training.arguments import check_json, flag_table, parse
+from gritlm.training import arguments
+from gritlm.training.arguments import FREE_OF_HUGGING_FACE, ObjectiveArguments, fixed_flags, flag, flag_table
+from gritlm.training.flag_checks import check_json, parse
+from gritlm.training.old_flags import OLD_FLAGS, old_flag_table
 from gritlm.training.setup import make_plan
+
+PINNED = re.search(r"^transformers==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
 
 
 @pytest.fixture
@@ -30,10 +39,11 @@ def as_list(flags: dict) -> list[str]:
 
 def test_the_recipe_is_the_default(flags):
     del flags["global_batch_size"]
-    model, data, training = parse(as_list(flags))
+    run = parse(as_list(flags))
+    model, data, training = run.model, run.data, run.training
     assert (model.attn, model.pooling_method, model.normalized) == ("bb", "mean", True)
     assert (data.train_group_size, data.query_max_len, data.passage_max_len) == (4, 512, 512)
-    assert (training.global_batch_size, training.temperature) == (2048, 0.02)
+    assert (training.global_batch_size, run.objective.temperature) == (2048, 0.02)
     assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (2e-5, 0.05, 0.03)
     assert (training.lr_scheduler_type, training.num_train_epochs, training.optim) == ("cosine", 1, "adamw_torch_fused")
 
@@ -41,8 +51,7 @@ def test_the_recipe_is_the_default(flags):
 def test_the_scripts_recipe_is_the_same(flags):
     """The variables of train_embonly.sh repeat the defaults for the reader; they must not drift."""
     script = (ROOT / "scripts/training/train_embonly.sh").read_text()
-    groups = parse(as_list({k: v for k, v in flags.items() if k != "global_batch_size"}))
-    values = {name: value for group in groups for name, value in vars(group).items()}
+    values = parse(as_list({k: v for k, v in flags.items() if k != "global_batch_size"})).flags()
     shown = re.findall(r"^([A-Z_]+)=\$\{\1:-([-\d.e]+)\}", script, re.MULTILINE)
     recipe = {name.lower(): value for name, value in shown if name.lower() in values}
     assert len(recipe) == 8
@@ -65,9 +74,10 @@ WRONG = {
     "no such engine file": ({"deepspeed": "absent.json"}, "--deepspeed absent.json: No such file"),
     "fsdp on a CPU": ({"fsdp": "full_shard"}, "--fsdp: found no GPUs under torchrun"),
     "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
-    "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring passes other"),
+    "both sides constant": ({"emb_q_only": True, "emb_p_only": True}, "--emb_q_only and --emb_p_only: choose one"),
+    "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring sends other"),
     "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
-    "data skip": ({"ignore_data_skip": True}, "--ignore_data_skip: not supported, a run could not go on"),
+    "data skip": ({"ignore_data_skip": True}, "--ignore_data_skip: not supported, a resumed run"),
     "other seed": ({"data_seed": 1}, "--data_seed: not supported"),
     "half a batch": ({"dataloader_drop_last": True}, "--dataloader_drop_last: not supported"),
     "other loss": ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor: not supported"),
@@ -127,8 +137,7 @@ def test_a_rank_of_one_query_needs_others_or_hard_negatives(flags, tmp_path, neg
     (records,) = load_records(tmp_path / "pairs.jsonl", tmp_path / "cache")
 
     def plan(ranks: int, **more):
-        _, data, training = parse(as_list(flags | {"global_batch_size": 8} | more))
-        return make_plan(data, training, [records], ranks)
+        return make_plan(parse(as_list(flags | {"global_batch_size": 8} | more)), [records], ranks)
 
     alone = {"negatives_cross_device": False}
     for more in (alone | {"train_group_size": 1}, alone):
@@ -138,17 +147,86 @@ def test_a_rank_of_one_query_needs_others_or_hard_negatives(flags, tmp_path, neg
     plan(8, train_group_size=1)
 
 
+UNKNOWN = {
+    "a typing error": (["--temprature", "0.5"], "--temprature: no such flag; the nearest is --temperature"),
+    "dashes": (["--train-group-sise=4"], "--train-group-sise: no such flag; the nearest is --train_group_size"),
+    "an abbreviation": (["--temp", "0.5"], "--temp: no such flag; the nearest is --temperature"),
+    "a flag of the original": (["--gc_chunk_size", "8"], "--gc_chunk_size: no such flag here; use --chunk_tokens"),
+    "one that said embedding": (["--mode", "embedding"], "--mode: no such flag here; leave it out"),
+    "one that transformers dropped": (["--logging_dir", "x"], "--logging_dir: no such flag here; set the environment"),
+    "a stray value": (["--seed", "1", "2"], "found '2' where no value is wanted"),
+    "no value": (["--temperature"], "argument --temperature: expected one argument"),
+    "a wrong choice": (["--attn", "xx"], "argument --attn: invalid choice: 'xx'"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_flag_is_one_line(flags, name):
+    words, message = UNKNOWN[name]
+    with pytest.raises(UserError) as error:
+        parse(as_list(flags) + words)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
 def test_on_the_command_line_it_is_one_line_and_code_2(flags):
-    done = run("-m", "gritlm", "train", *as_list(flags | {"temperature": 0}))
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == "gritlm: error: --temperature: found 0.0, wanted a number above 0"
-    assert "Traceback" not in done.stderr
-    assert run("-m", "gritlm", "train", *as_list(flags), "--no_such_flag", "1").returncode == 2
+    for words, message in (
+        (["--temperature", "0"], "--temperature: found 0.0"),
+        (["--no_such_flag"], "--no_such_flag: "),
+    ):
+        done = run("-m", "gritlm", "train", *as_list(flags), *words)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"gritlm: error: {message}")
+        assert done.stderr.count("\n") == 1
 
 
-def test_the_readmes_flag_table_is_up_to_date():
-    readme = (ROOT / "README.md").read_text()
-    assert flag_table() in readme, "regenerate: python -c 'from gritlm.arguments import *; print(flag_table())'"
+@pytest.mark.skipif(transformers.__version__ != PINNED, reason="an older transformers still has some of these flags")
+def test_an_old_flag_is_no_flag_here(flags):
+    assert not OLD_FLAGS.keys() & parse(as_list(flags)).flags().keys()
+
+
+# ---- what a resumed run may change
+
+
+def test_a_flag_is_fixed_unless_its_declaration_says_otherwise():
+    fixed = fixed_flags()
+    ours = {"temperature", "same_tower", "pooling_method", "train_group_size", "global_batch_size", "seed", "optim"}
+    assert ours <= fixed.keys()
+    free = {"chunk_tokens", "activation_memory", "data_cache", "logging_steps", "output_dir", "negatives_ring"}
+    assert not free & fixed.keys()
+
+    @dataclasses.dataclass
+    class Forgetful(ObjectiveArguments):
+        new_loss_weight: float = flag(0.0, "Declared without a word on resume.")
+        new_log_style: str = flag("", "Declared free.", changes_learning=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, "GROUPS", (Forgetful,))
+        assert "new_loss_weight" in fixed_flags() and "new_log_style" not in fixed_flags()
+
+
+@pytest.mark.skipif(transformers.__version__ != PINNED, reason="an older transformers lacks some of these flags")
+def test_the_free_flags_of_hugging_face_exist():
+    assert {f.name for f in dataclasses.fields(TrainingArguments)} >= FREE_OF_HUGGING_FACE
+
+
+def test_a_flag_that_is_not_given_has_its_default(flags):
+    """So a run.json of an older version, which lacks a newer flag, can be compared."""
+    values = json.loads(json.dumps(parse(as_list({**flags, "global_batch_size": 2048})).flags(), default=str))
+    given = flags.keys() - {"global_batch_size"}
+    defaults = json.loads(json.dumps(fixed_flags(), default=str))
+    assert {name: values[name] for name in defaults.keys() - given} == {n: defaults[n] for n in defaults.keys() - given}
+
+
+# ---- documents
+
+
+def test_the_flag_tables_are_up_to_date():
+    text = (ROOT / "docs/training.md").read_text()
+    for table in (flag_table(), old_flag_table()):
+        assert table in text, (
+            "regenerate: flag_table() of training/arguments.py, old_flag_table() of training/old_flags.py"
+        )
 
 
 def test_the_readmes_picture_says_what_benchmarks_say():

@@ -1,13 +1,20 @@
 """Checkpoints come and go whole: what is cut off half-way is never seen under a checkpoint's name."""
 
-from types import SimpleNamespace
+import json
 
 import pytest
 
-from gritlm.errors import UserError
+from gritlm import __version__
 from gritlm.training import checkpoints
-from gritlm.training.checkpoints import MANIFEST, STAGING_FOLDER, find_damage, publish_checkpoint, rotate_checkpoints
-from gritlm.training.run_folder import RUN_FILE, find_checkpoint, write_run_file
+from gritlm.training.checkpoints import (
+    FORMAT,
+    MANIFEST,
+    STAGING_FOLDER,
+    find_damage,
+    publish_checkpoint,
+    rotate_checkpoints,
+    why_not_resumable,
+)
 
 
 def save(run, step: int) -> None:
@@ -51,25 +58,6 @@ def test_cut_off_while_one_is_removed(tmp_path, what, monkeypatch):
     assert "is missing" in find_damage(tmp_path / STAGING_FOLDER / "old-checkpoint-2"), "control: it was cut off"
 
 
-@pytest.mark.parametrize("text", ["", '{"finished": fal'])
-def test_a_damaged_run_file_is_one_error(tmp_path, text):
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
-    write_run_file(tmp_path, {"seed": 1}, finished=False)
-    assert find_checkpoint(args, {"seed": 1}, None) == (None, []), "control: a whole one"
-    (tmp_path / RUN_FILE).write_text(text)
-    with pytest.raises(UserError, match=r"run\.json: found a damaged file"):
-        find_checkpoint(args, {"seed": 1}, None)
-
-
-def test_cut_off_while_the_run_file_is_written(tmp_path):
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
-    (tmp_path / f".{RUN_FILE}.0123abcd.part").write_text("{")
-    assert find_checkpoint(args, {"seed": 1}, None) == (None, [])
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match="is not empty and holds no run of ours"):
-        find_checkpoint(args, {"seed": 1}, None)
-
-
 @pytest.mark.parametrize("text", ["", "{}", '{"files": ', "[]", '{"files": 3}'])
 def test_a_damaged_manifest_is_passed_over(tmp_path, text):
     save(tmp_path, 2)
@@ -78,9 +66,30 @@ def test_a_damaged_manifest_is_passed_over(tmp_path, text):
     assert find_damage(tmp_path / "checkpoint-2").startswith("checkpoint.json is damaged")
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"flags": 3, "finished": false}'])
-def test_a_run_file_of_another_shape_is_one_error(tmp_path, text):
-    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
-    (tmp_path / RUN_FILE).write_text(text)
-    with pytest.raises(UserError, match=r"run\.json: found a damaged file"):
-        find_checkpoint(args, {"seed": 1}, None)
+def test_a_checkpoint_of_another_version(tmp_path):
+    """One of 0.1.0 carries no version. A flag that it lacks counts as its default."""
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint-2" / MANIFEST
+    manifest = json.loads(path.read_text())
+    assert (manifest["format"], manifest["version"]) == (FORMAT, __version__)
+    old = {"engine": "ddp", "ranks": 1, "flags": {"seed": 1}, "files": manifest["files"]}
+    path.write_text(json.dumps(old))
+    settings = {"seed": 1, "same_tower": False}
+    assert why_not_resumable(path.parent, settings, "ddp", 2) == ""
+    changed = why_not_resumable(path.parent, settings | {"same_tower": True}, "ddp", 2)
+    assert (
+        changed
+        == f"it is of another run: same_tower was False, now True (written by gritlm 0.1.0, this is {__version__})"
+    )
+    path.write_text(json.dumps(old | {"format": FORMAT + 1, "version": "9.9"}))
+    newer = why_not_resumable(path.parent, settings, "ddp", 2)
+    assert f"found format {FORMAT + 1}, wanted at most {FORMAT} (written by gritlm 9.9" in newer
+
+
+def test_engines_and_ranks_that_cannot_resume(tmp_path):
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint-2" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "zero2", "ranks": 2, "flags": {}}))
+    assert why_not_resumable(path.parent, {}, "zero2", 2) == ""
+    assert "DeepSpeed wrote it on 2 ranks and cannot resume it on 4" in why_not_resumable(path.parent, {}, "zero2", 4)
+    assert "written by the engine zero2, this run has fsdp2" in why_not_resumable(path.parent, {}, "fsdp2", 2)

@@ -1,0 +1,55 @@
+"""Random texts for `gritlm verify-gradients`: one global batch, whole or in slices."""
+
+from dataclasses import dataclass
+
+import torch
+
+from gritlm.data.batches import Chunk, ContrastiveBatch, build_contrastive_batch
+from gritlm.models.chunks import ChunkConfig, to_device
+from gritlm.models.tokenizer import Tokens
+
+
+@dataclass
+class RandomTexts:
+    """The texts of one global batch: tokens of long-tailed lengths, and ids. Some texts appear more than once."""
+
+    queries: list[Tokens]
+    groups: list[list[Tokens]]
+    query_ids: list[int]
+    group_ids: list[list[int]]
+    known_positives: list[list[int]]
+
+    @classmethod
+    def draw(cls, step: int, queries: int, group: int, longest: int, vocabulary: int) -> "RandomTexts":
+        generator = torch.Generator().manual_seed(step)
+
+        def text() -> Tokens:
+            length = 1 + int((longest - 1) * torch.rand((), generator=generator) ** 3)
+            return Tokens(torch.randint(0, vocabulary, (length,), generator=generator).tolist(), 0)
+
+        groups = [[text() for _ in range(group)] for _ in range(queries)]
+        ids = [[query * group + number for number in range(group)] for query in range(queries)]
+        known = [[row[0]] for row in ids]
+        texts, query_ids = [text() for _ in range(queries)], list(range(queries))
+        for query in range(1, queries, 3):  # the previous query's positive is among this one's passages
+            groups[query][-1], ids[query][-1] = groups[query - 1][0], ids[query - 1][0]
+            known[query][0] = ids[query][0]
+        for query in range(2, queries, 4):  # the previous query's positive is known to answer this one, too
+            known[query].append(ids[query - 1][0])
+        if queries > 3:  # one query twice
+            texts[3], query_ids[3] = texts[2], query_ids[2]
+            known[2] = known[3] = [*known[2], *known[3]]
+        return cls(texts, groups, query_ids, ids, known)
+
+    def batch(self, rows: slice, chunking: ChunkConfig, device: torch.device) -> tuple[list[Chunk], ContrastiveBatch]:
+        chunks, batch = build_contrastive_batch(
+            self.queries[rows],
+            self.groups[rows],
+            self.query_ids[rows],
+            self.group_ids[rows],
+            self.known_positives[rows],
+            len(self.groups[0]),
+            chunking,
+            pad_id=0,
+        )
+        return [to_device(chunk, device) for chunk in chunks], ContrastiveBatch(**to_device(vars(batch), device))

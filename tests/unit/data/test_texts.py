@@ -1,0 +1,32 @@
+"""Texts of every kind of file, and rows without a text are named."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gritlm.data.texts import read_texts
+from gritlm.errors import UserError
+
+
+def test_texts_of_every_kind_of_file(tmp_path):
+    rows = [{"_id": 1, "title": "a", "text": "stone"}, {"_id": 2, "title": None, "text": ""}]
+    lines = "\n\n".join(map(json.dumps, rows)).encode()
+    plain, zipped, parquet = (tmp_path / f"texts.{suffix}" for suffix in ("jsonl", "jsonl.gz", "parquet"))
+    plain.write_bytes(lines)
+    zipped.write_bytes(gzip.compress(lines))
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    assert read_texts(plain) == read_texts(zipped) == read_texts(parquet) == ["a stone", ""]
+    with pytest.raises(UserError, match=r"texts\.jsonl:3: found an empty text"):
+        read_texts(plain, may_be_empty=False)
+    for content, message in (
+        (b"", "found no row"),
+        (b'"fine"\n{"txt": "x"}', ":2: found no text"),
+        (b'"fine"\n"\\ud800"', ":2: found half of a surrogate pair"),
+        (b'"fine"\n"\xff"', ":2: found byte 0xFF"),
+    ):
+        plain.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_texts(plain)

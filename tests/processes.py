@@ -39,42 +39,46 @@ def _child(target: Callable, args: tuple, environment: dict[str, str], cwd: str,
     target(*args)
 
 
-def launch(target: Callable, *args: Any, ranks: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+class Ranks:
     """`target(*args)` in one process, or in ranks as torchrun starts them. When one fails, the others are ended."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    with tempfile.TemporaryDirectory() as folder:
-        processes = []
+
+    def __init__(self, target: Callable, *args: Any, ranks: int = 1, cwd: Path = ROOT, **env: str):
+        self.args, self.folder = args, tempfile.TemporaryDirectory()
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        self.processes = []
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
             torchrun = place | own | {"TORCHELASTIC_RUN_ID": "test"} if ranks > 1 else {}
-            parts = (target, args, ENVIRONMENT | torchrun | env, str(cwd), folder, str(rank))
-            processes.append(SERVER.Process(target=_child, args=parts))
-            processes[-1].start()
-        _join(processes)
+            parts = (target, args, ENVIRONMENT | torchrun | env, str(cwd), self.folder.name, str(rank))
+            self.processes.append(SERVER.Process(target=_child, args=parts))
+            self.processes[-1].start()
+
+    @property
+    def running(self) -> list:
+        return [process for process in self.processes if process.is_alive()]
+
+    def wait(self) -> subprocess.CompletedProcess:
+        end = time.monotonic() + 300
+        while running := self.running:
+            wait([process.sentinel for process in running], timeout=1)
+            if any(process.exitcode for process in self.processes):
+                end = min(end, time.monotonic() + GRACE)
+            if time.monotonic() > end:
+                for process in running:
+                    process.kill()
+                    process.join()
         out, err = (
-            "".join(Path(folder, f"{rank}.{stream}").read_text(errors="replace") for rank in range(ranks))
+            "".join(path.read_text(errors="replace") for path in sorted(Path(self.folder.name).glob(f"*.{stream}")))
             for stream in ("out", "err")
         )
-        code = next((p.exitcode for p in processes if p.exitcode), 0)
-        return subprocess.CompletedProcess(args, code, out, err)
+        self.folder.cleanup()
+        code = next((process.exitcode for process in self.processes if process.exitcode), 0)
+        return subprocess.CompletedProcess(self.args, code, out, err)
 
 
-def _join(processes: list) -> None:
-    end = time.monotonic() + 300
-    while alive := [p for p in processes if p.is_alive()]:
-        wait([p.sentinel for p in alive], timeout=1)
-        if any(p.exitcode for p in processes):
-            end = min(end, time.monotonic() + GRACE)
-        if time.monotonic() > end:
-            for process in alive:
-                process.kill()
-            for process in alive:
-                process.join()
-
-
-def _as_main(command: list[str]) -> None:
+def as_main(command: list[str]) -> None:
     if command[0] == "-m":
         sys.argv = command[1:]
         from gritlm.__main__ import main
@@ -92,7 +96,7 @@ def run(*command: Any, ranks: int = 1, cwd: Path = ROOT, fresh: bool = False, **
     """
     words = [str(word) for word in command]
     if not fresh and (words[:2] == ["-m", "gritlm"] or words[0].endswith(".py")):
-        return launch(_as_main, words, ranks=ranks, cwd=cwd, **env)
+        return Ranks(as_main, words, ranks=ranks, cwd=cwd, **env).wait()
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -112,6 +116,6 @@ def _in_group(function: Callable, args: tuple, folder: str) -> None:
 def run_ranks(function: Callable, *args: Any, ranks: int = 2) -> list:
     """`function(*args)` on real gloo ranks; what each returned, in rank order."""
     with tempfile.TemporaryDirectory() as folder:
-        done = launch(_in_group, function, args, folder, ranks=ranks)
+        done = Ranks(_in_group, function, args, folder, ranks=ranks).wait()
         assert done.returncode == 0, done.stderr[-5000:]
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(ranks)]

@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.arrow_writer import ArrowWriter
+from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
 from gritlm.data.no_repeats import RowTexts
@@ -42,13 +41,20 @@ class Record:
 
 
 class RecordSet:
-    """One memory-mapped data set: `len(records)` rows, `records[index]` is a `Record`. Processes may share it."""
+    """One memory-mapped data set: `len(records)` rows, `records[index]` is a `Record`. Processes may share it.
 
-    def __init__(self, name: str, tables: list[datasets.Dataset]):
-        self.name = name
-        self.table = datasets.concatenate_datasets(tables)
+    Args:
+        name: of the data set.
+        files: its files in the cached form.
+    """
+
+    def __init__(self, name: str, files: list[Path]):
+        self.name, self.files = name, files
+        self.table = pa.concat_tables([_map(file) for file in files])
+        self.batches = self.table.to_batches()
+        self.ends = np.cumsum([len(batch) for batch in self.batches])
         self.dropped_negatives = int(np.sum(self._column("dropped_negatives")))
-        negatives = (chunk.field("text") for chunk in self.table.data["neg"].chunks)
+        negatives = (chunk.field("text") for chunk in self.table["neg"].chunks)
         self.longest_group = 1 + max(pc.max(pc.list_value_length(texts)).as_py() for texts in negatives)
         self.instructions = self._instructions("query")
         self.passage_instructions = sorted({*self._instructions("pos"), *self._instructions("neg")})
@@ -57,8 +63,13 @@ class RecordSet:
     def __len__(self) -> int:
         return len(self.table)
 
+    def __reduce__(self) -> tuple:
+        return RecordSet, (self.name, self.files)  # another process maps the files, too
+
     def __getitem__(self, index: int) -> Record:
-        row = self.table[int(index)]
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        batch = self.batches[number]
+        (row,) = batch.slice(index - int(self.ends[number]) + len(batch), 1).to_pylist()
         positives, negatives = (
             [Text(*pair) for pair in zip(row[field]["instruction"], row[field]["text"], strict=True)]
             for field in ("pos", "neg")
@@ -75,7 +86,7 @@ class RecordSet:
     def row_texts(self) -> RowTexts:
         """The ids of each row's query and positives."""
         queries = self._column("query_id")
-        positives = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table.data["pos_id"].chunks])
+        positives = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table["pos_id"].chunks])
         counts = pc.list_value_length(positives).to_numpy(zero_copy_only=False)
         starts = np.concatenate([[0], np.cumsum(counts + 1)])
         ids = np.empty(starts[-1], dtype=np.int64)
@@ -101,12 +112,12 @@ class RecordSet:
         return hashlib.sha256(self._column("row_id").tobytes()).hexdigest()[:16]
 
     def _instructions(self, field: str) -> list[str]:
-        parts = [chunk.field("instruction") for chunk in self.table.data[field].chunks]
+        parts = [chunk.field("instruction") for chunk in self.table[field].chunks]
         parts = parts if field == "query" else [pc.list_flatten(part) for part in parts]
         return sorted({text for part in parts for text in pc.unique(part).to_pylist()})
 
     def _column(self, name: str) -> np.ndarray:
-        return self.table.data[name].combine_chunks().to_numpy(zero_copy_only=False)
+        return self.table[name].combine_chunks().to_numpy(zero_copy_only=False)
 
     @functools.cached_property
     def hidden_negatives(self) -> int:
@@ -114,7 +125,7 @@ class RecordSet:
         rows = np.flatnonzero(
             np.isin(self._column("query_id"), np.array(list(self.positives_by_query), dtype=np.int64))
         )
-        ids = self.table.data["neg_id"].take(rows).to_pylist()
+        ids = self.table["neg_id"].take(pa.array(rows)).to_pylist()
         queries = self._column("query_id")[rows].tolist()
         return sum(
             key in self.positives_by_query[query] for query, keys in zip(queries, ids, strict=True) for key in keys
@@ -126,7 +137,7 @@ class RecordSet:
         values, counts = np.unique(queries, return_counts=True)
         rows = np.flatnonzero(np.isin(queries, values[counts > 1]))
         known: dict[int, set[int]] = {}
-        for query, positives in zip(queries[rows], self.table.data["pos_id"].take(rows).to_pylist(), strict=True):
+        for query, positives in zip(queries[rows], self.table["pos_id"].take(pa.array(rows)).to_pylist(), strict=True):
             known.setdefault(int(query), set()).update(positives)
         return known
 
@@ -141,20 +152,26 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
         UserError: a file or a row is bad, or `cache` cannot be written.
     """
     processes = os.cpu_count() or 1
-    folder = Path(cache) if cache else Path(datasets.config.HF_DATASETS_CACHE) / "gritlm"
+    beside = os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets")  # as the datasets library has it
+    folder = Path(cache or f"{beside}/gritlm").expanduser()
     return [
-        RecordSet(name, [_open(path, folder, processes) for path in paths])
+        RecordSet(name, [_cached(path, folder, processes) for path in paths])
         for name, paths in find_files(train_data).items()
     ]
 
 
-def _open(path: Path, folder: Path, processes: int) -> datasets.Dataset:
+def _cached(path: Path, folder: Path, processes: int) -> Path:
     target = _convert(path, folder, processes)
     with suppress(pa.ArrowException, OSError):
-        if _is_complete(target):
-            return datasets.Dataset.from_file(str(target))
+        if _is_complete(target) and _map(target).num_rows:
+            return target
     target.unlink(missing_ok=True)  # damaged after it was written
-    return datasets.Dataset.from_file(str(_convert(path, folder, processes)))
+    return _convert(path, folder, processes)
+
+
+def _map(file: Path) -> pa.Table:
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_stream(source).read_all().replace_schema_metadata(None)
 
 
 def _is_complete(target: Path) -> bool:
@@ -182,11 +199,9 @@ def _convert(path: Path, folder: Path, processes: int) -> Path:
 
 
 def _write(path: Path, aside: Path, processes: int) -> None:
-    features = datasets.Features.from_arrow_schema(SCHEMA)
-    with ArrowWriter(features=features, path=str(aside), writer_batch_size=1000) as writer:
-        with tqdm(desc=f"reading {path.name}", unit=" rows", delay=2) as progress:
-            blocks = ((path, block) for block in read_blocks(path))
-            for table in in_order(parse_block, blocks, processes):
-                writer.write_table(table)
-                progress.update(len(table))
-        writer.finalize()
+    progress = tqdm(desc=f"reading {path.name}", unit=" rows", delay=2)
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer, progress:
+        blocks = ((path, block) for block in read_blocks(path))
+        for table in in_order(parse_block, blocks, processes):
+            writer.write_table(table, max_chunksize=1000)
+            progress.update(len(table))

@@ -121,9 +121,9 @@ class EmbeddingTrainer(Trainer):
 
     def probe(self) -> dict[str, float]:
         """Check that attention is what was asked for, on the model as the engine has wrapped it."""
-        encoder = engine_for(self.model_wrapped).model
+        wrapped = engine_for(self.model_wrapped).model
         with torch.compiler.set_stance("force_eager"):  # attention is not compiled
-            return probe_attention(encoder, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
+            return probe_attention(wrapped, self.embedder, self.args.device, self.attn, exact=not self.args.bf16)
 
     # ---- data
 

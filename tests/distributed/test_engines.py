@@ -28,7 +28,7 @@ def check_table(output: str, engines: list[str], models: int = 1) -> None:
 def test_many_ranks_equal_one_process(qwen3, ranks):
     engines = (["plain"] if ranks == 1 else []) + ["ddp", "fsdp2", *ZERO]
     model = ("--model_name_or_path", qwen3) if ranks == 2 else ()  # else both built-in models
-    done = run(*VERIFY, *model, "--engines", *engines, ranks=ranks)
+    done = run(*VERIFY, *model, "--ranks", str(ranks), "--engines", *engines, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     print(done.stdout)
     check_table(done.stdout, engines, models=1 if model else 2)

@@ -7,12 +7,12 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from helpers import DRIVER, ROOT, run, train_flags
+from helpers import DRIVER, run, train_flags
+from processes import Ranks, as_main
 from safetensors.torch import load_file
 
 from gritlm.training.checkpoints import STAGING_FOLDER, find_damage
@@ -23,28 +23,13 @@ pytestmark = pytest.mark.long
 KILLS = 20
 
 
-def start(rows, flags) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, str(DRIVER), str(rows), "slow", *flags]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **silent)
+def start(rows, flags) -> Ranks:
+    return Ranks(as_main, [str(DRIVER), str(rows), "slow", *flags], ranks=2)
 
 
-def workers(process: subprocess.Popen) -> list[int]:
-    listing = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    return [int(pid) for pid in listing.stdout.split()]
-
-
-def kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended by itself, or with its launcher
-        os.kill(pid, signal.SIGKILL)
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    for pid in [process.pid, *workers(process)]:
-        kill(pid)
-    process.wait()
+def kill(process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.kill(process.pid, signal.SIGKILL)
 
 
 def whole(out) -> bool:
@@ -69,23 +54,21 @@ def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
         finished = False
         while not finished:
             size = os.path.getsize(f"{rows}.1") if os.path.exists(f"{rows}.1") else 0
-            process = start(rows, flags)
-            while process.poll() is None and (not os.path.exists(f"{rows}.1") or os.path.getsize(f"{rows}.1") == size):
+            started = start(rows, flags)
+            while started.running and (not os.path.exists(f"{rows}.1") or os.path.getsize(f"{rows}.1") == size):
                 time.sleep(0.01)
             if kills < KILLS:
                 time.sleep(rng.uniform(0, 2))
                 if kills % 2:
-                    while process.poll() is None and not (out / STAGING_FOLDER).exists():
+                    while started.running and not (out / STAGING_FOLDER).exists():
                         pass
                     time.sleep(rng.uniform(0, 0.01))
-            if kills < KILLS and process.poll() is None:
+            if kills < KILLS and started.running:
                 in_a_save += (out / STAGING_FOLDER).exists()
-                if kills % 4 < 2:
-                    kill_all(process)
-                elif ranks := workers(process):
-                    kill(rng.choice(ranks))
+                for process in started.running if kills % 4 < 2 else [rng.choice(started.running)]:
+                    kill(process)
                 kills += 1
-            process.wait()
+            started.wait()
             # Not its exit code: a kill may have come when all was done.
             finished = (out / RUN_FILE).exists() and json.loads((out / RUN_FILE).read_text())["finished"]
             assert whole(out)

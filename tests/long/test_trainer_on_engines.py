@@ -96,7 +96,7 @@ def test_goes_on_with_another_number_of_ranks(go, qwen3, tmp_path, engine, ranks
 def test_what_an_engine_cannot_go_on_with_is_said(go, tmp_path):
     assert go("cut", "zero2", "kill:4").returncode != 0
     for engine, ranks, message in (
-        ("zero2", 4, "DeepSpeed wrote it on 2 ranks and cannot go on with it on 4; start 2 ranks"),
+        ("zero2", 4, "DeepSpeed wrote it on 2 ranks and cannot resume it on 4; start 2 ranks"),
         ("fsdp2", 2, "it was written by the engine zero2, this run has fsdp2; use that engine"),
     ):
         done = go("cut", engine, ranks=ranks)

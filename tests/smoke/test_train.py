@@ -121,7 +121,9 @@ def test_compiled_layers_give_the_same_curve(qwen3, data, tmp_path, more):
 @pytest.mark.long
 def test_a_compiler_that_fails_is_said_once(qwen3, data, tmp_path):
     flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", torch_compile=True, max_steps=1)
-    done = train(*flags, ranks=2, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+    command = ("-m", "gritlm", "train", *flags)
+    done = run(*command, ranks=2, fresh=True, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"))
+    assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if "WARNING --torch_compile: training without it." in line]
     assert len(lines) == 1, done.stdout
     assert (tmp_path / "out" / "modules.json").exists()

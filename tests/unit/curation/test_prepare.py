@@ -265,7 +265,9 @@ def test_skipped_rows_are_listed(tmp_path):
     assert "data.csv:3: pos[0]: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"query,positive\nq,p\n" * 99)[:40]], ids=["no gzip", "cut off"])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"query,positive\nq,p\n" * 99)[:40]], ids=["no gzip", "cut off"]
+)
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
     (tmp_path / "data.csv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"data\.csv\.gz:\d+: found "):

@@ -5,9 +5,12 @@ JSON files from which sentence-transformers reads pooling, projection, normalisa
 """
 
 import json
+import logging
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,9 +21,16 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
 from gritlm.models.pooling import POOLING
 from gritlm.models.text import CONTRACT_FILE, TextContract
-from gritlm.models.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer
+from gritlm.models.tokenizer import (
+    LOADER_OPTIONS,
+    TextTokenizer,
+    check_saved_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 _MODULE = "sentence_transformers.models."
+LOADERS = ("sentence_transformers", "transformers")  # an older sentence-transformers warns of a newer folder
 
 
 def save_model_folder(
@@ -28,14 +38,20 @@ def save_model_folder(
 ) -> None:
     """Write all files of a model folder. `modules.json` comes last, so a folder that has it is complete.
 
+    The first save of a tokenizer is read back as each loader reads it, and compared.
+
     Args:
         weights: all weights by name. Needed where the embedder's own parameters are only shards.
+    Raises:
+        UserError: a loader would give other tokens.
     """
     folder, contract = Path(folder), text_tokenizer.contract
     folder.mkdir(parents=True, exist_ok=True)
     embedder.save_weights(folder, weights)
+    complete_config(folder / "config.json")
     save_tokenizer(text_tokenizer.tokenizer, folder)
     contract.save(folder)
+    _check_once(folder, text_tokenizer)
 
     def write(name: str, content: object) -> None:
         path = folder / name
@@ -62,11 +78,17 @@ def save_model_folder(
         modules.append(("3_Normalize", "Normalize"))
     # sentence-transformers has one limit for queries and passages.
     longest = max(contract.query_max_len, contract.passage_max_len)
-    write("sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": False})
+    write(
+        "sentence_bert_config.json",
+        {"max_seq_length": longest, "do_lower_case": False, "tokenizer_args": LOADER_OPTIONS},
+    )
     write(
         "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
+            "__version__": {
+                name.replace("-", "_"): version(name) for name in ("sentence-transformers", "transformers")
+            },
             "prompts": {"query": "", "document": ""} | contract.prompts,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if contract.normalized else "dot",
@@ -76,7 +98,73 @@ def save_model_folder(
         {"idx": index, "name": str(index), "path": path, "type": _MODULE + kind}
         for index, (path, kind) in enumerate(modules)
     ]
+    (folder / "README.md").write_text(README.format(**_readme_facts(embedder, contract)))
     write("modules.json", listing)
+
+
+def complete_config(path: Path) -> None:
+    """Add to config.json what other loaders read, and remove what names code that the folder does not hold.
+
+    transformers 4 and programs built on it read `rope_theta` at the top level. TEI reads `use_bidirectional_attention`.
+    """
+    config = json.loads(path.read_text())
+    rope: dict[str, Any] = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    config["use_bidirectional_attention"] = not config["is_causal"]
+    config.pop("auto_map", None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check_once(folder: Path, text_tokenizer: TextTokenizer) -> None:
+    """Check the saved tokenizer the first time; later saves must have the same bytes."""
+    saved = b"".join((folder / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json"))
+    if text_tokenizer.checked != saved:
+        for note in check_saved_tokenizer(folder, text_tokenizer):
+            logging.getLogger("gritlm").info("saved tokenizer: %s", note)
+        text_tokenizer.checked = saved
+
+
+README = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction]
+---
+# Text-embedding model
+
+{attention} {family} backbone, {pooling_method} pooling, {normalized}, {width} dimensions. Trained with gritlm.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(".")  # this folder
+queries = model.encode_query(["who wrote it"])
+passages = model.encode_document(["She did.", "It rained."])
+print(model.similarity(queries, passages))
+```
+
+- Query prompt: {query_prompt}. Document prompt: {document_prompt}. {pooled}
+- Longest query: {query_max_len} tokens; longest passage: {passage_max_len} tokens.
+- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json{older}.
+- `AutoTokenizer.from_pretrained` needs `tokenizer_type="{tokenizer_type}"`; sentence-transformers passes it by itself.
+"""
+
+
+def _readme_facts(embedder: Embedder, contract: TextContract) -> dict[str, Any]:
+    causal = embedder.config.is_causal
+    return vars(contract) | {
+        "attention": "Causal" if causal else "Bidirectional",
+        "family": embedder.config.model_type,
+        "normalized": "normalised" if contract.normalized else "not normalised",
+        "width": embedder.embedding_dim,
+        "query_prompt": repr(contract.prompts.get("query", "")),
+        "document_prompt": repr(contract.prompts.get("document", "")),
+        "pooled": "Their tokens are pooled." if contract.pool_instruction else "Their tokens are not pooled.",
+        "older": "" if causal else " and give other vectors without a warning",
+        **LOADER_OPTIONS,
+    }
 
 
 def load_model_folder(

@@ -9,10 +9,17 @@ from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gritlm.errors import UserError
-from gritlm.models.text import Text, TextContract
+from gritlm.models.text import CONTRACT_FILE, Text, TextContract
 
 TEXTS_PER_CALL = 512
 FIRST_CHARACTERS = ("a", "A", "1", "(", ".", "é", "中", '"')  # of a text, tried after an instruction
+# AutoTokenizer builds Qwen2's own class for a Qwen2 model, whatever the folder says, and its normalizer replaces the
+# saved one. It takes tokenizer.json as it is for the tokenizer of any model type of the generic class, such as this.
+LOADER_OPTIONS = {"tokenizer_type": "modernbert"}
+PROBES = (
+    *("w", "rain", "7", "(", ".", "é", "中文", "привет мир", "🙂", "a\nb", "\tx", " lead", "trail ", "x  y", "", " "),
+    *("def f(x):\n    return x", "a <|endoftext|> b", "50 % \u2028 off", "A" * 300, "quiet engine under snow " * 40),
+)
 
 
 def load_tokenizer(
@@ -20,13 +27,17 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The model's fast tokenizer, changed to follow the contract.
 
-    It pads and truncates on the right, drops trailing white space, and appends the end-of-text token if asked to.
+    It pads and truncates on the right and drops trailing white space. Tokens that the base puts before a text stay.
+    With `append_eos` a text ends with the token that the base puts there, or else with the end-of-text token; without
+    it, with none.
 
     Raises:
         UserError: there is no fast tokenizer, or a token that is needed is missing.
     """
+    ours = (Path(name_or_path) / CONTRACT_FILE).is_file()
+    options: dict = LOADER_OPTIONS if ours else {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name_or_path}: no tokenizer there: {str(error).strip().splitlines()[0]}") from error
     if not tokenizer.is_fast:
@@ -37,28 +48,89 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
     if "strip_right=True" not in repr(backend.normalizer):
         steps = [backend.normalizer] if backend.normalizer else []
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Strip(left=False, right=True)])
-    if contract.append_eos and tokenizer("a").input_ids[-1] != tokenizer.eos_token_id:
-        if tokenizer.eos_token is None:
-            raise UserError(f"--append_eos: {name_or_path} has no end-of-text token")
-        end = processors.TemplateProcessing(
-            single=f"$A {tokenizer.eos_token}", special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)]
-        )
-        backend.post_processor = (
-            processors.Sequence([backend.post_processor, end]) if backend.post_processor is not None else end
-        )
+    _set_template(tokenizer, contract.append_eos, name_or_path)
     return tokenizer
 
 
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after every text."""
+    whole, inner = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    start = next(i for i in range(len(whole) + 1) if whole[i : i + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]
+
+
+def _set_template(tokenizer: PreTrainedTokenizerBase, append_eos: bool, name: str) -> None:
+    """Replace the post-processor by one template: what the base puts before a text, the text, the end token."""
+    before, after = special_tokens_around(tokenizer)
+    if append_eos and not after:
+        if tokenizer.eos_token is None:
+            raise UserError(f"--append_eos: {name} has no end-of-text token")
+        after = [tokenizer.eos_token_id]
+    after = after if append_eos else []
+    ids = {tokenizer.convert_ids_to_tokens(i): i for i in (*before, *after)}
+    parts = [*(tokenizer.convert_ids_to_tokens(i) for i in before), "$A"]
+    parts += [tokenizer.convert_ids_to_tokens(i) for i in after]
+    template = processors.TemplateProcessing(single=parts, special_tokens=list(ids.items()))
+    # ByteLevel keeps the offsets of tokens; it adds none.
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=False), template] if ids else [processors.ByteLevel(trim_offsets=False)]
+    )
+
+
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Save under the generic class. The model's own class would rebuild its normalizer and lose the contract."""
+    """Save the tokenizer so that old and new loaders rebuild it from tokenizer.json.
+
+    The generic class is named: a model's own class would rebuild its normalizer and lose the contract. Lists of special
+    tokens have the key that transformers 4 reads, too. Nothing of a call's padding or truncation is saved.
+    """
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for key in ("auto_map", "add_eos_token", "add_bos_token"):  # the template has them
+        config.pop(key, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_saved_tokenizer(folder: str | Path, text_tokenizer: "TextTokenizer") -> list[str]:
+    """Compare the ids of probe texts with those of the saved tokenizer, as each loader reads it. Reads no weights.
+
+    Returns:
+        A line for each loader whose ids differ where nothing can be done about it.
+    Raises:
+        UserError: GritLM's or sentence-transformers' loader would give other ids.
+    """
+    contract, notes = text_tokenizer.contract, []
+    instructions = {"", *contract.prompts.values()}
+    texts = [instruction + probe for instruction in sorted(instructions) for probe in PROBES]
+
+    def ids_of(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        return tokenizer(texts, truncation=True, max_length=contract.passage_max_len).input_ids
+
+    wanted = ids_of(text_tokenizer.tokenizer)
+    loaders = {
+        "GritLM": load_tokenizer(str(folder), contract),
+        "sentence-transformers": AutoTokenizer.from_pretrained(folder, **LOADER_OPTIONS),
+        "AutoTokenizer": AutoTokenizer.from_pretrained(folder),
+    }
+    for name, loaded in loaders.items():
+        different = [text for text, a, b in zip(texts, ids_of(loaded), wanted, strict=True) if a != b]
+        if different and name == "AutoTokenizer":
+            option = f"tokenizer_type={LOADER_OPTIONS['tokenizer_type']!r}"
+            example = min(different, key=len)
+            notes.append(f"AutoTokenizer.from_pretrained without {option} gives other tokens, such as of {example!r}")
+        elif different:
+            raise UserError(f"{folder}: {name} reads the saved tokenizer differently, first {different[0]!r}")
+    return notes
 
 
 @dataclass
@@ -78,6 +150,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: TextContract):
         self.tokenizer, self.contract = tokenizer, contract
+        self.checked: bytes | None = None  # the saved files that `check_saved_tokenizer` has passed
         self._prompt_lengths: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[Text], max_length: int, pool_instruction: bool | None = None) -> list[Tokens]:

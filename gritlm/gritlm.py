@@ -1,6 +1,6 @@
 """The `GritLM` class: encodes texts with a trained model folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.chunks import ChunkConfig, make_chunks, to_device
 from gritlm.models.folder import load_model_folder
 from gritlm.models.probe import probe_attention
-from gritlm.models.text import Text, TextContract, titled
+from gritlm.models.text import CONTRACT_FILE, Text, TextContract, list_passages, list_texts
 
 CHUNK_TOKENS = 16384
 TEXTS_AT_ONCE = 16384  # bounds the memory for the tokens of a large corpus
@@ -23,12 +24,13 @@ class GritLM:
 
     Args:
         folder: a model folder that `gritlm train` wrote: its output folder or a checkpoint.
-        contract: only for a bare backbone, which has no text contract.
+        contract: only for a bare backbone. A model folder has a text contract, with which its model was trained.
         device: None is CUDA where there is one, else the CPU.
         dtype: of the weights. None is float32 on the CPU and bfloat16 on CUDA.
         attn_implementation: the attention kernel, "packed" or one of transformers' names.
     Raises:
-        UserError: the folder is not a model, or its attention differs from what its config.json says.
+        UserError: the folder is not a model, has a contract beside the one given, or its attention differs from what
+            its config.json says.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class GritLM:
         dtype: torch.dtype | None = None,
         attn_implementation: str = PACKED,
     ):
+        if contract is not None and (Path(folder) / CONTRACT_FILE).is_file():
+            raise UserError(f"{folder}: found {CONTRACT_FILE} and the argument contract, wanted no such argument")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.text_tokenizer = load_model_folder(str(folder), contract, attn_implementation)
         dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
@@ -55,7 +59,7 @@ class GritLM:
     @torch.no_grad()
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         instruction: str = "",
         max_length: int | None = None,
         chunk_tokens: int | None = None,
@@ -72,7 +76,7 @@ class GritLM:
         (https://github.com/ContextualAI/gritlm).
 
         Args:
-            texts: one text or many.
+            texts: one text, or many in a list, tuple, array, Series or generator.
             instruction: put before each text without a separator.
             max_length: limit in tokens, instruction included. None is the contract's limit for passages.
             chunk_tokens: tokens encoded at once, padding included. None is 16384, or follows from `batch_size`.
@@ -82,11 +86,12 @@ class GritLM:
             embed_instruction: pool the instruction's tokens, too. None is the contract's choice.
             recast: accepted without effect. The original casts vectors to the model's dtype; these are always float32.
         Raises:
-            UserError: the instruction can share a token with the text after it, or leaves no room for one.
+            UserError: a text is not a string; the message names its index. Or the instruction can share a token with
+                the text after it, or leaves no room for one.
         Returns:
             float32 (D,) for one text, (N, D) for many; a numpy array, or a CPU tensor with `convert_to_tensor`.
         """
-        items = [Text(instruction, text) for text in ([texts] if isinstance(texts, str) else texts)]
+        items = [Text(instruction, text) for text in list_texts([texts] if isinstance(texts, str) else texts)]
         limit = max_length or self.contract.passage_max_len
         self.text_tokenizer.check_instruction(instruction, limit, "max_length")
         chunk_tokens = chunk_tokens or (batch_size * limit if batch_size else CHUNK_TOKENS)
@@ -104,22 +109,21 @@ class GritLM:
         result = vectors[0] if isinstance(texts, str) else vectors
         return result if convert_to_tensor else result.numpy()
 
-    def encode_queries(self, queries: str | Sequence[str], **options: Any) -> np.ndarray | torch.Tensor:
+    def encode_queries(self, queries: str | Iterable[str], **options: Any) -> np.ndarray | torch.Tensor:
         """`encode` with the contract's query instruction and limit, unless `options` give others."""
         options.setdefault("instruction", self.contract.prompts.get("query", ""))
         options.setdefault("max_length", self.contract.query_max_len)
         return self.encode(queries, **options)
 
     def encode_corpus(
-        self, corpus: str | Mapping[str, str] | Sequence[str | Mapping[str, str]], **options: Any
+        self, corpus: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]], **options: Any
     ) -> np.ndarray | torch.Tensor:
         """`encode` of passages with the contract's passage instruction, unless `options` give another.
 
         Args:
-            corpus: texts, or mappings with "text" and perhaps "title", which a space joins as in BEIR.
+            corpus: one text or many, with or without titles, in the forms that `list_passages` lists.
+        Raises:
+            UserError: as `encode`; or the corpus has another form.
         """
         options.setdefault("instruction", self.contract.prompts.get("document", ""))
-        if isinstance(corpus, str):
-            return self.encode(corpus, **options)
-        passages = [corpus] if isinstance(corpus, Mapping) else corpus
-        return self.encode([p if isinstance(p, str) else titled(p) for p in passages], **options)
+        return self.encode(corpus if isinstance(corpus, str) else list_passages(corpus), **options)

@@ -1,10 +1,12 @@
 """A text with its instruction, and the contract by which texts become tokens. Needs neither torch nor transformers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from gritlm.errors import UserError
 
 CONTRACT_FILE = "text_contract.json"
 
@@ -50,6 +52,100 @@ class Text(NamedTuple):
     text: str
 
 
-def titled(passage: Mapping[str, str]) -> str:
-    """A passage's title and text, joined by a space as in BEIR."""
-    return f"{passage.get('title') or ''} {passage['text']}".strip()
+# ---- texts that a caller or a file gives
+
+_ROW = '{"text": ...}, perhaps with "title"'
+
+
+def titled(passage: object, where: str) -> str:
+    """The text of a passage, with its title before it, joined by a space as in BEIR.
+
+    Args:
+        passage: a string, or a mapping with "text" and perhaps "title". Either may be None, but not both.
+        where: the start of every message.
+    Raises:
+        UserError: it is something else, or not valid Unicode.
+    """
+    if isinstance(passage, str):
+        return _string(passage, where)
+    if not isinstance(passage, Mapping):
+        raise UserError(f"{where}: found {_kind(passage)}, wanted a string or {_ROW}")
+    if "text" not in passage:
+        raise UserError(f"{where}: found the keys {list(passage)[:5]}, wanted {_ROW}")
+    parts = {key: passage.get(key) for key in ("title", "text")}
+    given = [_string(part, f"{where}: {key}") for key, part in parts.items() if part is not None]
+    joined = " ".join(filter(None, given)).strip()
+    if not joined and parts["text"] is None:
+        raise UserError(f"{where}: text: found None and no title, wanted a string")
+    return joined
+
+
+def list_texts(texts: object) -> list[str]:
+    """The strings of a list, tuple, array, Series or generator, in its order.
+
+    Raises:
+        UserError: it is another collection, or an item is not a string; the message names the item's index.
+    """
+    return [_string(text, f"texts[{i}]") for i, text in enumerate(_items(texts, "texts"))]
+
+
+def list_passages(corpus: object) -> list[str]:
+    """The passages of a corpus in its order, each with its title before it.
+
+    The corpus is one of these; a passage is what `titled` takes:
+
+        a list, tuple, array, Series or generator     each item is a passage
+        {"title": "a", "text": "b"}                   one passage
+        {"title": ["a", ...], "text": ["b", ...]}     columns, as in BEIR
+        {id: {"title": "a", "text": "b"}, ...}        passages by id, as in BEIR
+
+    Raises:
+        UserError: it is something else, or has a bad passage; the message names its index or id.
+    """
+    if not isinstance(corpus, Mapping):
+        return [titled(passage, f"corpus[{i}]") for i, passage in enumerate(_items(corpus, "corpus"))]
+    text = corpus.get("text")
+    if "text" not in corpus or isinstance(text, Mapping):
+        return [_identified(passage, f"corpus[{key!r}]") for key, passage in corpus.items()]
+    if text is None or isinstance(text, str):
+        return [titled(corpus, "corpus")]
+    texts = list(_items(text, "corpus['text']"))
+    title = corpus.get("title")
+    titles = [None] * len(texts) if title is None else list(_items(title, "corpus['title']"))
+    if len(titles) != len(texts):
+        raise UserError(f"corpus: found {len(titles)} titles and {len(texts)} texts, wanted a title for each text")
+    rows = zip(titles, texts, strict=True)
+    return [titled({"title": title, "text": text}, f"corpus[{i}]") for i, (title, text) in enumerate(rows)]
+
+
+def _identified(passage: object, where: str) -> str:
+    # Strings are refused: the fields of one passage look like strings by id.
+    if not isinstance(passage, Mapping):
+        raise UserError(f"{where}: found {_kind(passage)}, wanted {_ROW}")
+    return titled(passage, where)
+
+
+def _items(texts: Any, where: str) -> Iterable[object]:
+    # Mappings and data frames iterate over their keys; a row of a data frame over its title, its text, and the rest.
+    one_row = "text" in getattr(texts, "keys", tuple)()
+    if not (isinstance(texts, (str, bytes, Mapping)) or hasattr(texts, "columns") or one_row):
+        try:
+            return iter(texts)
+        except TypeError:  # not iterable
+            pass
+    hint = '(of {id: text} its values, of a DataFrame one column or to_dict("records"))'
+    raise UserError(f"{where}: found {_kind(texts)}, wanted a string or a list {hint}")
+
+
+def _string(text: object, where: str) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{where}: found {_kind(text)}, wanted a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: found half of a surrogate pair, wanted valid Unicode") from error
+    return text
+
+
+def _kind(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, float) else type(value).__name__

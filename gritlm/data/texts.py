@@ -16,14 +16,8 @@ def read_texts(path: Path, may_be_empty: bool = True) -> list[str]:
     """
     texts = []
     for number, raw in itertools.chain.from_iterable(read_blocks(path, columns=("title", "text"))):
-        row = decode(path, number, raw)
-        if isinstance(row, dict) and isinstance(row.get("text"), str):
-            row = titled(row)
-        if not isinstance(row, str):
-            raise UserError(f'{path}:{number}: found no text, wanted a JSON string or an object with "text"')
-        if row != row.encode(errors="replace").decode():
-            raise UserError(f"{path}:{number}: found half of a surrogate pair, wanted valid Unicode")
-        if not (may_be_empty or row.strip()):
+        text = titled(decode(path, number, raw), f"{path}:{number}")
+        if not (may_be_empty or text.strip()):
             raise UserError(f"{path}:{number}: found an empty text, wanted a passage")
-        texts.append(row)
+        texts.append(text)
     return texts

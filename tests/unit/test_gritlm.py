@@ -1,6 +1,7 @@
 """`GritLM.encode`: its options, those of the original GritLM class included, and its model's checks on load."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import INSTRUCTION, WORDS, make_model_folder
@@ -126,6 +127,40 @@ def test_a_passage_may_have_a_title(model):
     assert close(model.encode_corpus("river stone"), wanted[0])
 
 
+def test_the_forms_of_a_corpus_give_the_vectors_of_its_passages(model):
+    wanted = model.encode_corpus(["river stone", "snow", "moss"])
+    by_id = {"d1": {"title": "river", "text": "stone"}, "d2": {"text": "snow"}, "d3": {"title": "moss", "text": None}}
+    columns = {"title": ["river", "", "moss"], "text": ["stone", "snow", None]}
+    for corpus, keys in ((by_id, ["d1", "d2", "d3"]), (columns, ["title", "text"])):
+        assert close(model.encode_corpus(corpus), wanted)
+        found = model.encode_corpus(keys)
+        assert len(found) != len(wanted) or not close(found, wanted), "control: the keys"
+    assert not close(model.encode_corpus(["moss None"]), wanted[2:]), "control: None as a word"
+
+
+def test_texts_in_a_series_an_array_or_a_generator(model):
+    wanted = model.encode(["river", "snow"])
+    for collect in (pd.Series, np.array, tuple, iter):
+        for encode in (model.encode, model.encode_queries, model.encode_corpus):
+            assert close(encode(collect(["river", "snow"]), instruction=""), wanted)
+            assert not close(encode(collect(["snow", "river"]), instruction=""), wanted), "control: the other order"
+
+
+def test_what_holds_no_texts_is_refused(model):
+    frame = pd.DataFrame({"text": ["river", "stone", "snow"], "id": ["1", "2", "3"]})
+    for encode in (model.encode, model.encode_queries, model.encode_corpus):
+        with pytest.raises(UserError, match="found DataFrame, wanted a string or a list"):
+            encode(frame)
+        assert encode(frame["text"]).shape == (3, 32), "control: one column"
+        with pytest.raises(UserError, match=r"\[2\]: found None, wanted a string"):
+            encode(["river", "stone", None])
+    queries = {"q1": "what purrs", "q2": "what barks"}
+    for encode in (model.encode, model.encode_queries):
+        with pytest.raises(UserError, match=r"found dict, wanted a string or a list \(of \{id: text\} its values"):
+            encode(queries)
+        assert encode(queries.values()).shape == (2, 32), "control: its values"
+
+
 def test_a_large_corpus_is_tokenised_in_parts(model, monkeypatch):
     wanted = model.encode(TEXTS)
     monkeypatch.setattr(gritlm, "TEXTS_AT_ONCE", 7)
@@ -163,3 +198,9 @@ def test_a_bare_backbone_needs_a_contract(qwen3):
     with pytest.raises(UserError, match=f"found no {CONTRACT_FILE}"):
         GritLM(qwen3)
     assert GritLM(qwen3, TextContract()).encode(["river"]).shape == (1, 32)
+
+
+def test_a_model_folder_takes_no_other_contract(folder):
+    """Its weights were trained with the contract that it has."""
+    with pytest.raises(UserError, match=f"found {CONTRACT_FILE} and the argument contract"):
+        GritLM(folder, TextContract(pooling_method="lasttoken"))

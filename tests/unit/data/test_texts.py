@@ -21,9 +21,15 @@ def test_texts_of_every_kind_of_file(tmp_path):
     assert read_texts(plain) == read_texts(zipped) == read_texts(parquet) == ["a stone", ""]
     with pytest.raises(UserError, match=r"texts\.jsonl:3: found an empty text"):
         read_texts(plain, may_be_empty=False)
+    plain.write_bytes(b'{"title": "a", "text": null}')
+    assert read_texts(plain) == ["a"], "a passage without text is its title"
     for content, message in (
         (b"", "found no row"),
-        (b'"fine"\n{"txt": "x"}', ":2: found no text"),
+        (b'"fine"\n{"txt": "x"}', r":2: found the keys \['txt'\], wanted"),
+        (b'"fine"\nnull', ":2: found None, wanted a string"),
+        (b'"fine"\n{"text": null}', ":2: text: found None and no title"),
+        (b'"fine"\n{"text": ["a"], "title": ["b"]}', ":2: title: found list, wanted a string"),
+        (b'{"d1": {"text": "stone"}}', r":1: found the keys \['d1'\], wanted"),
         (b'"fine"\n"\\ud800"', ":2: found half of a surrogate pair"),
         (b'"fine"\n"\xff"', ":2: found byte 0xFF"),
     ):

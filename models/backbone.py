@@ -7,10 +7,13 @@ implementation, and config.json carries it to every loader. Nothing is patched.
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
+from gritlm.models.base_files import one_line, unreadable
+from gritlm.models.checks import check_base, find_adapter
 
 SUPPORTED = ("qwen2", "qwen3")
 ATTENTION = {"bb": False, "cc": True}
@@ -24,15 +27,17 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
     Raises:
         UserError: the model does not exist or is not supported, or `attn` is None and config.json has no `is_causal`.
     """
-    if name_or_path.startswith((".", "/", "~")) and not (Path(name_or_path) / "config.json").is_file():
-        raise UserError(f"--model_name_or_path {name_or_path}: found no config.json there, wanted a model folder")
+    path = Path(name_or_path) / "config.json"
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name_or_path {name_or_path}: neither a model folder nor a model on the hub: "
-            + str(error).strip().splitlines()[0]
-        ) from error
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        if path.is_file():
+            raise unreadable(path, "the config of a model that transformers knows", error) from error
+        why = find_adapter(name_or_path, download=True)
+        if not why and (path.parent.is_dir() or name_or_path.startswith((".", "/", "~"))):
+            why = "found no config.json there, wanted a model folder"
+        why = why or f"neither a model folder nor a model on the hub: {one_line(error)}"
+        raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error
     if config.model_type not in SUPPORTED:
         raise UserError(
             f"--model_name_or_path {name_or_path}: found a {config.model_type!r} backbone, wanted one of {SUPPORTED}"
@@ -64,9 +69,10 @@ def load_backbone(
         reset_weight: draw the weights from the model's own initialisation and read none from disk.
         seed: of that initialisation.
     Raises:
-        UserError: the attention kernel is not available, or weights are missing or unreadable.
+        UserError: `check_base` refuses the model, the attention kernel is not available, or weights are missing.
     """
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    check_base(name_or_path, config, trust_remote_code, reset_weight, download=True)
     try:
         if reset_weight:
             set_seed(seed)

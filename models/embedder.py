@@ -1,5 +1,6 @@
 """Token ids in, one vector per text out: backbone, pooling, optional projection, normalisation."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,21 @@ class Embedder(nn.Module):
         copy_weights(folder, self.backbone)
         self.load_projection(folder)
 
-    def load_projection(self, folder: str | Path) -> None:
-        """Read the projection's weights only, where there is one."""
+    def load_projection(self, folder: str | Path, name: str = PROJECTION_FOLDER, bias: bool = True) -> None:
+        """Read the projection's weights only, where there is one.
+
+        Args:
+            name: the sub-folder that holds them.
+            bias: whether they have a bias. Without one it is set to zero: the same function.
+        """
         if self.projection is not None:
-            copy_weights(Path(folder) / PROJECTION_FOLDER, self.projection, "linear.")
+            absent = () if bias else ("linear.bias",)
+            copy_weights(Path(folder) / name, self.projection, "linear.", absent)
+            if not bias:
+                nn.init.zeros_(self.projection.bias)
 
 
-def copy_weights(folder: str | Path, module: nn.Module, prefix: str = "") -> None:
+def copy_weights(folder: str | Path, module: nn.Module, prefix: str = "", absent: Collection[str] = ()) -> None:
     """Copy a folder's safetensors (one file or shards) into a module's own weights, one tensor at a time.
 
     Each tensor is read through a fresh memory map. The pages of a map stay in memory while it is open, so a single map
@@ -137,6 +146,7 @@ def copy_weights(folder: str | Path, module: nn.Module, prefix: str = "") -> Non
 
     Args:
         prefix: what precedes the module's own names in the files.
+        absent: names that the files do not have; these weights stay as they are.
     Raises:
         UserError: a weight is missing, unexpected, or has another shape.
     """
@@ -149,7 +159,7 @@ def copy_weights(folder: str | Path, module: nn.Module, prefix: str = "") -> Non
             names = reader.keys()
             file_of |= dict.fromkeys(names, file)
             found |= {name: reader.get_slice(name).get_shape() for name in names}
-    own = {prefix + name: value for name, value in module.state_dict().items()}
+    own = {prefix + name: value for name, value in module.state_dict().items() if prefix + name not in absent}
     wanted = {name: list(value.shape) for name, value in own.items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):

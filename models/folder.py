@@ -18,6 +18,7 @@ from gritlm.errors import UserError
 from gritlm.files import to_disk
 from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.models.checks import check_tokenizer
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
 from gritlm.models.pooling import POOLING
 from gritlm.models.text import CONTRACT_FILE, TextContract
@@ -192,7 +193,9 @@ def load_model_folder(
     projection = json.loads(dense.read_text())["out_features"] if dense.is_file() else None
     embedder = Embedder(backbone, contract, projection)
     embedder.load_projection(path)
-    return embedder.eval(), TextTokenizer(load_tokenizer(folder, contract), contract)
+    tokenizer = load_tokenizer(folder, contract)
+    check_tokenizer(folder, tokenizer, embedder.config)
+    return embedder.eval(), TextTokenizer(tokenizer, contract)
 
 
 def move_model_folder(aside: str | Path, folder: str | Path) -> None:

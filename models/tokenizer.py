@@ -9,6 +9,7 @@ from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gritlm.errors import UserError
+from gritlm.models.checks import check_tokenizer_files
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract
 
 TEXTS_PER_CALL = 512
@@ -34,6 +35,7 @@ def load_tokenizer(
     Raises:
         UserError: there is no fast tokenizer, or a token that is needed is missing.
     """
+    check_tokenizer_files(name_or_path)
     ours = (Path(name_or_path) / CONTRACT_FILE).is_file()
     options: dict = LOADER_OPTIONS if ours else {"trust_remote_code": trust_remote_code}
     try:

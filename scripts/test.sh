@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
-.venv/bin/ruff check . && .venv/bin/ruff format --check .
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
 # mypy sees the package as it is installed, with models/ inside.
 rm -rf .venv/types && mkdir -p .venv/types/gritlm && ln -s "$PWD"/gritlm/* "$PWD"/models .venv/types/gritlm/
 (cd .venv/types && ../bin/mypy --config-file "$OLDPWD/pyproject.toml" --package gritlm)

@@ -1,8 +1,9 @@
 """Read all training data and report what is wrong with it, file by file.
 
 Findings (exit code 1): bad rows, duplicate rows, negatives that repeat a positive of their row, queries of an
-evaluation set, instructions that training refuses. Notes: repeated queries, positives of several queries (a batch never
-holds two of them), negatives per row, instructions, lengths, truncation, scripts.
+evaluation set, instructions that training refuses, instructions or labels that only positives or only negatives have.
+Notes: repeated queries, positives of several queries (a batch never holds two of them), negatives per row,
+instructions, keys that are not read, lengths, truncation, scripts.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from gritlm.curation.file_stats import (
     read_file_stats,
     repeated_texts,
 )
-from gritlm.curation.histogram import sparkline
+from gritlm.curation.histogram import describe_lengths
 from gritlm.curation.overlap import EvaluationTexts, read_evaluation_queries
+from gritlm.data.records import revealing_label, spelled_alike
 from gritlm.data.rows import SUFFIXES, decode, find_files, is_hidden, read_blocks, stem
 from gritlm.errors import UserError
 from gritlm.files import written_aside
@@ -42,7 +44,6 @@ EXAMPLES = """examples:
   gritlm check-data data/ --fix clean/      writes the good rows, and dropped.tsv with all changes"""
 
 SHOWN = 20  # bad rows on the screen; --report lists all
-EDGES = np.array([16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 
 
 @dataclass
@@ -56,7 +57,7 @@ class FileReport:
 
     @property
     def findings(self) -> int:
-        return len(self.problems) + len(self.dropped()) + len(self.changed())
+        return len(self.problems) + len(self.dropped()) + len(self.changed()) + len(self.kept())
 
     def dropped(self) -> list[tuple[int, str]]:
         """The lines that --fix drops, and why."""
@@ -68,6 +69,10 @@ class FileReport:
         """The lines of which --fix drops negatives, and why."""
         return [(line, f"{count} negatives repeat a positive") for line, count in self.stats.repeated_positives]
 
+    def kept(self) -> list[tuple[int, str]]:
+        """The lines with a fault that --fix cannot mend, and the fault."""
+        return [(line, "the instructions tell the positives from the negatives") for line in self.stats.revealing]
+
     def summary(self, unit: str, max_lengths: dict[str, int]) -> Iterator[str]:
         stats, rows = self.stats, len(self.stats.lines)
         yield f"{self.path}: {rows + len(stats.bad)} rows"
@@ -76,6 +81,7 @@ class FileReport:
             (len(stats.bad), "bad rows"),
             (len(self.duplicates), "rows that repeat an earlier row"),
             (len(stats.repeated_positives), "rows with negatives that repeat a positive"),
+            (len(stats.revealing), "rows whose instructions tell the positives from the negatives (--fix keeps them)"),
             (len(stats.leaked), f"queries of an evaluation set ({_counts(match for _, match in stats.leaked)})"),
         ):
             if count:
@@ -93,27 +99,19 @@ class FileReport:
             yield f"  instruction, {count} rows: {instruction!r}"
         if len(stats.instructions) > 3:
             yield f"  and {len(stats.instructions) - 3} more instructions"
+        for spellings in spelled_alike(stats.instructions + stats.passage_instructions):
+            yield f"  one instruction in several spellings: {', '.join(map(repr, spellings))}"
+        if stats.unread:
+            keys = ", ".join(f"{json.dumps(key)} ({count} rows)" for key, count in stats.unread.most_common())
+            yield f"  keys that are not read: {keys}"
         for kind, lengths in (("query", stats.query_lengths), ("passage", stats.passage_lengths)):
-            yield from _lengths(kind, np.asarray(lengths), unit, max_lengths[kind])
+            yield from describe_lengths(kind, np.asarray(lengths), unit, max_lengths[kind])
         total = max(1, stats.scripts.total())
         yield "  scripts: " + ", ".join(f"{n} {c / total:.0%}" for n, c in stats.scripts.most_common(4))
 
 
 def _counts(values: Iterable[str]) -> str:
     return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
-
-
-def _lengths(kind: str, lengths: np.ndarray, unit: str, max_length: int) -> Iterator[str]:
-    if not len(lengths):
-        return
-    counts = np.bincount(np.searchsorted(EDGES, lengths, side="left"), minlength=len(EDGES) + 1)
-    low, middle, high = np.percentile(lengths, [5, 50, 95])
-    truncated = f"; {(lengths > max_length).mean():.1%} are truncated to {max_length}" if unit == "tokens" else ""
-    yield (
-        f"  {kind} {unit} |{sparkline(counts)}| (up to {EDGES[0]}, {EDGES[1]}, ... {EDGES[-1]}, more): "
-        f"median {middle:.0f}, 5% below {low:.0f}, 5% above {high:.0f}, longest {lengths.max()}"
-        f"{truncated}; {len(lengths)} measured"
-    )
 
 
 # ---- checking
@@ -141,6 +139,8 @@ def check(
     reports = []
     for path, (stats, problem), lines in zip(paths, read, duplicates, strict=True):
         problems = [problem] if problem else []
+        if label := revealing_label(stats.positive_labels, stats.negative_labels):
+            problems.append(f"the label {label!r} tells positives from negatives")
         if text_tokenizer:
             problems += find_bad_instructions(stats, text_tokenizer, max_lengths)
         reports.append(FileReport(path, stats, problems, lines))
@@ -176,7 +176,7 @@ def write_report(reports: list[FileReport], path: Path) -> None:
     with written_aside(path) as aside, open(aside, "w") as out:
         for report in reports:
             found = [(0, problem) for problem in report.problems]
-            found += report.dropped() + report.changed()
+            found += report.dropped() + report.changed() + report.kept()
             out.writelines(f"{report.path}\t{line}\t{finding}\n" for line, finding in sorted(found))
 
 

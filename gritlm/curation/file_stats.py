@@ -1,5 +1,6 @@
 """Statistics of a training file, gathered in one pass by several processes. `gritlm check-data` reports them."""
 
+import json
 import unicodedata
 from array import array
 from collections import Counter
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from gritlm.curation.overlap import EvaluationTexts
 from gritlm.data.parallel import in_order
-from gritlm.data.rows import Block, decode, parse_row, read_blocks
+from gritlm.data.records import label_of
+from gritlm.data.rows import Block, decode, parse_row, read_blocks, unread_columns
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 
@@ -35,6 +37,7 @@ class FileStats:
     bad: list[tuple[int, str]] = field(default_factory=list)  # line, message
     leaked: list[tuple[int, str]] = field(default_factory=list)  # line, exact or near
     repeated_positives: list[tuple[int, int]] = field(default_factory=list)  # line, negatives that repeat a positive
+    revealing: array = field(default_factory=_integers)  # lines whose instructions tell positives from negatives
     lines: array = field(default_factory=_integers)
     row_keys: array = field(default_factory=_integers)
     query_ids: array = field(default_factory=_integers)
@@ -45,6 +48,9 @@ class FileStats:
     passage_lengths: array = field(default_factory=_integers)
     instructions: Counter[str] = field(default_factory=Counter)
     passage_instructions: Counter[str] = field(default_factory=Counter)
+    positive_labels: Counter[str] = field(default_factory=Counter)
+    negative_labels: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)  # keys that are no field of a row
     scripts: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "FileStats") -> None:
@@ -75,6 +81,9 @@ class BlockReader:
             stats.instructions[row["query"]["instruction"]] += 1
             for name in ("pos", "neg"):
                 stats.passage_instructions.update(row[name]["instruction"])
+            stats.unread.update(json.loads(row["unread"] or "[]"))
+            if row["neg_id"] and {*row["pos"]["instruction"]}.isdisjoint(row["neg"]["instruction"]):
+                stats.revealing.append(number)
             if row["dropped_negatives"]:
                 stats.repeated_positives.append((number, row["dropped_negatives"]))
             if self.evaluation and (match := self.evaluation.find(row["query"]["text"])):
@@ -94,6 +103,9 @@ class BlockReader:
         ]
         stats.query_lengths.extend(self.count_units(queries))
         stats.passage_lengths.extend(self.count_units(passages))
+        for row in (row for row in rows if row["neg_id"]):
+            stats.positive_labels.update(map(label_of, row["pos"]["text"]))
+            stats.negative_labels.update(map(label_of, row["neg"]["text"]))
         for text in (*queries, *passages[:1000]):
             stats.scripts.update(scripts_of(text.text[:200]))
 
@@ -127,6 +139,8 @@ def read_file_stats(path: Path, reader: BlockReader, processes: int) -> tuple[Fi
         for part in in_order(reader, blocks(), processes):
             stats.add(part)
             progress.update(len(part.lines))
+    if stats.lines:
+        stats.unread.update(dict.fromkeys(unread_columns(path), len(stats.lines)))
     return stats, problem
 
 

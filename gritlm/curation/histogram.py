@@ -1,8 +1,11 @@
 """Histograms in one line of text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 BARS = " ▁▂▃▄▅▆▇█"
+EDGES = np.array([16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 
 
 def sparkline(counts: Iterable[int]) -> str:
@@ -10,3 +13,17 @@ def sparkline(counts: Iterable[int]) -> str:
     counts = list(counts)
     largest = max(*counts, 1)
     return "".join(BARS[-int(-8 * count // largest)] for count in counts)
+
+
+def describe_lengths(kind: str, lengths: np.ndarray, unit: str, max_length: int) -> Iterator[str]:
+    """A line on the lengths of one kind of texts; none where there are no texts."""
+    if not len(lengths):
+        return
+    counts = np.bincount(np.searchsorted(EDGES, lengths, side="left"), minlength=len(EDGES) + 1)
+    low, middle, high = np.percentile(lengths, [5, 50, 95])
+    truncated = f"; {(lengths > max_length).mean():.1%} are truncated to {max_length}" if unit == "tokens" else ""
+    yield (
+        f"  {kind} {unit} |{sparkline(counts)}| (up to {EDGES[0]}, {EDGES[1]}, ... {EDGES[-1]}, more): "
+        f"median {middle:.0f}, 5% below {low:.0f}, 5% above {high:.0f}, longest {lengths.max()}"
+        f"{truncated}; {len(lengths)} measured"
+    )

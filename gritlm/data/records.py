@@ -2,7 +2,11 @@
 
 import functools
 import hashlib
+import json
 import os
+import re
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +19,14 @@ from tqdm import tqdm
 
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.parallel import in_order
-from gritlm.data.rows import FORMAT_VERSION, SCHEMA, find_files, parse_block, read_blocks, stem
+from gritlm.data.rows import FORMAT_VERSION, SCHEMA, find_files, parse_block, read_blocks, stem, unread_columns
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.text import Text
 
 END_OF_STREAM = bytes.fromhex("ffffffff00000000")  # https://arrow.apache.org/docs/format/Columnar.html
 LARGE_FILE = 16 << 20  # bytes; several processes read a larger file
+_LABEL = re.compile(r"\s*([^\s:][^:\n]{0,30}:)")
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,10 @@ class RecordSet:
         self.dropped_negatives = int(np.sum(self._column("dropped_negatives")))
         negatives = (chunk.field("text") for chunk in self.table["neg"].chunks)
         self.longest_group = 1 + max(pc.max(pc.list_value_length(texts)).as_py() for texts in negatives)
-        self.instructions = self._instructions("query")
-        self.passage_instructions = sorted({*self._instructions("pos"), *self._instructions("neg")})
+        self.instruction_counts = self._count_instructions("query")
+        self.passage_instruction_counts = self._count_instructions("pos") + self._count_instructions("neg")
+        self.instructions = sorted(self.instruction_counts)
+        self.passage_instructions = sorted(self.passage_instruction_counts)
         self.positives_by_query = self._find_positives_by_query()
 
     def __len__(self) -> int:
@@ -111,10 +118,33 @@ class RecordSet:
         """A short hash of all rows in order. It is the same on every machine."""
         return hashlib.sha256(self._column("row_id").tobytes()).hexdigest()[:16]
 
-    def _instructions(self, field: str) -> list[str]:
+    @functools.cached_property
+    def unread(self) -> Counter[str]:
+        """The number of rows with each key that is no field of a row."""
+        found: Counter[str] = Counter()
+        for keys, rows in _value_counts(self.table["unread"]).items():
+            found.update(dict.fromkeys(json.loads(keys or "[]"), rows))
+        return found
+
+    @functools.cached_property
+    def revealing_rows(self) -> int:
+        """The number of rows whose instructions tell the positives from all negatives."""
+        known = pa.array(self.passage_instructions)
+        revealing = 0
+        for batch in self.batches if len(known) > 1 else ():
+            pairs = []  # (row, instruction) as one number
+            for field in ("pos", "neg"):
+                lists = batch[field].field("instruction")
+                rows = np.repeat(np.arange(len(batch)), pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+                codes = pc.index_in(pc.list_flatten(lists), value_set=known).to_numpy(zero_copy_only=False)
+                pairs.append(rows * len(known) + codes)
+            shared = np.intersect1d(*pairs) // len(known)
+            revealing += len(np.setdiff1d(pairs[1] // len(known), shared))
+        return revealing
+
+    def _count_instructions(self, field: str) -> Counter[str]:
         parts = [chunk.field("instruction") for chunk in self.table[field].chunks]
-        parts = parts if field == "query" else [pc.list_flatten(part) for part in parts]
-        return sorted({text for part in parts for text in pc.unique(part).to_pylist()})
+        return _value_counts(pa.chunked_array(parts if field == "query" else map(pc.list_flatten, parts)))
 
     def _column(self, name: str) -> np.ndarray:
         return self.table[name].combine_chunks().to_numpy(zero_copy_only=False)
@@ -142,6 +172,34 @@ class RecordSet:
         return known
 
 
+def label_of(text: str) -> str:
+    """A label at the start of a text, such as "passage:", or ""."""
+    match = _LABEL.match(text)
+    return match[1] if match else ""
+
+
+def revealing_label(positives: Counter[str], negatives: Counter[str]) -> str:
+    """The label of nine positives of ten that at most one negative of ten has, or the reverse; "" if there is none.
+
+    Args:
+        positives, negatives: the labels of the passages of some rows.
+    """
+    for many, few in ((positives, negatives), (negatives, positives)):
+        if min(many.total(), few.total()) >= 10:
+            label, count = many.most_common(1)[0]
+            if label and 10 * count >= 9 * many.total() and 10 * few[label] <= few.total():
+                return label
+    return ""
+
+
+def spelled_alike(instructions: Iterable[str]) -> list[list[str]]:
+    """Groups of instructions that differ in white space, punctuation or case only."""
+    groups: dict[str, list[str]] = {}
+    for instruction in sorted(instructions):
+        groups.setdefault(" ".join(re.findall(r"\w+", instruction.casefold())), []).append(instruction)
+    return [group for words, group in groups.items() if words and len(group) > 1]
+
+
 def load_records(train_data: str | Path, cache: str | Path | None = None) -> list[RecordSet]:
     """Load all data sets of a path, sorted by name. The first call converts each file to `cache`; later calls map it.
 
@@ -158,6 +216,10 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
         RecordSet(name, [_cached(path, folder, processes) for path in paths])
         for name, paths in find_files(train_data).items()
     ]
+
+
+def _value_counts(column: pa.ChunkedArray) -> Counter[str]:
+    return Counter({pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()})
 
 
 def _cached(path: Path, folder: Path, processes: int) -> Path:
@@ -203,5 +265,8 @@ def _write(path: Path, aside: Path, processes: int) -> None:
     with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer, progress:
         blocks = ((path, block) for block in read_blocks(path))
         for table in in_order(parse_block, blocks, processes):
+            if columns := unread_columns(path):
+                unread = pa.repeat(json.dumps(columns), len(table))
+                table = table.set_column(SCHEMA.get_field_index("unread"), "unread", unread)
             writer.write_table(table, max_chunksize=1000)
             progress.update(len(table))

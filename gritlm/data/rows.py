@@ -21,7 +21,7 @@ from gritlm.models.text import Text
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = ("query", "pos", "neg")
 BLOCK_BYTES = 1 << 20  # bytes of a file read at once
-FORMAT_VERSION = 3  # of the cached form; raise it when SCHEMA or a rule below changes
+FORMAT_VERSION = 4  # of the cached form; raise it when SCHEMA or a rule below changes
 
 _texts = pa.struct({"instruction": pa.list_(pa.large_string()), "text": pa.list_(pa.large_string())})
 SCHEMA = pa.schema(
@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         "neg_id": pa.list_(pa.int64()),
         "row_id": pa.int64(),
         "dropped_negatives": pa.int32(),
+        "unread": pa.string(),
     }
 )
 Block = list[tuple[int, Any]]  # (line number from 1, raw line or parquet row)
@@ -90,15 +91,8 @@ def is_hidden(path: Path, root: Path) -> bool:
 
 
 def _kind(value: Any) -> str:
-    names = {
-        type(None): "null",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-        bool: "true or false",
-        bytes: "bytes",
-    }
-    return names.get(type(value), "a number")
+    names = {type(None): "null", str: "a string", list: "a list", dict: "an object", bool: "true or false"}
+    return (names | {bytes: "bytes"}).get(type(value), "a number")
 
 
 def _parse_text(value: Any, where: str, field: str) -> Text:
@@ -132,7 +126,8 @@ def _parse_texts(row: dict, field: str, where: str) -> list[Text]:
 def parse_row(row: Any, where: str) -> dict:
     """Check a decoded row and convert it to the cached form (`SCHEMA`).
 
-    A negative that repeats a positive of the row is dropped and counted in `dropped_negatives`.
+    A negative that repeats a positive of the row is dropped and counted in `dropped_negatives`. `unread` lists the
+    row's other keys, in JSON.
 
     Args:
         row: the decoded row.
@@ -165,6 +160,7 @@ def parse_row(row: Any, where: str) -> dict:
         "neg_id": [key for key, _ in hashed],
         "row_id": text_id(json.dumps(groups)),
         "dropped_negatives": len(negatives) - len(kept),
+        "unread": json.dumps(unread) if (unread := sorted(row.keys() - set(FIELDS))) else "",
     }
 
 
@@ -272,6 +268,11 @@ def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterato
         raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from error
     if not rows:
         raise UserError(f"{path}: found no row, wanted at least one")
+
+
+def unread_columns(path: Path) -> list[str]:
+    """The columns of a parquet file that are no field of a row."""
+    return sorted({*pq.read_schema(path).names} - {*FIELDS}) if path.suffix == ".parquet" else []
 
 
 def decode(path: Path, number: int, raw: Any) -> Any:

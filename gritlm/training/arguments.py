@@ -1,6 +1,7 @@
 """Every flag, once: its name, default, help, and whether it changes what is learnt. Checks are in flag_checks.py.
 
-Defaults are the paper's recipe (arXiv 2601.21192, appendix A). Hugging Face's own `TrainingArguments` come on top.
+Defaults are the paper's recipe (arXiv 2601.21192, appendix A), but for what a base that is an embedding model says of
+itself. Hugging Face's own `TrainingArguments` come on top.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from transformers import HfArgumentParser, TrainingArguments
 
 from gritlm.cli import OneLineErrors
+from gritlm.models.base import BaseSettings
 from gritlm.models.pooling import POOLING
 from gritlm.training.old_flags import OLD_FLAGS
 
@@ -21,22 +23,27 @@ def flag(default: Any, help: str, changes_learning: bool = True, **argparse_opti
     return field(default=default, metadata={"help": help, "changes_learning": changes_learning, **argparse_options})
 
 
+def open_flag(paper: Any, help: str, **argparse_options: Any) -> Any:
+    """Declare a flag that is None until `settle`: not given, it is what the base says of itself, else the paper's."""
+    return flag(None, help, paper=paper, **argparse_options)
+
+
 @dataclass
 class ModelArguments:
     """The network."""
 
     model_name_or_path: str = flag("", "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
-    attn: Literal["bb", "cc"] = flag("bb", "Attention: bb bidirectional, cc causal.")
+    attn: Literal["bb", "cc"] = open_flag("bb", "Attention: bb bidirectional, cc causal.")
     attn_implementation: str = flag(
         "packed", "Attention kernel: packed (no padding), or padded: sdpa, eager, flash_attention_2."
     )
-    pooling_method: str = flag(
+    pooling_method: str = open_flag(
         "mean",
         "Token states to one vector: mean, weightedmean (by position), lasttoken, cls (first token).",
         choices=tuple(POOLING),
     )
-    normalized: bool = flag(True, "Divide each vector by its norm, so that the similarity is the cosine.")
-    projection: int | None = flag(None, "Width of a linear layer after pooling. None: no such layer.")
+    normalized: bool = open_flag(True, "Divide each vector by its norm, so that the similarity is the cosine.")
+    projection: int | None = open_flag(None, "Width of a linear layer after pooling. 0: no such layer.")
     reset_weight: bool = flag(False, "Start from the model's random initialisation; read no weights.")
     trust_remote_code: bool = flag(False, "Run Python code that comes with the model.")
 
@@ -51,10 +58,15 @@ class DataArguments:
         "set. Required.",
     )
     train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
-    query_max_len: int = flag(512, "Longest query in tokens, instruction included; the end is cut off.")
-    passage_max_len: int = flag(512, "Longest passage in tokens; the end is cut off.")
-    pool_instruction: bool = flag(False, "Include the instruction's tokens in pooling.")
-    append_eos: bool = flag(False, "End every text with the tokenizer's end-of-text token.")
+    query_max_len: int = open_flag(512, "Longest query in tokens, instruction included; the end is cut off.")
+    passage_max_len: int = open_flag(512, "Longest passage in tokens; the end is cut off.")
+    pool_instruction: bool = open_flag(False, "Include the instruction's tokens in pooling.")
+    append_eos: bool = open_flag(False, "End every text with the tokenizer's end-of-text token.")
+    query_prompt: str | None = flag(
+        None,
+        "Instruction stored as the model's query prompt. None: that of nine rows of ten of the largest data set.",
+        changes_learning=False,
+    )
     max_example_num_per_dataset: int | None = flag(None, "Use at most this many rows of each data set (seeded draw).")
     num_samples: str | None = flag(
         None,
@@ -198,16 +210,24 @@ GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, EmbeddingTrainingAr
 
 @dataclass
 class RunArguments:
-    """All flags of a run, by group."""
+    """All flags of a run, by group, and what its base says of itself."""
 
     model: ModelArguments
     data: DataArguments
     objective: ObjectiveArguments
     training: EmbeddingTrainingArguments
+    base: BaseSettings
 
     def flags(self) -> dict[str, Any]:
         """Every flag's value by name."""
-        return {f.name: getattr(group, f.name) for group in vars(self).values() for f in dataclasses.fields(group)}
+        groups = (self.model, self.data, self.objective, self.training)
+        return {f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
+
+
+def papers_values(*groups: type) -> dict[str, Any]:
+    """The open flags with the paper's values."""
+    declared = (f for group in groups or GROUPS for f in dataclasses.fields(group))
+    return {f.name: f.metadata["paper"] for f in declared if "paper" in f.metadata}
 
 
 EXAMPLES = """examples:
@@ -224,9 +244,12 @@ class FlagParser(OneLineErrors, HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser, field):
-        field = copy.copy(field)  # argparse does not know our mark
-        field.metadata = {name: value for name, value in field.metadata.items() if name != "changes_learning"}
+        paper, field = field.metadata.get("paper"), copy.copy(field)  # argparse does not know our marks
+        marks = ("changes_learning", "paper")
+        field.metadata = {name: value for name, value in field.metadata.items() if name not in marks}
         HfArgumentParser._parse_dataclass_field(parser, field)
+        if paper is True:  # as Hugging Face has it for flags whose default is True
+            parser.add_argument(f"--no_{field.name}", action="store_false", dest=field.name, default=None)
 
 
 def make_parser(verb: str, groups: tuple[type, ...], examples: str) -> FlagParser:
@@ -262,5 +285,6 @@ def flag_table() -> str:
             # Hugging Face's switches that are left off are not for users to turn.
             if f.name in inherited and (f.default == inherited[f.name] or f.metadata["help"].startswith("Left off")):
                 continue
-            rows.append(f"| `--{f.name}` | `{f.default}` | {f.metadata['help']} |")
+            default = f"the base's, else `{f.metadata['paper']}`" if "paper" in f.metadata else f"`{f.default}`"
+            rows.append(f"| `--{f.name}` | {default} | {f.metadata['help']} |")
     return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""What is refused before anything is read or loaded: flags that are missing, wrong, or contradict one another."""
+"""What is refused before data or weights are read: flags that are missing, wrong, or contradict one another."""
 
 import dataclasses
 import json
@@ -11,7 +11,10 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from gritlm.errors import UserError
-from gritlm.training.arguments import EXAMPLES, GROUPS, RunArguments, make_parser
+from gritlm.models.base import BaseSettings, read_base
+from gritlm.models.pooling import POOLING
+from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments, make_parser
+from gritlm.training.setup import settle
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
 ABOVE_ZERO = (
@@ -61,7 +64,8 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.chunk_tokens < max(f.query_max_len, f.passage_max_len),
-        "--chunk_tokens {chunk_tokens} holds not even one text of {longest} tokens",
+        "--chunk_tokens {chunk_tokens} holds not even one text of {longest} tokens; see --query_max_len and "
+        "--passage_max_len, by default those of an embedding model as base",
     ),
     (
         lambda f: f.attn == "cc" and f.pooling_method == "cls",
@@ -146,8 +150,10 @@ def parse(argv: list[str]) -> RunArguments:
 def build(flags: dict[str, Any], *more: type, replaced: dict[str, Any] | None = None) -> tuple[RunArguments, Any]:
     """The groups from flags by name, and one group more. `replaced` flags are checked, then replaced.
 
+    Flags that were not given and that the base decides get their values here.
+
     Raises:
-        UserError: what a group's __post_init__ raises.
+        UserError: what a group's __post_init__ raises; the base's own settings are damaged, or cannot be taken up.
     """
     for name in ("deepspeed", "fsdp_config"):
         check_json(name, flags[name])
@@ -155,7 +161,32 @@ def build(flags: dict[str, Any], *more: type, replaced: dict[str, Any] | None = 
         groups = make_parser("train", (*GROUPS, *more), EXAMPLES).parse_dict(flags | (replaced or {}))
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
-    return RunArguments(*groups[:4]), groups[4] if more else None
+    model, data, objective, training = groups[:4]
+    base = read_base(model.model_name_or_path)
+    check_base_settings(model, base)
+    run = RunArguments(settle(model, base), settle(data, base), objective, training, base)
+    return run, groups[4] if more else None
+
+
+def check_base_settings(model: ModelArguments, base: BaseSettings) -> None:
+    """Refuse a base with a pooling or a projection that the run cannot take up, unless a flag decides otherwise."""
+    name, pooling, projection = f"--model_name_or_path {model.model_name_or_path}", "pooling_method", "projection"
+    if pooling in base.unusable and model.pooling_method is None:
+        raise UserError(
+            f"{name}: found {base.unusable[pooling]} pooling, wanted {', '.join(POOLING)}; --{pooling} names another"
+        )
+    if model.projection == 0 or model.reset_weight:
+        return
+    if projection in base.unusable:
+        raise UserError(
+            f"{name}: found {base.unusable[projection]}, wanted one linear layer after pooling; "
+            f"--{projection} 0 drops it"
+        )
+    if base.projection and model.projection not in (None, base.projection):
+        raise UserError(
+            f"{name}: found a projection of width {base.projection}, wanted --{projection} {model.projection}; "
+            f"--{projection} {base.projection} takes it up, --{projection} 0 drops it"
+        )
 
 
 def check(run: RunArguments, ranks: int, here: bool = True) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from gritlm.cli import quieten
 from gritlm.data.records import load_records
 from gritlm.models.backbone import load_config
+from gritlm.models.checks import check_base, check_tokenizer
 from gritlm.training.arguments import GROUPS, flag, make_parser
 from gritlm.training.flag_checks import build, check
 from gritlm.training.run_folder import find_checkpoint, run_settings_of
-from gritlm.training.setup import build_text_tokenizer, describe, make_plan, show_examples
+from gritlm.training.setup import build_text_tokenizer, describe, describe_base, make_plan, show_examples
+from gritlm.training.text_report import report_on_texts
 
 EXAMPLES = """examples:
   gritlm plan --model_name_or_path Qwen/Qwen3-0.6B --train_data data/ --output_dir out --ranks 8 --batches 10"""
@@ -31,14 +33,21 @@ def main(argv: list[str]) -> int:
     flags = vars(make_parser("plan", (*GROUPS, PlanArguments), EXAMPLES).parse_args(argv))
     run, wanted = build(flags, PlanArguments, replaced=WITHOUT)
     check(run, wanted.ranks, here=False)
-    load_config(run.model.model_name_or_path, run.model.attn, run.model.trust_remote_code)
+    name, remote = run.model.model_name_or_path, run.model.trust_remote_code
+    config = load_config(name, run.model.attn, remote)
+    for line in check_base(name, config, remote, run.model.reset_weight):
+        print(line)
     records = load_records(run.data.train_data, run.data.data_cache)
     plan = make_plan(run, records, wanted.ranks)
-    print("\n".join(describe(plan, run, records, wanted.ranks)))
+    text_tokenizer = build_text_tokenizer(run, records)
+    check_tokenizer(name, text_tokenizer.tokenizer, config)
+    lines, warnings = report_on_texts(records, text_tokenizer, run.data.query_prompt)
+    base, planned = describe_base(run, text_tokenizer.contract), describe(plan, run, records, wanted.ranks)
+    print("\n".join([*base, *planned]))
     args = run.training
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * plan.steps_per_epoch)
     print(f"  {steps} steps in all")
-    print("\n".join(show_examples(build_text_tokenizer(run, records), records)))
+    print("\n".join([*lines, *show_examples(text_tokenizer, records), *(f"warning: {line}" for line in warnings)]))
     for step in range(min(wanted.batches, plan.steps_per_epoch)):
         batch = plan.batch(0, step)
         rows = [f"{records[dataset].name}:{row}" for dataset, row in batch.rows]

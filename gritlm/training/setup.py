@@ -1,12 +1,66 @@
-"""From flags and data to the plan, the text contract, and the lines that a run prints before it trains."""
+"""From flags, base and data to the plan, the text contract, and the lines that a run prints before it trains."""
+
+import dataclasses
+from collections import Counter
+from typing import Any, TypeVar
 
 from gritlm.data.batch_plan import Plan, read_num_samples
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
 from gritlm.errors import UserError
+from gritlm.models.base import BaseSettings
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
-from gritlm.training.arguments import DataArguments, RunArguments
+from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, papers_values
+
+Group = TypeVar("Group", ModelArguments, DataArguments)
+
+
+# ---- the base
+
+
+def settle(group: Group, base: BaseSettings) -> Group:
+    """The group with a value for each open flag that was not given: what the base says, else the paper's.
+
+    A projection of width 0 is None: there is none.
+    """
+    left = {name: value for name, value in papers_values(type(group)).items() if getattr(group, name) is None}
+    said = {name: getattr(base, name) for name in left if getattr(base, name) is not None}
+    none = {"projection": None} if getattr(group, "projection", None) == 0 else {}
+    return dataclasses.replace(group, **(left | said | none))
+
+
+def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
+    """What the base says of itself, what this run does, and the flags that restore the paper's recipe."""
+    base, now, paper = run.base, run.flags(), papers_values()
+    said = {name: getattr(base, name) for name in paper if getattr(base, name) is not None}
+    lines = [f"base: its {name} is not used: {found}" for name, found in base.unusable.items()]
+    lines += [f"base: {note}" for note in base.notes]
+    if not said:
+        return lines
+    embedder = base.pool_instruction is not None
+
+    def settings(values: dict[str, Any], prompts: dict[str, str]) -> str:
+        parts = [f"{name} {values[name]}" for name in said]
+        return ", ".join([*parts, f"prompts {_list_prompts(prompts)}"] if embedder else parts)
+
+    taken = [name for name, value in said.items() if value == now[name] != paper[name]]
+    restore = " ".join(f"--{name} {0 if paper[name] is None else paper[name]}" for name in taken)
+    hint = f"; the paper's recipe: {restore}" if restore else ""
+    return [f"base: {settings(said, base.prompts)} -> this run: {settings(now, contract.prompts)}{hint}", *lines]
+
+
+def _list_prompts(prompts: dict[str, str]) -> str:
+    given = [f"{name} {clip(prompt)}" for name, prompt in prompts.items() if prompt]
+    return ", ".join([*given[:3], *([f"and {len(given) - 3} more"] if given[3:] else [])]) or "none"
+
+
+def clip(text: str) -> str:
+    """A prompt for the screen."""
+    return (repr(text) if len(text) <= 80 else f"{text[:80]!r}...") if text else "none"
+
+
+# ---- the plan
 
 
 def make_plan(run: RunArguments, records: list[RecordSet], ranks: int) -> Plan:
@@ -49,16 +103,34 @@ def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int
     return lines
 
 
+# ---- the texts
+
+
+def main_instruction(counts: Counter[str]) -> str | None:
+    """The instruction of at least nine texts of ten ("": none), or None if there is no such instruction."""
+    instruction, count = counts.most_common(1)[0]
+    return instruction if 10 * count >= 9 * counts.total() else None
+
+
+def choose_prompts(run: RunArguments, records: list[RecordSet]) -> dict[str, str]:
+    """The prompts of the model: each data set's, the largest set's or --query_prompt for queries, the passages'."""
+    prompts = {r.name: main_instruction(r.instruction_counts) or "" for r in records}
+    query = run.data.query_prompt
+    query = prompts[max(records, key=len).name] if query is None else query
+    document = main_instruction(count_passage_instructions(records)) or ""
+    return {name: prompt for name, prompt in prompts.items() if prompt} | {"query": query, "document": document}
+
+
+def count_passage_instructions(records: list[RecordSet]) -> Counter[str]:
+    return sum((r.passage_instruction_counts for r in records), Counter())
+
+
 def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTokenizer:
     """The tokenizer under this run's text contract, with the prompts that go with the model.
 
     Raises:
         UserError: an instruction of the data leaves no room, or can share a token with its text.
     """
-    prompts = {r.name: r.instructions[0] for r in records if len(r.instructions) == 1 and r.instructions[0]}
-    largest = max(records, key=len)
-    on_passages = {instruction for r in records for instruction in r.passage_instructions}
-    sides = {"query": prompts.get(largest.name, ""), "document": on_passages.pop() if len(on_passages) == 1 else ""}
     contract = TextContract(
         query_max_len=run.data.query_max_len,
         passage_max_len=run.data.passage_max_len,
@@ -66,10 +138,11 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
         normalized=run.model.normalized,
         pool_instruction=run.data.pool_instruction,
         append_eos=run.data.append_eos,
-        prompts=prompts | sides,
+        prompts=choose_prompts(run, records),
     )
     tokenizer = load_tokenizer(run.model.model_name_or_path, contract, run.model.trust_remote_code)
     text_tokenizer = TextTokenizer(tokenizer, contract)
+    text_tokenizer.check_instruction(contract.prompts["query"], contract.query_max_len, "--query_max_len")
     for record_set in records:
         for instruction in record_set.instructions:
             text_tokenizer.check_instruction(instruction, contract.query_max_len, "--query_max_len")

@@ -10,6 +10,7 @@ from gritlm.data.records import load_records
 from gritlm.distributed import all_ranks, barrier, destroy_process_group
 from gritlm.models.attention import varlen_unavailable_reason
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.models.checks import check_base, check_tokenizer
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
@@ -26,7 +27,15 @@ from gritlm.training.run_folder import (
     write_run_file,
 )
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.setup import build_text_tokenizer, describe, largest_group, make_plan, show_examples
+from gritlm.training.setup import (
+    build_text_tokenizer,
+    describe,
+    describe_base,
+    largest_group,
+    make_plan,
+    show_examples,
+)
+from gritlm.training.text_report import report_on_texts
 from gritlm.training.trainer import EmbeddingTrainer
 
 
@@ -37,7 +46,10 @@ def main(argv: list[str]) -> int:
     first, ranks = args.process_index == 0, args.world_size
     set_up_logging(first)
 
-    load_config(run.model.model_name_or_path, run.model.attn, run.model.trust_remote_code)
+    name, remote = run.model.model_name_or_path, run.model.trust_remote_code
+    config = load_config(name, run.model.attn, remote)
+    for line in check_base(name, config, remote, run.model.reset_weight):
+        log.info(line)
     with args.main_process_first(desc="reading the data"):
         records = load_records(run.data.train_data, run.data.data_cache)
     run_settings = run_settings_of(run, records, ranks)
@@ -48,8 +60,13 @@ def main(argv: list[str]) -> int:
 
     plan = make_plan(run, records, ranks)
     text_tokenizer = build_text_tokenizer(run, records)
-    for line in [*describe(plan, run, records, ranks), *show_examples(text_tokenizer, records)]:
+    check_tokenizer(name, text_tokenizer.tokenizer, config)
+    lines, warnings = report_on_texts(records, text_tokenizer, run.data.query_prompt)
+    base, planned = describe_base(run, text_tokenizer.contract), describe(plan, run, records, ranks)
+    for line in [*base, *planned, *lines, *show_examples(text_tokenizer, records)]:
         log.info(line)
+    for line in warnings:
+        log.warning(line)
 
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
@@ -97,6 +114,8 @@ def build_embedder(run: RunArguments, contract: TextContract) -> tuple[Embedder,
         model.trust_remote_code,
     )
     embedder = Embedder(backbone, contract, model.projection)
+    if (weights := run.base.projection_folder) and not model.reset_weight:
+        embedder.load_projection(weights.parent, weights.name, run.base.projection_bias)
     dropout = getattr(config, "attention_dropout", 0.0)
     reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
     if embedder.packed and args.device.type == "cuda" and reason:

@@ -32,6 +32,7 @@ from gritlm.distributed import (
 )
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.models.base import read_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
@@ -41,6 +42,7 @@ from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wra
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
 from gritlm.training.objective import TERMS, Objective
 from gritlm.training.random_texts import RandomTexts
+from gritlm.training.setup import settle
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
@@ -228,6 +230,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     parser = make_parser("verify-gradients", (ModelArguments, VerifyArguments), EXAMPLES)
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     model_args, args = parser.parse_args_into_dataclasses(args=argv)
+    model_args = settle(model_args, read_base(model_args.model_name_or_path))
     for term in args.terms or ():
         if term not in TERMS:
             raise UserError(f"--terms: found {term!r}, wanted some of {', '.join(TERMS)}")

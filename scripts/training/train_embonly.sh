@@ -23,8 +23,8 @@ OUTPUT_DIR=${OUTPUT_DIR:-}                   # empty: outputs/<model>-<data>
 
 GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-2048} # queries per step, over all GPUs
 TRAIN_GROUP_SIZE=${TRAIN_GROUP_SIZE:-4}      # passages per query: 1 positive, the rest hard negatives
-QUERY_MAX_LEN=${QUERY_MAX_LEN:-512}          # tokens, instruction included
-PASSAGE_MAX_LEN=${PASSAGE_MAX_LEN:-512}      # tokens
+QUERY_MAX_LEN=${QUERY_MAX_LEN:-}             # tokens, instruction included; empty: as the model was trained, else 512
+PASSAGE_MAX_LEN=${PASSAGE_MAX_LEN:-}         # tokens; empty: the same
 LEARNING_RATE=${LEARNING_RATE:-2e-5}
 TEMPERATURE=${TEMPERATURE:-0.02}
 NUM_TRAIN_EPOCHS=${NUM_TRAIN_EPOCHS:-1}
@@ -77,7 +77,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-outputs/$(basename "$MODEL_NAME_OR_PATH")-$(basename "$
 flags=(
   --model_name_or_path "$MODEL_NAME_OR_PATH" --train_data "$TRAIN_DATA" --output_dir "$OUTPUT_DIR"
   --global_batch_size "$GLOBAL_BATCH_SIZE" --train_group_size "$TRAIN_GROUP_SIZE"
-  --query_max_len "$QUERY_MAX_LEN" --passage_max_len "$PASSAGE_MAX_LEN"
+  ${QUERY_MAX_LEN:+--query_max_len "$QUERY_MAX_LEN"} ${PASSAGE_MAX_LEN:+--passage_max_len "$PASSAGE_MAX_LEN"}
   --learning_rate "$LEARNING_RATE" --temperature "$TEMPERATURE"
   --num_train_epochs "$NUM_TRAIN_EPOCHS" --max_steps "$MAX_STEPS"
   "${device[@]}" ${EXTRA_FLAGS[@]+"${EXTRA_FLAGS[@]}"} "$@"

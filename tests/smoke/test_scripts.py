@@ -45,13 +45,14 @@ needs_venv = pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="no .venv:
 def test_own_model_and_data(checkout, qwen3, tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", rows=30, negatives=2, seed=0)
     settings = {"MODEL_NAME_OR_PATH": qwen3, "TRAIN_DATA": tmp_path / "pairs.jsonl", "GPUS": "none"}
-    settings |= {"GLOBAL_BATCH_SIZE": 8, "QUERY_MAX_LEN": 32, "PASSAGE_MAX_LEN": 48}
+    settings |= {"GLOBAL_BATCH_SIZE": 8, "QUERY_MAX_LEN": 32}
     done = bash(checkout, SCRIPT, "--max_steps", "2", "--seed", "7", **settings)
     assert done.returncode == 0, done.stderr[-2000:]
     (out,) = (checkout / "outputs").iterdir()
     assert out.name.endswith("-pairs.jsonl")
     flags = json.loads((out / "run.json").read_text())["flags"]
     assert (flags["seed"], flags["max_steps"], flags["learning_rate"], flags["train_group_size"]) == (7, 2, 2e-5, 4)
+    assert (flags["query_max_len"], flags["passage_max_len"]) == (32, 512), "one is set, the other is not"
     again = bash(checkout, SCRIPT, "--max_steps", "2", "--seed", "7", **settings)
     assert again.returncode == 2
     (line,) = [line for line in again.stderr.splitlines() if "error" in line]
@@ -70,6 +71,8 @@ def test_the_embedded_default(checkout):
     assert done.returncode == 0, done.stderr[-2000:]
     assert [path.name for path in finished.parent.iterdir()] == ["run.json"], "a finished run is left alone"
     assert (checkout / "outputs" / "quickstart-2" / "modules.json").is_file()
+    flags = json.loads((checkout / "outputs" / "quickstart-2" / "run.json").read_text())["flags"]
+    assert (flags["query_max_len"], flags["passage_max_len"]) == (64, 64), "of the recipe"
     for word in ("recall@1", "mrr@10", "ndcg@10", "untrained", "GritLM('outputs/quickstart-2')", "->"):
         assert word in done.stdout
     task = json.loads((checkout / "outputs" / "quickstart-task" / "held_out.json").read_text())

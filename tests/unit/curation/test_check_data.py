@@ -133,6 +133,27 @@ def test_instructions_that_training_refuses_are_found_with_a_model(tmp_path, qwe
     assert any("leaves no room" in what and "many words" in what for _, _, what in found)
 
 
+def test_what_tells_positives_from_negatives_is_found(tmp_path, capsys):
+    rows = [GOOD | {"query": f"q{n}", "prompt": "Q: "} for n in range(10)]
+    path = write(tmp_path / "a.jsonl", *rows[:9], rows[9] | {"pos": [["passage: ", "this"]]})
+    told = "the instructions tell the positives from the negatives"
+    assert report_of(tmp_path, path, more=["--fix", tmp_path / "fix"]) == (1, [["a.jsonl", "10", told]])
+    assert len((tmp_path / "fix" / "a.jsonl").read_text().splitlines()) == 10, "only a person can mend it"
+    printed = capsys.readouterr().out
+    assert "1 rows whose instructions tell the positives from the negatives (--fix keeps them)" in printed
+    assert 'keys that are not read: "prompt" (10 rows)' in printed
+    write(path, *(row | {"pos": ["passage: this"]} for row in rows))
+    assert report_of(tmp_path, path) == (1, [["a.jsonl", "0", "the label 'passage:' tells positives from negatives"]])
+    write(path, *(row | {"pos": [["P: ", "note: this"]], "neg": [["P: ", "note: that"]]} for row in rows))
+    assert report_of(tmp_path, path) == (0, []), "control: all passages have it"
+
+
+def test_spellings_of_one_instruction_are_shown(tmp_path, capsys):
+    rows = [GOOD | {"query": [instruction, "q"], "pos": [instruction]} for instruction in ("Q: ", "q : ", "A: ")]
+    assert main([str(write(tmp_path / "a.jsonl", *rows))]) == 0
+    assert "one instruction in several spellings: 'Q: ', 'q : '\n" in capsys.readouterr().out
+
+
 def test_a_report_that_cannot_be_written_gives_one_line(tmp_path, capsys):
     path, report = write(tmp_path / "a.jsonl", GOOD), tmp_path / "a.jsonl" / "report.tsv"
     assert run_verb(main, [str(path), "--report", str(report)]) == 2
@@ -175,7 +196,7 @@ def test_files_with_other_suffixes_are_counted(tmp_path, capsys):
 
 
 def test_rows_that_differ_in_an_instruction_are_not_duplicates(tmp_path):
-    rows = [GOOD | {"pos": [[instruction, "this"]]} for instruction in ("A: ", "B: ", "A: ")]
+    rows = [GOOD | {"pos": [[instruction, "this"]], "neg": []} for instruction in ("A: ", "B: ", "A: ")]
     code, found = report_of(tmp_path, write(tmp_path / "a.jsonl", *rows))
     assert (code, found) == (1, [["a.jsonl", "3", "repeats an earlier row"]])
 

@@ -52,6 +52,39 @@ def test_all_file_formats_give_the_same_records(tmp_path):
         assert sets[0][n] == sets[1][n] == sets[2][n]
 
 
+def test_instructions_are_counted(tmp_path):
+    rows = [GOOD, GOOD, {"query": "plain", "pos": [["P: ", "a"], "b"], "neg": [["P: ", "c"]]}]
+    (records,) = load_records(write(tmp_path / "a.jsonl", *rows), tmp_path / "cache")
+    assert records.instruction_counts == {"Instruct: x\nQuery: ": 2, "": 1}
+    assert records.passage_instruction_counts == {"": 3, "P: ": 2}
+
+
+def test_keys_that_are_not_read_are_counted(tmp_path):
+    rows = [GOOD | {"prompt": "Q: ", "\ud800": 1}, GOOD | {"prompt": None}, GOOD]
+    (records,) = load_records(write(tmp_path / "a.jsonl", *rows), tmp_path / "cache")
+    assert records.unread == {"prompt": 2, "\ud800": 1}
+    table = pa.Table.from_pylist([{"query": "q", "pos": ["p"], "neg": ["n"], "type": 1, "at": 2}] * 3)
+    pq.write_table(table, tmp_path / "b.parquet")
+    (records,) = load_records(tmp_path / "b.parquet", tmp_path / "cache")
+    assert records.unread == {"at": 3, "type": 3}
+    pq.write_table(table.select(["query", "pos", "neg"]), tmp_path / "c.parquet")
+    assert not load_records(tmp_path / "c.parquet", tmp_path / "cache")[0].unread
+
+
+def test_rows_whose_instructions_tell_positives_from_negatives(tmp_path):
+    rows = [
+        {"query": "q", "pos": [[p, f"x{n}"] for n, p in enumerate(ps)], "neg": [[n, f"y {n}"] for n in ns]}
+        for ps, ns in (
+            *[(["P: "], [""]), (["P: "], ["N: ", ""]), ([""], ["P: "])],  # these do
+            *[(["P: "], ["P: ", ""]), ([""], [""]), (["P: "], []), (["P: ", ""], [""])],
+        )
+    ]
+    (records,) = load_records(write(tmp_path / "a.jsonl", *rows), tmp_path / "cache")
+    assert records.revealing_rows == 3
+    (records,) = load_records(write(tmp_path / "b.jsonl", *rows[3:]), tmp_path / "cache")
+    assert records.revealing_rows == 0
+
+
 def test_a_sub_folder_is_one_data_set_and_files_are_sorted(tmp_path):
     for name in ("z/part-2.jsonl", "z/part-1.jsonl", "b.jsonl"):
         path = tmp_path / "data" / name

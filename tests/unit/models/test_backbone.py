@@ -1,6 +1,7 @@
 """Loading a backbone: its config, its weights, and models and kernels that are refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,21 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"found a 'bert' backbone, wanted one of \('qwen2', 'qwen3'\)"):
         load_config(str(tmp_path), "bb")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(UserError, match=r"found adapter_config\.json, an adapter for the base 'some/base', wanted"):
+        load_config(str(tmp_path), "bb")
     Qwen3Config(use_sliding_window=True, max_window_layers=0, sliding_window=8).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="sliding-window"):
         load_config(str(tmp_path), "bb")
+
+
+def test_damaged_weights_are_refused_in_one_line(qwen3, tmp_path):
+    folder = shutil.copytree(qwen3, tmp_path / "base")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = load_config(str(folder), "bb")
+    with pytest.raises(UserError, match=r"model\.safetensors: found \d+ bytes that cannot be read") as error:
+        load_backbone(str(folder), config)
+    assert "\n" not in str(error.value)
+    load_backbone(str(folder), config, reset_weight=True)

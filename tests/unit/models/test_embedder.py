@@ -85,3 +85,14 @@ def test_a_missing_shard_and_a_missing_projection_are_refused(qwen3, tmp_path):
         model.load_weights(tmp_path)
     with pytest.raises(UserError, match=r"weight 'linear\.bias': found shape None, wanted shape \[12\]"):
         make_embedder(qwen3, projection=12).load_projection(tmp_path)
+
+
+def test_a_projection_without_bias_gets_one_of_zero(qwen3, tmp_path):
+    model, weight = make_embedder(qwen3, projection=12), torch.randn(12, 32)
+    (tmp_path / "layer").mkdir()
+    save_file({"linear.weight": weight}, tmp_path / "layer" / "model.safetensors")
+    assert model.projection.bias.any(), "control"
+    model.load_projection(tmp_path, "layer", bias=False)
+    assert torch.equal(model.projection.weight, weight) and not model.projection.bias.any()
+    with pytest.raises(UserError, match=r"weight 'linear\.bias': found shape None"):
+        model.load_projection(tmp_path, "layer")

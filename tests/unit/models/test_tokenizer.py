@@ -90,5 +90,5 @@ def test_a_saved_tokenizer_keeps_the_contract(qwen3, tmp_path, eos):
 
 
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer there"):
+    with pytest.raises(UserError, match=r"found no tokenizer\.json, wanted a model with its tokenizer"):
         load_tokenizer(str(tmp_path), TextContract())

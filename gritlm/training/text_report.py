@@ -1,0 +1,146 @@
+"""What a run says about its texts before it trains: the model's prompts, texts that are cut off, doubtful rows."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from gritlm.data.records import Record, RecordSet, label_of, revealing_label, spelled_alike
+from gritlm.models.text import Text
+from gritlm.models.tokenizer import TextTokenizer
+from gritlm.training.setup import clip, count_passage_instructions, main_instruction
+
+SAMPLED = 1000  # rows of all data sets, but at least 20 of each, whose texts are looked at
+SHORT = 8  # a query or passage that is cut off keeps fewer tokens than this: next to nothing
+
+
+def report_on_texts(
+    records: list[RecordSet], text_tokenizer: TextTokenizer, query_prompt: str | None
+) -> tuple[list[str], list[str]]:
+    """Lines to print, and warnings.
+
+    Args:
+        query_prompt: the flag.
+    """
+    samples = {r.name: sample_rows(r, max(20, SAMPLED // len(records))) for r in records}
+    warnings = [*doubtful_prompts(records, query_prompt), *unread_keys(records)]
+    for r in records:
+        warnings += revealing_rows(r, samples[r.name])
+    lines = describe_prompts(records, text_tokenizer.contract.prompts)
+    for kind, limit in (
+        ("query", text_tokenizer.contract.query_max_len),
+        ("passage", text_tokenizer.contract.passage_max_len),
+    ):
+        cut, short = cut_off_texts(samples, text_tokenizer, kind, limit)
+        lines += [f"  {cut} are cut to --{kind}_max_len {limit}"] if cut else []
+        if short:
+            warnings.append(
+                f"--{kind}_max_len {limit} leaves fewer than {SHORT} tokens behind the instruction of {short}: raise it"
+            )
+    return lines, warnings
+
+
+def sample_rows(records: RecordSet, count: int) -> list[Record]:
+    """At most `count` rows at equal distances."""
+    count = min(count, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+# ---- instructions
+
+
+def describe_prompts(records: list[RecordSet], prompts: dict[str, str]) -> list[str]:
+    """The model's query and document prompts, where there are any, and the instructions in the data."""
+    lines, largest = [], max(records, key=len)
+    for name, whose, counts in (
+        ("query", largest.name, largest.instruction_counts),
+        ("document", "the passages", count_passage_instructions(records)),
+    ):
+        if prompts[name] or (len(counts) > 1 and main_instruction(counts) is not None):
+            found = f"; instructions of {whose}: {_shares(counts)}" if len(counts) > 1 else ""
+            lines.append(f"  {name} prompt of the model: {clip(prompts[name])}{found}")
+    return lines
+
+
+def _shares(counts: Counter[str]) -> str:
+    frequent = [f"{count / counts.total():.1%} {clip(text)}" for text, count in counts.most_common(3)]
+    return ", ".join([*frequent, *([f"and {len(counts) - 3} more"] if len(counts) > 3 else [])])
+
+
+def doubtful_prompts(records: list[RecordSet], query_prompt: str | None) -> Iterator[str]:
+    """Prompts that are missing because no instruction is frequent enough; instructions spelled in several ways."""
+    largest, of_passages = max(records, key=len), count_passage_instructions(records)
+    none = [r.name for r in records if main_instruction(r.instruction_counts) is None]
+    if largest.name in none and query_prompt is None:
+        yield (
+            f"the model gets no query prompt: no instruction is that of nine rows of ten of {largest.name} "
+            f"({_shares(largest.instruction_counts)}); --query_prompt names one"
+        )
+    if others := [name for name in none if name != largest.name]:
+        yield f"the model gets no prompt for {', '.join(others)}: no instruction is that of nine of ten of its rows"
+    if main_instruction(of_passages) is None:
+        shares = _shares(of_passages)
+        yield f"the model gets no document prompt: no instruction is that of nine passages of ten ({shares})"
+    counts = sum((r.instruction_counts for r in records), of_passages)
+    if query_prompt and query_prompt not in counts:
+        yield f"--query_prompt {query_prompt!r} is the instruction of no row"
+    for group in spelled_alike(counts):
+        yield "one instruction in several spellings: " + ", ".join(f"{text!r} ({counts[text]} texts)" for text in group)
+
+
+# ---- rows
+
+
+def unread_keys(records: list[RecordSet]) -> Iterator[str]:
+    unread: Counter[str] = sum((r.unread for r in records), Counter())
+    if unread:
+        keys = ", ".join(f"{json.dumps(key)} ({rows} rows)" for key, rows in unread.most_common())
+        yield f'keys of rows that are not read: {keys}; an instruction is read from "query": [instruction, text]'
+
+
+def revealing_rows(records: RecordSet, sample: list[Record]) -> Iterator[str]:
+    """What tells positives from negatives without their content."""
+    if records.revealing_rows:
+        yield (
+            f"{records.name}: the instructions tell the positives from the negatives in {records.revealing_rows} of "
+            f"{len(records)} rows, which gives the answer away"
+        )
+    rows = [row for row in sample if row.negatives]
+    positives = Counter(label_of(text.text) for row in rows for text in row.positives)
+    negatives = Counter(label_of(text.text) for row in rows for text in row.negatives)
+    if label := revealing_label(positives, negatives):
+        yield f"{records.name}: the label {label!r} tells positives from negatives, which gives the answer away"
+
+
+# ---- lengths
+
+
+def cut_off_texts(
+    samples: dict[str, list[Record]], text_tokenizer: TextTokenizer, kind: str, limit: int
+) -> tuple[str, str]:
+    """How many texts of the sampled rows are longer than the limit, and how many of them keep next to nothing.
+
+    Args:
+        kind: query or passage. A row's passages are its first positive and its first negative.
+    """
+    texts: list[Text] = []
+    total: Counter[str] = Counter()  # data set -> texts
+    for name, rows in samples.items():
+        found = [text for row in rows for text in ([row.query] if kind == "query" else _passages(row))]
+        texts += found
+        total[name] = len(found)
+    tokens = zip(total.elements(), text_tokenizer(texts, limit + 1, pool_instruction=False), strict=True)
+    cut = [(name, text.prompt_length) for name, text in tokens if len(text.ids) > limit]
+    room = limit - text_tokenizer.contract.append_eos
+    short = [name for name, prompt_length in cut if room - prompt_length < SHORT]
+    what = {"query": "queries", "passage": "passages"}[kind]
+
+    def in_words(names: list[str]) -> str:
+        by_set = sorted(Counter(names).items(), key=lambda item: -item[1] / total[item[0]])
+        sets = ", ".join(f"{name} {count} of {total[name]}" for name, count in by_set[:3])
+        return f"{len(names)} of {len(texts)} {what} looked at ({sets}{', ...' if by_set[3:] else ''})" if names else ""
+
+    return in_words([name for name, _ in cut]), in_words(short)
+
+
+def _passages(row: Record) -> list[Text]:
+    return [row.positives[0], *row.negatives[:1]]

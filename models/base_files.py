@@ -1,0 +1,135 @@
+"""The files of a base model: JSON, and the headers of safetensors. Reads no weight."""
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_MAPPING, PreTrainedConfig
+from transformers.utils import cached_file
+
+from gritlm.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass
+class Base:
+    """A base model's config, and its files, which are read when a check first needs them.
+
+    Args:
+        reset_weight: weights are not read.
+        download: fetch the files of a model on the hub. Otherwise those in the local cache are used.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    trust_remote_code: bool = False
+    reset_weight: bool = False
+    download: bool = False
+
+    def path(self, file: str) -> Path | None:
+        return find_file(self.name, file, self.download)
+
+    @property
+    def all_here(self) -> bool:
+        """Whether a file that is not found does not exist."""
+        return self.download or Path(self.name).is_dir()
+
+    @cached_property
+    def expected(self) -> dict[str, list[int]]:
+        """The shape of each weight of the model that the config describes. Empty if it runs code from its folder."""
+        if self.trust_remote_code and getattr(self.config, "auto_map", None):
+            return {}
+        # The class itself: from_config would shard the weights under ZeRO-3.
+        with torch.device("meta"):
+            model = MODEL_MAPPING[type(self.config)](copy.deepcopy(self.config))
+        return {name: list(value.shape) for name, value in model.state_dict().items()}
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The one file, or all shards. Empty if they are not in the local cache, or not read."""
+        if self.reset_weight:
+            return []
+        if single := self.path(WEIGHTS):
+            return [single]
+        if not (index := self.path(INDEX)):
+            return []
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        paths = {shard: self.path(shard) for shard in shards}
+        absent = [shard for shard, path in paths.items() if path is None]
+        if absent and self.all_here:
+            raise UserError(f"{index}: found no {', '.join(absent)} beside it, wanted every shard that it names")
+        return [] if absent else [path for path in paths.values() if path]
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[str, list[int]]]:
+        """The dtype and the shape of each saved tensor, by its name in the backbone.
+
+        Without the language-model head, and the rotary frequencies that old versions saved.
+        """
+        tensors: dict[str, tuple[str, list[int]]] = {}
+        for path in self.weight_files:
+            tensors |= {name.removeprefix("model."): value for name, value in read_header(path).items()}
+        ignored = [name for name in tensors if name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")]
+        return {name: value for name, value in tensors.items() if name not in ignored}
+
+    @property
+    def unread(self) -> list[str]:
+        """The saved tensors that the model does not have."""
+        return [name for name in self.tensors if name not in self.expected] if self.expected else []
+
+    def in_backbone(self, name: str) -> bool:
+        return name.split(".")[0] in {expected.split(".")[0] for expected in self.expected}
+
+
+def find_file(name_or_path: str, file: str, download: bool = False) -> Path | None:
+    """A file of a model folder, or of a model on the hub: from the local cache, or downloaded."""
+    try:
+        path = cached_file(name_or_path, file, local_files_only=not download)
+    except OSError:
+        return None
+    return Path(path) if path else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise unreadable(path, "a whole JSON file", error) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found a JSON {type(content).__name__}, wanted an object")
+    return content
+
+
+def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """The dtype and the shape of each tensor of a safetensors file. Raises UserError, also if the file is cut short."""
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (value.get_dtype(), value.get_shape()) for name, value in slices.items()}
+    except SafetensorError as error:
+        raise unreadable(path, "a whole safetensors file", error) from error
+
+
+def unreadable(path: Path, wanted: str, error: Exception) -> UserError:
+    """The error for a file that cannot be parsed."""
+    refuse_lfs_pointer(path)
+    size = path.stat().st_size
+    return UserError(f"{path}: found {size} bytes that cannot be read ({one_line(error)}), wanted {wanted}")
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(f"{path}: found a git-lfs pointer, wanted the file itself: run git lfs pull")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

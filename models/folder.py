@@ -53,6 +53,11 @@ def save_model_folder(
     save_tokenizer(text_tokenizer.tokenizer, folder)
     contract.save(folder)
     _check_once(folder, text_tokenizer)
+    _write_sentence_transformers_files(embedder, contract, folder)
+
+
+def _write_sentence_transformers_files(embedder: Embedder, contract: TextContract, folder: Path) -> None:
+    """Pooling, projection, normalisation, prompts and limits, as sentence-transformers reads them; and README.md."""
 
     def write(name: str, content: object) -> None:
         path = folder / name

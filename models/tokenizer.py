@@ -200,8 +200,10 @@ class TextTokenizer:
         length = self.prompt_length(instruction)
         if length + 1 + self.contract.append_eos > max_length:
             raise UserError(f"{flag} {max_length} leaves no room behind the {length} tokens of {instruction!r}")
-        shares = instruction != "" and not instruction[-1].isspace()
-        for character in FIRST_CHARACTERS if instruction else ():
+        if not instruction or self.contract.pool_instruction:  # then all tokens count, shared or not
+            return
+        shares = not instruction[-1].isspace()
+        for character in FIRST_CHARACTERS:
             encoded = self.tokenizer(instruction + character, return_offsets_mapping=True)
             shares = shares or any(end > len(instruction) for _, end in encoded["offset_mapping"][:length])
         if shares:

@@ -92,9 +92,7 @@ def _write_sentence_transformers_files(embedder: Embedder, contract: TextContrac
         "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
-            "__version__": {
-                name.replace("-", "_"): version(name) for name in ("sentence-transformers", "transformers")
-            },
+            "__version__": {name: version(name.replace("_", "-")) for name in LOADERS},
             "prompts": {"query": "", "document": ""} | contract.prompts,
             "default_prompt_name": None,
             "similarity_fn_name": "cosine" if contract.normalized else "dot",

@@ -1,4 +1,4 @@
-"""What is refused before data or weights are read: flags that are missing, wrong, or contradict one another."""
+"""Refuse flags that are missing, wrong, or contradict one another, before data or weights are read."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ UNSUPPORTED = {
     "data_seed": "--seed also sets the order of the rows",
     "dataloader_drop_last": "every batch is full; rows left over come in another epoch",
     "label_smoothing_factor": "it belongs to another loss",
-    "neftune_noise_alpha": "the second pass would need the noise of the first",
+    "neftune_noise_alpha": "both passes would need the same noise",
     "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
     "push_to_hub": "upload the folder when it is done (hf upload)",
     "accelerator_config": "batches reach the ranks without accelerate",

@@ -25,7 +25,7 @@ class PlanArguments:
     """What to plan for."""
 
     ranks: int = flag(1, "Processes (GPUs) that the run will have, on all nodes together.")
-    batches: int = flag(3, "How many of the first batches to print.")
+    batches: int = flag(3, "Print this many batches, from the first on.")
 
 
 def main(argv: list[str]) -> int:

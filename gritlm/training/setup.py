@@ -97,7 +97,7 @@ def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int
         others = (plan.batch_size if across else plan.batch_size // ranks) - 1
         lines.append(f"  --same_tower adds up to {others} queries, and to its positive {others * group_size} passages")
     if dropped := sum(r.dropped_negatives for r in records):
-        lines.append(f"  {dropped} negatives left out: they repeat a positive of their own row")
+        lines.append(f"  {dropped} negatives left out: they repeat a positive of the same row")
     if hidden := sum(r.hidden_negatives for r in records):
         lines.append(f"  {hidden} negatives left out: another row has them as a positive of the same query")
     return lines

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
 from gritlm.cli import quieten
 from gritlm.data.batches import BatchBuilder
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     if checkpoint and is_last(checkpoint):  # killed while it published the model; the Trainer would take one step more
         return finish(run, run_settings, lambda staged: copy_served(checkpoint, staged))
 
-    embedder, dropout = build_embedder(run, text_tokenizer.contract)
+    embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
     group_size = largest_group(run.data, records)
     batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, ranks)
@@ -100,11 +100,10 @@ def main(argv: list[str]) -> int:
     return finish(run, run_settings, trainer.write_model)
 
 
-def build_embedder(run: RunArguments, contract: TextContract) -> tuple[Embedder, float]:
+def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> tuple[Embedder, float]:
     """The model, and its attention dropout."""
     args, model = run.training, run.model
     set_seed(args.seed)
-    config = load_config(model.model_name_or_path, model.attn, model.trust_remote_code)
     backbone = load_backbone(
         model.model_name_or_path,
         config,

@@ -1,7 +1,11 @@
 """Train text-embedding models from decoder LLMs, and use them."""
 
+import os
 import re
 import sys
+
+if not os.path.isdir(os.path.join(__path__[0], "models")):  # a checkout that is not installed: models/ is beside us
+    __path__.append(os.path.dirname(os.path.abspath(__path__[0])))
 
 __version__ = "0.2.0"
 __all__ = ["GritLM"]
@@ -15,6 +19,7 @@ VERBS = {
     "prepare": "gritlm.curation.prepare",
     "encode": "gritlm.serving.encode",
     "verify-gradients": "gritlm.training.verify_gradients",
+    "devices": "gritlm.devices",
     "quickstart": "gritlm.quickstart",
     "benchmark": "gritlm.benchmark.benchmark",
 }

@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from gritlm import VERBS, __version__
-from gritlm.cli import exit_rank, run_verb
+from gritlm.cli import exit_rank, guard_screen, run_verb
 
 HELP = {
     "train": "train an embedding model (many GPUs: torchrun ... -m gritlm train)",
@@ -14,12 +14,14 @@ HELP = {
     "prepare": "convert public data of a common shape to the training format",
     "encode": "turn texts into vectors with a trained model",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
+    "devices": "list the GPUs that a run would use, and their free memory",
     "quickstart": "build the task made of this machine's own Python, and report on it",
     "benchmark": "measure a training step, the loss or encoding, also beside sentence-transformers; count GPU memory",
 }
 
 
 def main() -> int:
+    guard_screen()
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: gritlm VERB [flags]\n\nverbs:")

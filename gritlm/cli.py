@@ -3,14 +3,49 @@
 import argparse
 import atexit
 import difflib
+import errno
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from gritlm.errors import RankError, UserError
+from gritlm.files import check_name
+
+
+class _Screen(io.FileIO):
+    """A standard stream. When its reader has gone (`| head`, a closed terminal), what is written is thrown away."""
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(content)
+
+
+def guard_screen() -> None:
+    """Keep a run going whatever becomes of its screen: a closed pipe, a closed stream, a locale without a character.
+
+    The encoding stays the locale's. A character that it lacks is written as an escape, such as \\u67e5.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):  # no test's, no notebook's
+            stream.flush()
+            screen = _Screen(stream.fileno(), "w", closefd=False)
+            unbuffered = stream.write_through  # python -u
+            buffer: Any = screen if unbuffered else io.BufferedWriter(screen)
+            lines = stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", None, lines, unbuffered))
 
 
 def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
@@ -19,6 +54,7 @@ def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     So does an `OSError` that names a file: a missing folder, no permission, a full disk. Where all ranks meet the same
     error, the first rank prints it.
     """
+    guard_screen()
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except OSError as error:
@@ -65,6 +101,15 @@ class OneLineErrors(argparse.ArgumentParser):
             self.error(self._unknown(unknown[0]))
         return found
 
+    def parse_known_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            try:
+                word.encode()
+            except UnicodeEncodeError:
+                encoding = sys.getfilesystemencoding()
+                self.error(f"found {os.fsencode(word)!r}, wanted text in the locale's encoding, {encoding}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
@@ -82,14 +127,30 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def verb_parser(verb: str, description: str | None, examples: str) -> argparse.ArgumentParser:
-    """The parser of `gritlm VERB`. Its help shows the description, the flags, then the examples."""
-    return OneLineErrors(
+    """The parser of `gritlm VERB`. Its help shows the description, the flags, then the examples.
+
+    A flag of the type Path, or of the type `home_expanded`, takes ~ for the home folder.
+    """
+    parser = OneLineErrors(
         prog=f"gritlm {verb}",
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.register("type", Path, lambda text: Path(home_expanded(text)))
+    return parser
+
+
+def home_expanded(path: str) -> str:
+    """A path, or the name of a model, as the user gave it, with the home folder for ~.
+
+    Raises:
+        OSError: see `check_name`.
+    """
+    expanded = os.path.expanduser(path)
+    check_name(expanded)
+    return expanded
 
 
 def quieten(deepspeed: bool = False) -> None:
@@ -106,7 +167,7 @@ def quieten(deepspeed: bool = False) -> None:
     # accelerate warns of a DDP option that is set on purpose. Buffers are constants here, and a broadcast for each
     # chunk would hang where ranks have different numbers of chunks.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-    warnings.filterwarnings("ignore", message=".gradient_checkpointing. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".gradient_checkpointing(_kwargs)?. is deprecated.*")
     warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated.*")
     warnings.filterwarnings("ignore", message=".*reduce_scatter_tensor.* is deprecated.*")

@@ -58,9 +58,29 @@ def ranks_on_this_host() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+_started = 0
+
+
+def collectives_started() -> int:
+    """How many collectives of this file this process has begun. Work that has begun none can be repeated alone."""
+    return _started
+
+
+def _start() -> None:
+    global _started
+    _started += 1
+
+
 def barrier() -> None:
     if world_size() > 1:
+        _start()
         dist.barrier()
+
+
+def lost_a_rank(error: BaseException) -> bool:
+    """Whether a collective failed because the connection to another rank is gone."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # gloo, gloo, NCCL
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def destroy_process_group() -> None:
@@ -75,7 +95,9 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     out = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-    getattr(dist, _ALL_GATHER)(out, x.contiguous())
+    x = x.contiguous()
+    _start()
+    getattr(dist, _ALL_GATHER)(out, x)
     return out
 
 
@@ -83,6 +105,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of every rank's `x`. No gradient."""
     if world_size() > 1:
         x = x.clone()
+        _start()
         dist.all_reduce(x)
     return x
 
@@ -96,6 +119,7 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         # Each rank's loss depends on this rank's rows: the gradient of their sum is the sum of the slices.
         own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
+        _start()
         getattr(dist, _REDUCE_SCATTER)(own, grad.contiguous())
         return own
 
@@ -112,6 +136,7 @@ def ring_shift(x: Tensor) -> Tensor:
     received = torch.empty_like(x)
     send = dist.P2POp(dist.isend, x.contiguous(), (rank() + 1) % world_size())
     receive = dist.P2POp(dist.irecv, received, (rank() - 1) % world_size())
+    _start()
     for transfer in dist.batch_isend_irecv([send, receive]):
         transfer.wait()
     return received
@@ -128,6 +153,7 @@ def all_reduce_max(*values: int) -> list[int]:
     if world_size() == 1:
         return list(values)
     agreed = torch.tensor(values, dtype=torch.int64)
+    _start()
     dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_cpu_group())
     return agreed.tolist()
 
@@ -137,5 +163,6 @@ def gather_objects(value) -> list:
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
+    _start()
     dist.all_gather_object(values, value, group=_cpu_group())
     return values

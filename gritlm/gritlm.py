@@ -12,6 +12,7 @@ from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.chunks import ChunkConfig, make_chunks, to_device
 from gritlm.models.folder import load_model_folder
+from gritlm.models.hub import model_folder
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract, list_passages, list_texts
 
@@ -23,7 +24,7 @@ class GritLM:
     """Encodes texts with a trained model folder.
 
     Args:
-        folder: a model folder that `gritlm train` wrote: its output folder or a checkpoint.
+        folder: a model folder that `gritlm train` wrote: its output folder or a checkpoint. Or its name on the hub.
         contract: only for a bare backbone. A model folder has a text contract, with which its model was trained.
         device: None is CUDA where there is one, else the CPU.
         dtype: of the weights. None is float32 on the CPU and bfloat16 on CUDA.
@@ -41,7 +42,7 @@ class GritLM:
         dtype: torch.dtype | None = None,
         attn_implementation: str = PACKED,
     ):
-        if contract is not None and (Path(folder) / CONTRACT_FILE).is_file():
+        if contract is not None and (Path(model_folder(str(folder))) / CONTRACT_FILE).is_file():
             raise UserError(f"{folder}: found {CONTRACT_FILE} and the argument contract, wanted no such argument")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.text_tokenizer = load_model_folder(str(folder), contract, attn_implementation)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from gritlm.cli import verb_parser
+from gritlm.cli import home_expanded, verb_parser
 from gritlm.data.stdlib_pairs import MAX_PAIRS, collect
 from gritlm.errors import UserError
 from gritlm.evaluation.metrics import retrieval_metrics
@@ -49,7 +49,7 @@ def prepare(folder: Path, max_len: int, max_pairs: int) -> None:
     task: dict[str, Any] = {"queries": [summary for summary, _ in held], "corpus": [code for _, code in held]}
     contract = TextContract(query_max_len=max_len, passage_max_len=max_len)
     task["before"] = measure(GritLM(folder / "base", contract), task)[0]
-    (folder / "held_out.json").write_text(json.dumps(task))
+    (folder / "held_out.json").write_text(json.dumps(task), encoding="utf-8")
     print(f"{len(train)} pairs to train on; {len(held)} held out, from standard-library modules not trained on")
 
 
@@ -57,7 +57,7 @@ def report(folder: Path, model_folder: str) -> None:
     """Print the metrics before and after training, three queries with the code found, and how to use the model."""
     if not (folder / "held_out.json").is_file():
         raise UserError(f"{folder}: found no held_out.json, wanted a folder made by gritlm quickstart prepare")
-    task = json.loads((folder / "held_out.json").read_text())
+    task = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
     model = GritLM(model_folder)
     after, queries, corpus = measure(model, task)
     print(f"\nretrieval over {len(corpus)} held-out pairs   untrained   trained")
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     parser = verb_parser("quickstart", __doc__, EXAMPLES)
     parser.add_argument("action", choices=("prepare", "report"))
     parser.add_argument("--folder", type=Path, required=True, help="folder of the data and the untrained model")
-    parser.add_argument("--model", help="report: folder of the trained model")
+    parser.add_argument("--model", type=home_expanded, help="report: folder of the trained model")
     parser.add_argument("--max_len", type=int, default=64, help="prepare: tokens per text, default 64")
     parser.add_argument("--max_pairs", type=int, default=MAX_PAIRS, help="prepare: at most this many package pairs")
     arguments = parser.parse_args(argv)

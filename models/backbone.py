@@ -4,16 +4,25 @@ Since transformers 5.2 `config.is_causal = False` alone makes a stock Qwen2 or Q
 implementation, and config.json carries it to every loader. Nothing is patched.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers.distributed.utils import is_local_dist_rank_0
+from transformers.initialization import no_init_weights
+from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
+from transformers.modeling_utils import set_zero3_state
 
+from gritlm.distributed import rank
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.base_files import one_line, unreadable
 from gritlm.models.checks import check_base, find_adapter
+from gritlm.models.hub import DECODER, model_folder
 
 SUPPORTED = ("qwen2", "qwen3")
 ATTENTION = {"bb": False, "cc": True}
@@ -29,11 +38,11 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
     """
     path = Path(name_or_path) / "config.json"
     try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model_folder(name_or_path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         if path.is_file():
             raise unreadable(path, "the config of a model that transformers knows", error) from error
-        why = find_adapter(name_or_path, download=True)
+        why = find_adapter(name_or_path)
         if not why and (path.parent.is_dir() or name_or_path.startswith((".", "/", "~"))):
             why = "found no config.json there, wanted a model folder"
         why = why or f"neither a model folder nor a model on the hub: {one_line(error)}"
@@ -67,18 +76,21 @@ def load_backbone(
         config: from `load_config`.
         attn_implementation: the attention kernel, "packed" or one of transformers' names.
         reset_weight: draw the weights from the model's own initialisation and read none from disk.
-        seed: of that initialisation.
+        seed: of that initialisation; one seed gives one model, whatever the device and the engine.
     Raises:
         UserError: `check_base` refuses the model, the attention kernel is not available, or weights are missing.
     """
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     check_base(name_or_path, config, trust_remote_code, reset_weight, download=True)
     try:
-        if reset_weight:
-            set_seed(seed)
-            return AutoModel.from_config(config, dtype=torch.float32, **options)
+        if reset_weight or receives_weights():
+            return draw_backbone(config, seed, **options)
         backbone, report = AutoModel.from_pretrained(
-            name_or_path, config=config, dtype=torch.float32, output_loading_info=True, **options
+            model_folder(name_or_path, DECODER),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ImportError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
@@ -91,3 +103,24 @@ def load_backbone(
             f"first {sorted(report['missing_keys'])[0]!r}"
         )
     return backbone
+
+
+def draw_backbone(config: PreTrainedConfig, seed: int, **options: Any) -> PreTrainedModel:
+    """The backbone with weights drawn on the CPU. Where the first rank hands its weights out, the others draw none.
+
+    Under ZeRO-3 transformers would draw them on the device and in another order.
+    """
+    zero3 = is_deepspeed_zero3_enabled()
+    set_seed(seed)
+    with set_zero3_state(), no_init_weights() if receives_weights() or (zero3 and rank() > 0) else nullcontext():
+        backbone = AutoModel.from_config(config, dtype=torch.float32, **options)
+    if zero3:
+        import deepspeed
+
+        deepspeed.zero.Init(module=backbone, config_dict_or_path=deepspeed_config())
+    return backbone
+
+
+def receives_weights() -> bool:
+    """Whether this rank gets all weights from another one when FSDP shards them: its own memory stays untouched."""
+    return is_fsdp_enabled() and not is_local_dist_rank_0()

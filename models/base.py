@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
 from gritlm.errors import UserError
 from gritlm.models.base_files import find_file, read_header, read_json, unreadable
+from gritlm.models.hub import knows
 from gritlm.models.pooling import POOLING
 from gritlm.models.text import CONTRACT_FILE, TextContract
 
@@ -65,11 +64,11 @@ def read_base(name_or_path: str) -> BaseSettings:
     Raises:
         UserError: a file is damaged, or modules.json names a module that this project has not.
     """
-    config_file = find_file(name_or_path, "config.json", download=True) if name_or_path else None
+    config_file = find_file(name_or_path, "config.json") if name_or_path else None
     if config_file is None:  # loading the config gives the reason
         return BaseSettings()
     config, modules = read_json(config_file), _read_modules(name_or_path)
-    contract = find_file(name_or_path, CONTRACT_FILE, download=True)
+    contract = find_file(name_or_path, CONTRACT_FILE)
     if contract and modules is None:
         raise UserError(f"{name_or_path}: found {CONTRACT_FILE} without {MODULES_FILE}, wanted a whole model folder")
     if modules is None:
@@ -114,14 +113,14 @@ def _appends_end_token(name_or_path: str) -> bool:
 
 
 def _notes_on_a_language_model(name_or_path: str) -> tuple[str, ...]:
-    if Path(name_or_path).is_dir() or try_to_load_from_cache(name_or_path, MODULES_FILE) is not None:
-        return ()  # the hub has no such file, and the cache remembers that
+    if Path(name_or_path).is_dir() or knows(name_or_path, MODULES_FILE):
+        return ()  # there is no such file
     return (f"{MODULES_FILE} is not in the cache and the hub does not answer: taken for a plain language model",)
 
 
 def _read(name_or_path: str, file: str) -> dict[str, Any]:
     """A file's JSON object; empty if the model has no such file."""
-    path = find_file(name_or_path, file, download=True)
+    path = find_file(name_or_path, file)
     return read_json(path) if path else {}
 
 
@@ -138,11 +137,12 @@ def _read_modules(name_or_path: str) -> list[tuple[str, str]] | None:
     Raises:
         UserError: the file is damaged, or names a module that this project has not.
     """
-    file = find_file(name_or_path, MODULES_FILE, download=True)
+    file = find_file(name_or_path, MODULES_FILE)
     if file is None:
         return None
     try:
-        modules = [(str(module["type"]), str(module["path"])) for module in json.loads(file.read_text("utf-8"))]
+        listing = json.loads(file.read_text(encoding="utf-8"))
+        modules = [(str(module["type"]), str(module["path"])) for module in listing]
         if not modules:
             raise ValueError("no module")
     except (ValueError, KeyError, TypeError) as error:
@@ -199,7 +199,7 @@ def _read_projection(name: str, modules: list[tuple[str, str]], hidden_size: int
         return {}
     folder = dict(modules)["Dense"]
     says = _read(name, f"{folder}/config.json")
-    weights = find_file(name, f"{folder}/model.safetensors", download=True)
+    weights = find_file(name, f"{folder}/model.safetensors")
     activation = str(says.get("activation_function", "Tanh")).rpartition(".")[2]
     places = {says.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
     width, bias = says.get("out_features"), bool(says.get("bias", True))

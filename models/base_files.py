@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, PreTrainedConfig
-from transformers.utils import cached_file
 
 from gritlm.errors import UserError
+from gritlm.models.hub import CONFIG, DECODER, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs"
@@ -24,7 +24,7 @@ class Base:
 
     Args:
         reset_weight: weights are not read.
-        download: fetch the files of a model on the hub. Otherwise those in the local cache are used.
+        download: fetch the weights of a model on the hub. Otherwise those in the local cache are used.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Base:
     download: bool = False
 
     def path(self, file: str) -> Path | None:
-        return find_file(self.name, file, self.download)
+        return find_file(self.name, file, DECODER if self.download and not self.reset_weight else CONFIG)
 
     @property
     def all_here(self) -> bool:
@@ -88,13 +88,10 @@ class Base:
         return name.split(".")[0] in {expected.split(".")[0] for expected in self.expected}
 
 
-def find_file(name_or_path: str, file: str, download: bool = False) -> Path | None:
-    """A file of a model folder, or of a model on the hub: from the local cache, or downloaded."""
-    try:
-        path = cached_file(name_or_path, file, local_files_only=not download)
-    except OSError:
-        return None
-    return Path(path) if path else None
+def find_file(name_or_path: str, file: str, files: tuple[str, ...] = CONFIG) -> Path | None:
+    """A file of a model, or None. `files` are the patterns that are downloaded for a model on the hub."""
+    path = Path(model_folder(name_or_path, files)) / file
+    return path if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

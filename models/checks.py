@@ -33,7 +33,7 @@ ROPE_TYPES = ("default", "linear", "yarn", "llama3")  # those with the same freq
 
 
 def adapter(base: Base) -> str:
-    return find_adapter(base.name, base.download)
+    return find_adapter(base.name)
 
 
 def quantisation(base: Base) -> str:
@@ -142,6 +142,12 @@ def unused_code(base: Base) -> str:
     return f"the base brings its own code (auto_map in {' and '.join(named)}): {used}"
 
 
+def weights_to_come(base: Base) -> str:
+    if base.reset_weight or base.weight_files or base.all_here:
+        return ""
+    return "its weights are not in the cache of the hub: a run downloads them"
+
+
 def unused_weights(base: Base) -> str:
     unused = [name for name in base.unread if not base.in_backbone(name)]
     more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
@@ -151,7 +157,7 @@ def unused_weights(base: Base) -> str:
 Check = Callable[[Base], str]
 MODEL: tuple[Check, ...] = (adapter, quantisation, rope_type, pad_token_id, buildable, weights_exist)
 SAVED_WEIGHTS: tuple[Check, ...] = (layer_count, missing_weights, dtypes, shapes, unread_weights)
-UNUSED: tuple[Check, ...] = (unused_code, unused_weights)
+UNUSED: tuple[Check, ...] = (weights_to_come, unused_code, unused_weights)
 
 
 def check_base(
@@ -168,7 +174,7 @@ def check_base(
         reset_weight: the weights will not be read, so they are not checked.
         download: fetch the weights of a model on the hub first.
     Returns:
-        A line for each thing that the base has and a run does not use.
+        A line for each thing that the base has and a run does not use, and one for weights to be downloaded.
     Raises:
         UserError: the model is damaged, incomplete or of an unsupported kind, or its weights do not fit its config.
     """
@@ -185,10 +191,10 @@ def check_base(
     return [line for check in UNUSED if (line := check(base))]
 
 
-def find_adapter(name_or_path: str, download: bool = False) -> str:
+def find_adapter(name_or_path: str) -> str:
     """What is wrong with a model that is an adapter, or has one beside its weights."""
     for file in ADAPTER_FILES:
-        if path := find_file(name_or_path, file, download):
+        if path := find_file(name_or_path, file):
             of = read_json(path).get("base_model_name_or_path", "?") if path.suffix == ".json" else "?"
             return (
                 f"found {file}, an adapter for the base {of!r}, wanted a whole model: "

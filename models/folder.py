@@ -20,6 +20,7 @@ from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.embedder import PROJECTION_FOLDER, Embedder
+from gritlm.models.hub import DECODER, model_folder
 from gritlm.models.pooling import POOLING
 from gritlm.models.text import CONTRACT_FILE, TextContract
 from gritlm.models.tokenizer import (
@@ -62,7 +63,7 @@ def _write_sentence_transformers_files(embedder: Embedder, contract: TextContrac
     def write(name: str, content: object) -> None:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     pooling = {row.sentence_transformers: name == contract.pooling_method for name, row in POOLING.items()}
     pooling |= {"word_embedding_dimension": embedder.config.hidden_size, "include_prompt": contract.pool_instruction}
@@ -102,7 +103,7 @@ def _write_sentence_transformers_files(embedder: Embedder, contract: TextContrac
         {"idx": index, "name": str(index), "path": path, "type": _MODULE + kind}
         for index, (path, kind) in enumerate(modules)
     ]
-    (folder / "README.md").write_text(README.format(**_readme_facts(embedder, contract)))
+    (folder / "README.md").write_text(README.format(**_readme_facts(embedder, contract)), encoding="utf-8")
     write("modules.json", listing)
 
 
@@ -111,7 +112,7 @@ def complete_config(path: Path) -> None:
 
     transformers 4 and programs built on it read `rope_theta` at the top level. TEI reads `use_bidirectional_attention`.
     """
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     rope: dict[str, Any] = config.get("rope_parameters") or {}
     if "rope_theta" in rope:
         config["rope_theta"] = rope["rope_theta"]
@@ -119,7 +120,7 @@ def complete_config(path: Path) -> None:
             config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     config["use_bidirectional_attention"] = not config["is_causal"]
     config.pop("auto_map", None)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_once(folder: Path, text_tokenizer: TextTokenizer) -> None:
@@ -177,6 +178,7 @@ def load_model_folder(
     """Read what `save_model_folder` wrote, or a bare backbone, which becomes bidirectional.
 
     Args:
+        folder: its path, or its name on the hub.
         contract: for a bare backbone, which has no text contract.
         attn_implementation: the attention kernel.
     Returns:
@@ -184,7 +186,7 @@ def load_model_folder(
     Raises:
         UserError: the folder is not a model, or has no contract and none was given.
     """
-    path = Path(folder)
+    path = Path(model_folder(folder, DECODER))
     if (path / CONTRACT_FILE).is_file():
         contract, attn = TextContract.load(path), None
     elif contract is None:
@@ -193,7 +195,7 @@ def load_model_folder(
         attn = "bb"
     backbone = load_backbone(folder, load_config(folder, attn), attn_implementation)
     dense = path / PROJECTION_FOLDER / "config.json"
-    projection = json.loads(dense.read_text())["out_features"] if dense.is_file() else None
+    projection = json.loads(dense.read_text(encoding="utf-8"))["out_features"] if dense.is_file() else None
     embedder = Embedder(backbone, contract, projection)
     embedder.load_projection(path)
     tokenizer = load_tokenizer(folder, contract)

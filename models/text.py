@@ -38,11 +38,13 @@ class TextContract:
     prompts: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        (Path(folder) / CONTRACT_FILE).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        (Path(folder) / CONTRACT_FILE).write_text(
+            json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "TextContract":
-        return cls(**json.loads((Path(folder) / CONTRACT_FILE).read_text()))
+        return cls(**json.loads((Path(folder) / CONTRACT_FILE).read_text(encoding="utf-8")))
 
 
 class Text(NamedTuple):

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gritlm.errors import UserError
 from gritlm.models.checks import check_tokenizer_files
+from gritlm.models.hub import model_folder
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract
 
 TEXTS_PER_CALL = 512
@@ -36,10 +37,11 @@ def load_tokenizer(
         UserError: there is no fast tokenizer, or a token that is needed is missing.
     """
     check_tokenizer_files(name_or_path)
-    ours = (Path(name_or_path) / CONTRACT_FILE).is_file()
+    folder = model_folder(name_or_path)
+    ours = (Path(folder) / CONTRACT_FILE).is_file()
     options: dict = LOADER_OPTIONS if ours else {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name_or_path}: no tokenizer there: {str(error).strip().splitlines()[0]}") from error
     if not tokenizer.is_fast:
@@ -94,13 +96,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for key in ("auto_map", "add_eos_token", "add_bos_token"):  # the template has them
         config.pop(key, None)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_saved_tokenizer(folder: str | Path, text_tokenizer: "TextTokenizer") -> list[str]:

@@ -5,8 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "setup: error: $*" >&2; exit 2; }
 
-stamp=$(cat requirements.txt pyproject.toml | cksum)
-[ "$(cat .venv/.installed 2>/dev/null)" = "$stamp $PWD" ] && exit 0
+stamp="$(cat requirements.txt pyproject.toml | cksum) $(pwd -P)"  # the checkout itself, whatever links lead to it
+[ "$(cat .venv/.installed 2>/dev/null)" = "$stamp" ] && exit 0
 
 python=
 for candidate in python3 python3.13 python3.12 python3.11 python; do
@@ -39,5 +39,5 @@ else
   run .venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
   run .venv/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 fi
-echo "$stamp $PWD" > .venv/.installed
+echo "$stamp" > .venv/.installed
 echo "setup: done in $((SECONDS - started)) s"

@@ -1,6 +1,7 @@
 """What many tests need: tiny models from configs, small data, the shared data where it is there."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -80,6 +81,13 @@ def base_model(request) -> Path:
 @pytest.fixture(scope="session")
 def qwen3_dropout(tmp_path_factory) -> Path:
     return build_model(tmp_path_factory.mktemp("dropout"), Qwen3Config(**SIZES, head_dim=8, attention_dropout=0.3))
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch) -> pytest.LogCaptureFixture:
+    """What is logged, also where another test has set logging up."""
+    monkeypatch.setattr(logging.getLogger("gritlm"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,21 @@ def write_jsonl(path: Path, rows: int, negatives: int, seed: int, longest: int =
             out.write(json.dumps(row) + "\n")
 
 
+def write_equal_after_the_cut(path: Path, rows: int = 24) -> None:
+    """Rows of which many queries, positives and negatives are equal to others once `make_builder` has cut them."""
+    rng = random.Random(4)
+    starts = [words(rng, 60, 60) for _ in range(4)]
+    with open(path, "w") as out:
+        for number in range(rows):
+            cut, whole = f"{starts[number % 4]} tail {number}", f"{words(rng, 1, 8)} {number}"
+            row = {
+                "query": [INSTRUCTION, cut if number % 3 == 0 else whole],
+                "pos": [cut if number % 4 < 2 else f"whole {whole}"],
+                "neg": [f"{starts[number % 3]} other {number}", words(rng, 3, 9)],
+            }
+            out.write(json.dumps(row) + "\n")
+
+
 def make_builder(
     model: Path,
     data: Path,

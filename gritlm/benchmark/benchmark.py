@@ -21,9 +21,10 @@ from gritlm.benchmark.loss import measure_loss
 from gritlm.benchmark.memory import measure_memory
 from gritlm.benchmark.step import measure_step
 from gritlm.benchmark.workload import MODELS
-from gritlm.cli import quieten, verb_parser
+from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError
 from gritlm.files import written_aside
+from gritlm.training.environment import refuse_environment
 
 MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "step": measure_step,
@@ -48,7 +49,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     workload = parser.add_argument_group("workload")
     workload.add_argument("--model", choices=MODELS, default="tiny", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     workload.add_argument(
-        "--lengths", default="stdlib", metavar="SOURCE", help="stdlib (default), uniform:TOKENS, or a file of rows"
+        "--lengths",
+        type=home_expanded,
+        default="stdlib",
+        metavar="SOURCE",
+        help="stdlib (default), uniform:TOKENS, or a file of rows",
     )
     workload.add_argument(
         "--queries", type=int, default=64, metavar="N", help="queries per step, default 64; encode: two texts each"
@@ -72,6 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--compare", choices=(BASELINE,), help="also measure this library, at its fastest setting")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     args = parser.parse_args(argv)
+    refuse_environment({"bf16": args.bf16, "torch_compile": "yes" in args.torch_compile})
     if args.queries < 2 or args.group < 1 or args.rounds < 1:
         raise UserError("wanted --queries of at least 2, --group and --rounds of at least 1")
     return args
@@ -86,5 +92,5 @@ def main(argv: list[str]) -> int:
     if args.json:
         report["arguments"] = {name: str(value) for name, value in vars(args).items()}
         with written_aside(args.json) as aside:
-            aside.write_text(json.dumps(report, indent=2) + "\n")
+            aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -129,7 +129,7 @@ def write_rows(file: Path, pairs: list[Pair], rows: int, group: int, uniform: bo
         repeat, place = divmod(number * stride, len(texts))
         return f"{repeat} {texts[place]}" if repeat else texts[place]
 
-    with open(file, "w") as out:
+    with open(file, "w", encoding="utf-8") as out:
         for row in range(rows):
             positive, *negatives = (nth(passages, row + part * rows) for part in range(group))
             out.write(json.dumps({"query": nth(queries, row), "pos": [positive], "neg": negatives}) + "\n")
@@ -177,7 +177,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to the memory in use now
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets VmHWM to the memory in use now
 
 
 def read_peak(device: torch.device) -> float:
@@ -187,7 +187,7 @@ def read_peak(device: torch.device) -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
 

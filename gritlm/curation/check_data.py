@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from gritlm.cli import verb_parser
+from gritlm.cli import home_expanded, verb_parser
 from gritlm.curation.file_stats import (
     BlockReader,
     FileStats,
@@ -29,8 +29,9 @@ from gritlm.curation.file_stats import (
 )
 from gritlm.curation.histogram import describe_lengths
 from gritlm.curation.overlap import EvaluationTexts, read_evaluation_queries
+from gritlm.data.folders import SUFFIXES, find_files, list_files, stem
 from gritlm.data.records import revealing_label, spelled_alike
-from gritlm.data.rows import SUFFIXES, decode, find_files, is_hidden, read_blocks, stem
+from gritlm.data.rows import decode, read_blocks
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.text import Text, TextContract
@@ -165,15 +166,14 @@ def find_bad_instructions(
 
 def skipped_files(folder: Path) -> list[Path]:
     """The files of a data folder that are not read because of their suffix, without hidden ones."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(SUFFIXES))
-    return [path for path in files if not is_hidden(path, folder)]
+    return [path for path in list_files(folder) if not path.name.endswith(SUFFIXES)]
 
 
 # ---- writing
 
 
 def write_report(reports: list[FileReport], path: Path) -> None:
-    with written_aside(path) as aside, open(aside, "w") as out:
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8") as out:
         for report in reports:
             found = [(0, problem) for problem in report.problems]
             found += report.dropped() + report.changed() + report.kept()
@@ -185,7 +185,7 @@ def fix(reports: list[FileReport], folder: Path, roots: list[Path]) -> None:
     lines = []
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
-        with open(aside / "dropped.tsv", "w") as log:
+        with open(aside / "dropped.tsv", "w", encoding="utf-8") as log:
             for report, root in zip(reports, roots, strict=True):
                 name = report.path.relative_to(root if root.is_dir() else root.parent)
                 base, number = stem(name), 2
@@ -241,7 +241,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("check-data", __doc__, EXAMPLES)
     add = parser.add_argument
     add("paths", nargs="+", type=Path, metavar="PATH", help="a file or folder, as --train_data of gritlm train")
-    add("--model_name_or_path", help="check instructions, and measure lengths in tokens, with this model's tokenizer")
+    add(
+        "--model_name_or_path",
+        type=home_expanded,
+        help="check instructions, and measure lengths in tokens, with this model's tokenizer",
+    )
     add("--query_max_len", type=int, default=512, help="tokens per query in training, default 512")
     add("--passage_max_len", type=int, default=512, help="tokens per passage in training, default 512")
     add("--eval", nargs="+", type=Path, default=[], help="BEIR folders or files of queries to keep out of the data")

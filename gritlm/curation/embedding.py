@@ -12,6 +12,7 @@ from gritlm.data.rows import text_id
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.gritlm import GritLM
+from gritlm.models.hub import ANY_MODEL, model_folder
 from gritlm.models.text import CONTRACT_FILE, Text
 
 FLUSH_EVERY = 4096  # texts
@@ -76,8 +77,9 @@ def load_encoder(model: str, keep_instruction: bool) -> Encode:
     Raises:
         UserError: neither loads it.
     """
-    load = _load_gritlm if (Path(model) / CONTRACT_FILE).is_file() else _load_sentence_transformer
-    encode = load(model)
+    folder = model_folder(model, ANY_MODEL)
+    load = _load_gritlm if (Path(folder) / CONTRACT_FILE).is_file() else _load_sentence_transformer
+    encode = load(folder)
     if keep_instruction:
         return encode
     return lambda texts: encode([Text("", text.text) for text in texts])
@@ -119,7 +121,7 @@ def embed(encode: Encode, texts: Texts, path: Path, name: str) -> np.ndarray:
         UserError: a vector is not finite.
     """
     counter = path.with_suffix(".done")
-    done = int(counter.read_text()) if counter.exists() else 0
+    done = int(counter.read_text(encoding="utf-8")) if counter.exists() else 0
     vectors = np.load(path, mmap_mode="r+") if done else None
     with tqdm(total=len(texts), initial=done, desc=f"embedding {name}", unit=" texts", delay=2) as progress:
         for start in range(done, len(texts), FLUSH_EVERY):
@@ -133,7 +135,7 @@ def embed(encode: Encode, texts: Texts, path: Path, name: str) -> np.ndarray:
             vectors[start : start + len(part)] = part
             vectors.flush()
             with written_aside(counter) as aside:
-                aside.write_text(str(start + len(part)))
+                aside.write_text(str(start + len(part)), encoding="utf-8")
             progress.update(len(part))
     assert vectors is not None, "wanted at least one text"
     return vectors

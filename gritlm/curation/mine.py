@@ -7,6 +7,7 @@ sentence-transformers' `mine_hard_negatives`.
 import argparse
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gritlm.cli import quieten, verb_parser
+from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.curation.embedding import Encode, Passages, Queries, embed, load_encoder
 from gritlm.curation.histogram import sparkline
 from gritlm.curation.rules import Rules
@@ -26,7 +27,8 @@ from gritlm.data.rows import text_id
 from gritlm.data.texts import read_texts
 from gritlm.errors import UserError
 from gritlm.evaluation.search import nearest
-from gritlm.files import publish, written_aside
+from gritlm.files import content_hash, publish, written_aside
+from gritlm.models.hub import ANY_MODEL, model_folder
 from gritlm.models.text import Text
 
 EXAMPLES = """examples:
@@ -98,7 +100,7 @@ def load_rescorer(name: str) -> Rescore:
     from sentence_transformers import CrossEncoder
 
     try:
-        model = CrossEncoder(name)
+        model = CrossEncoder(model_folder(name, ANY_MODEL))
     except (OSError, ValueError) as error:
         raise UserError(f"--cross_encoder {name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return lambda query, texts: model.predict([(query, text) for text in texts], show_progress_bar=False)
@@ -177,13 +179,17 @@ def _plain(text: Text) -> str | list[str]:
 
 def find_run_settings(args: argparse.Namespace, data: list[RecordSet], corpus: list[str]) -> dict[str, str]:
     """Everything that the result depends on: the flags, and hashes of the data, the corpus and the model's files."""
-    settings = {name: str(value) for name, value in vars(args).items() if name not in ("output", "data_cache")}
-    settings |= {"input": str(Path(args.input)), "corpus": " ".join(map(str, args.corpus))}
+    by_content = ("input", "corpus", "output", "data_cache")  # a path has many spellings
+    settings = {name: str(value) for name, value in vars(args).items() if name not in by_content}
+    if Path(args.model).is_dir():
+        settings["model"] = os.path.abspath(args.model)
     settings["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
     settings["corpus texts"] = _hash([text_id(text) for text in corpus])
     output = args.output.resolve()  # may be inside the model's folder
-    files = [p for p in sorted(Path(args.model).rglob("*")) if p.is_file() and output not in p.resolve().parents]
-    settings["model files"] = _hash([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+    folder = Path(model_folder(args.model, ANY_MODEL))
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and output not in path.resolve().parents]
+    files = [path for path in files if not path.relative_to(folder).parts[0].startswith(("checkpoint-", "."))]
+    settings["model files"] = _hash([[path.name, content_hash(path)] for path in files])
     return settings
 
 
@@ -202,7 +208,7 @@ def check_output(args: argparse.Namespace, run_settings: dict[str, str], data: l
                 raise UserError(f"{target} exists without the {RUN_FILE} of its run; name another folder")
         return
     try:
-        earlier = dict(json.loads(path.read_text()))
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise UserError(f"{path}: found a damaged file ({error}); name another folder") from error
     for name, value in run_settings.items():
@@ -218,9 +224,14 @@ def check_output(args: argparse.Namespace, run_settings: dict[str, str], data: l
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("mine", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("input", metavar="DATA", help="a file or folder, as --train_data of gritlm train")
+    add("input", type=home_expanded, metavar="DATA", help="a file or folder, as --train_data of gritlm train")
     add("output", type=Path, metavar="OUT", help="folder for one jsonl file per data set")
-    add("--model", required=True, help="a folder of gritlm train, or any model that sentence-transformers loads")
+    add(
+        "--model",
+        type=home_expanded,
+        required=True,
+        help="a folder of gritlm train, or any model that sentence-transformers loads",
+    )
     add("--corpus", nargs="+", type=Path, default=[], help="files with more passages, as for gritlm encode")
     add("--corpus_only", action="store_true", help="take negatives from --corpus only, not from the data's positives")
     add("--num_negatives", type=int, default=3, help="negatives per query, default 3")
@@ -244,9 +255,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="seed of random sampling, default 0")
     add("--keep_instruction", action="store_true", help="embed texts with their instructions; default: without")
     add("--keep_negatives", action="store_true", help="add to the negatives of a row; default: replace them")
-    add("--cross_encoder", help="score the candidates of each query again with this model before the rules apply")
+    add(
+        "--cross_encoder",
+        type=home_expanded,
+        help="score the candidates of each query again with this model before the rules apply",
+    )
     add("--output_scores", action="store_true", help='write "scores": {"pos": [...], "neg": [...]} into each row')
-    add("--data_cache", help="folder for the memory-mapped data, as in gritlm train")
+    add("--data_cache", type=home_expanded, help="folder for the memory-mapped data, as in gritlm train")
     args = parser.parse_args(argv)
     if not 0 <= args.range_min < args.range_max or not 1 <= args.num_negatives <= args.range_max - args.range_min:
         raise UserError(
@@ -270,7 +285,7 @@ def main(argv: list[str]) -> int:
     encode = load_encoder(args.model, args.keep_instruction)
     rescore = load_rescorer(args.cross_encoder) if args.cross_encoder else None
     with written_aside(args.output / RUN_FILE) as aside:
-        aside.write_text(json.dumps(run_settings, indent=2) + "\n")
+        aside.write_text(json.dumps(run_settings, indent=2) + "\n", encoding="utf-8")
     for records in data:
         mine_set(records, corpus, encode, rescore, args)
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gritlm.cli import verb_parser
+from gritlm.cli import home_expanded, verb_parser
 from gritlm.data.public_formats import (
     NEGATIVE,
     POSITIVE,
@@ -165,7 +165,9 @@ def write_held_out(folder: Path, rows: list[dict]) -> None:
     write_jsonl(folder / "queries.jsonl", queries.values())
     write_jsonl(folder / "corpus.jsonl", corpus.values())
     (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n")
+    (folder / "qrels" / "test.tsv").write_text(
+        "\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n", encoding="utf-8"
+    )
 
 
 def card(args: argparse.Namespace, prepared: Prepared, train: list[dict], held: list[dict], removed: int) -> str:
@@ -197,7 +199,7 @@ def card(args: argparse.Namespace, prepared: Prepared, train: list[dict], held: 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("prepare", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("input", metavar="IN", help="a BEIR folder, a file with named columns, or hub:NAME")
+    add("input", type=home_expanded, metavar="IN", help="a BEIR folder, a file with named columns, or hub:NAME")
     add("output", type=Path, metavar="OUT", help="a new folder")
     add("--name", help="name of the data set; default: the name of IN")
     add("--instruction", default="", help="the task in one sentence; prepended as 'Instruct: ...\\nQuery: '")
@@ -266,8 +268,8 @@ def main(argv: list[str]) -> int:
         if held:
             write_held_out(aside / "held_out", held)
         if prepared.skipped:
-            (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n")
-        (aside / "README.md").write_text(card(args, prepared, train, held, removed))
-    print((args.output / "README.md").read_text(), end="")
+            (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n", encoding="utf-8")
+        (aside / "README.md").write_text(card(args, prepared, train, held, removed), encoding="utf-8")
+    print((args.output / "README.md").read_text(encoding="utf-8"), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0

@@ -63,16 +63,31 @@ class Plan:
         self.names, self.sizes, self.seed = list(names), list(sizes), seed
         self.batch_size, self.row_texts = global_batch_size, row_texts
         self.first_row = np.cumsum([0, *self.sizes])
-        self.available = [min(size, max_per_dataset or size) for size in self.sizes]
+        self.available = [size if max_per_dataset is None else min(size, max_per_dataset) for size in self.sizes]
         self.epoch_sizes = epoch_sizes(self.names, self.available, num_samples or {}, temperature)
         self.full_batches = [rows // global_batch_size for rows in self.epoch_sizes]
         self.mixed_batches = sum(rows % global_batch_size for rows in self.epoch_sizes) // global_batch_size
-        self.steps_per_epoch = sum(self.full_batches) + self.mixed_batches
+        self.steps_per_epoch = self.steps_with(global_batch_size)
         if not self.steps_per_epoch:
             raise UserError(
-                f"--global_batch_size {global_batch_size} is larger than the data: found {sum(self.epoch_sizes)} rows"
+                f"--global_batch_size {global_batch_size} is larger than the data: found {sum(self.epoch_sizes)} rows; "
+                "lower it"
             )
         self._latest: tuple[int, _Epoch] | None = None
+
+    def steps_with(self, global_batch_size: int) -> int:
+        """The steps of an epoch with another batch size."""
+        full = sum(rows // global_batch_size for rows in self.epoch_sizes)
+        return full + sum(rows % global_batch_size for rows in self.epoch_sizes) // global_batch_size
+
+    def datasets(self, epoch: int) -> list[str]:
+        """The data set of each batch of an epoch, or MIXED."""
+        return [self.names[number] if number >= 0 else MIXED for number in self._epoch(epoch).datasets.tolist()]
+
+    def query_ids(self, epoch: int, step: int) -> np.ndarray:
+        """The ids of a batch's whole queries. Needs `row_texts`."""
+        assert self.row_texts is not None
+        return self.row_texts.ids[self.row_texts.starts[self._epoch(epoch).batches[step]]]
 
     def batch(self, epoch: int, step: int) -> PlannedBatch:
         """Global batch `step` (from 0) of `epoch` (from 0)."""
@@ -180,17 +195,21 @@ class Plan:
             return 0
         return sum(not self.row_texts.rows_without_repeats(rows).all() for rows in self._epoch(epoch).batches)
 
-    def describe(self, ranks: int, group_size: int, cross_device: bool = True) -> str:
-        """A summary for the screen: batches of each data set, rows not used, negatives of each query."""
+    def describe(self, ranks: int) -> list[str]:
+        """A summary for the screen: batches of each data set, rows not used, repeats."""
         lines = [f"plan: {self.steps_per_epoch} steps an epoch of {self.batch_size} queries on {ranks} rank(s)"]
         parts = zip(self.names, self.sizes, self.available, self.epoch_sizes, self.full_batches, strict=True)
         for name, size, available, wanted, full in parts:
             taken = "" if wanted == available == size else f", {wanted} taken per epoch"
             taken += f" ({wanted / available:.2f} times each)" if wanted > available else ""
             lines.append(f"  {name}: {size} rows{taken}, {full} batches, {wanted % self.batch_size} rows left over")
+        shares = zip(self.names, self.epoch_sizes, self.full_batches, strict=True)
+        never = [name for name, rows, full in shares if not full and not (rows and self.mixed_batches)]
         planned = self._epoch(0)
         unused = sum(map(min, self.available, self.epoch_sizes)) - len(np.unique(planned.batches))
         lines.append(f"  left over: {self.mixed_batches} mixed batches, {unused} rows not used in this epoch")
+        if never:
+            lines.append(f"  data sets of which no row is used in any epoch: {', '.join(never)}")
         if planned.reused:
             lines.append(
                 f"  {planned.reused} places are filled with rows used before: every row left would repeat a query or a "
@@ -198,14 +217,7 @@ class Plan:
             )
         if repeating := self.batches_with_repeats(0):
             lines.append(f"  {repeating} batches hold a query or a positive twice: there are too few different ones")
-        local = self.batch_size // ranks
-        hard, in_batch = group_size - 1, (local - 1) * group_size
-        others = (self.batch_size - local) * group_size if cross_device else 0
-        lines.append(
-            f"  each query sees up to {hard + in_batch + others} negatives: {hard} hard, {in_batch} in-batch, "
-            f"{others} from other ranks"
-        )
-        return "\n".join(lines)
+        return lines
 
 
 def epoch_sizes(
@@ -231,7 +243,7 @@ def read_num_samples(path: str | None) -> dict[str, int]:
     if not path:
         return {}
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--num_samples {path}: {error.strerror}") from error
     except ValueError as error:

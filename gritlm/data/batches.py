@@ -1,12 +1,15 @@
 """From planned rows to one rank's batch: tokens in chunks, and where each vector belongs."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import Record, RecordSet
@@ -23,8 +26,9 @@ class ContrastiveBatch:
     Slot `b*G` holds query b's positive. An unused slot has no text.
 
     text_of_query_B: int64 (B,), text_of_slot_S: int64 (S,), indices into the local vectors, -1 for an unused slot.
-    query_id_B: int64 (B,), a hash of the query with its instruction.
-    id_of_slot_S: int64 (S,), a hash of the passage's text.
+    query_id_B: int64 (B,), a hash of the query's tokens.
+    id_of_slot_S: int64 (S,), a hash of the passage's whole text.
+    tokens_of_slot_S: int64 (S,), a hash of the passage's tokens, 0 for an unused slot.
     known_positives_BK: int64 (B, K), hashes of the query's known positives, padded with one of them.
     """
 
@@ -32,6 +36,7 @@ class ContrastiveBatch:
     text_of_slot_S: Tensor
     query_id_B: Tensor
     id_of_slot_S: Tensor
+    tokens_of_slot_S: Tensor
     known_positives_BK: Tensor
 
 
@@ -61,18 +66,31 @@ class Batch:
         """Called by the DataLoader."""
         return self._with_tensors(Tensor.pin_memory)
 
-    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def __reduce__(self) -> tuple:
+        """Pickled by value: a data worker then needs no shared memory, no socket and no open file for a tensor."""
+        return _unpickle, tuple(vars(self._with_tensors(Tensor.numpy)).values())
+
+    def _with_tensors(self, change: Callable[[Any], Any], kind: type = Tensor) -> "Batch":
         def changed(values: dict[str, Any]) -> dict[str, Any]:
-            return {name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+            return {name: change(value) if isinstance(value, kind) else value for name, value in values.items()}
 
         contrastive = ContrastiveBatch(**changed(vars(self.contrastive)))
         return replace(self, chunks=[changed(chunk) for chunk in self.chunks], contrastive=contrastive)
 
 
+def _unpickle(*values: Any) -> Batch:
+    return Batch(*values)._with_tensors(torch.from_numpy, np.ndarray)
+
+
+def tokens_id(text: Tokens) -> int:
+    """A 64-bit hash of a text's tokens. It is the same on every rank."""
+    digest = hashlib.blake2b(array("q", text.ids).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
 def build_contrastive_batch(
     queries: Sequence[Tokens],
     groups: Sequence[Sequence[Tokens]],
-    query_ids: Sequence[int],
     group_ids: Sequence[Sequence[int]],
     known_positives: Sequence[Sequence[int]],
     group_size: int,
@@ -82,7 +100,7 @@ def build_contrastive_batch(
     """The chunks of one rank's texts, and where their vectors belong.
 
     Args:
-        queries, query_ids: each query's tokens, and its id.
+        queries: each query's tokens.
         groups, group_ids: each query's passages, its positive first, and their ids; at most `group_size` of them.
         known_positives: the ids of each query's known positives, the drawn one included.
     """
@@ -92,13 +110,15 @@ def build_contrastive_batch(
     unused = [group_size - len(group) for group in groups]
     slots = [[next(row_of_passage) for _ in group] + [-1] * n for group, n in zip(groups, unused, strict=True)]
     ids = [[*group, *[0] * n] for group, n in zip(group_ids, unused, strict=True)]
+    tokens = [[*map(tokens_id, group), *[0] * n] for group, n in zip(groups, unused, strict=True)]
     width = max(map(len, known_positives))
     known = [[*row, *[row[0]] * (width - len(row))] for row in known_positives]
     return chunks, ContrastiveBatch(
         text_of_query_B=row_of_text[: len(queries)],
         text_of_slot_S=torch.tensor(slots).flatten(),
-        query_id_B=torch.tensor(query_ids),
+        query_id_B=torch.tensor([tokens_id(query) for query in queries]),
         id_of_slot_S=torch.tensor(ids).flatten(),
+        tokens_of_slot_S=torch.tensor(tokens).flatten(),
         known_positives_BK=torch.tensor(known),
     )
 
@@ -147,7 +167,6 @@ class BatchBuilder(Dataset):
         chunks, contrastive = build_contrastive_batch(
             queries,
             [[next(remaining) for _ in texts] for texts, _ in drawn],
-            [record.query_id for record in records],
             [ids for _, ids in drawn],
             [record.known_positives for record in records],
             self.group_size,
@@ -170,42 +189,3 @@ class BatchBuilder(Dataset):
         positive, negatives = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - 1)
         texts = [record.positives[positive], *(record.negatives[i] for i in negatives)]
         return texts, [record.positive_ids[positive], *(record.negative_ids[i] for i in negatives)]
-
-
-class StepSampler(BatchSampler):
-    """The keys (epoch, step) of one epoch, one key a batch."""
-
-    def __init__(self, steps: int):
-        self.steps, self.epoch = steps, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[list]:
-        for step in range(self.steps):
-            yield [(self.epoch, step)]
-
-
-class StepLoader(DataLoader):
-    """The batches of an epoch, step by step. The Trainer sets the epoch.
-
-    Args:
-        builder: builds this rank's slice of any global batch.
-        options: of `torch.utils.data.DataLoader`.
-    """
-
-    def __init__(self, builder: BatchBuilder, **options: Any):
-        self.steps = StepSampler(len(builder))
-        # Without a generator each iterator would draw its seed from the global one, and a resume makes one more.
-        super().__init__(builder, batch_sampler=self.steps, collate_fn=_only, generator=torch.Generator(), **options)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.steps.set_epoch(epoch)
-
-
-def _only(batches: list[Batch]) -> Batch:
-    (batch,) = batches
-    return batch

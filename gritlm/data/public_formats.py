@@ -223,11 +223,17 @@ def read_hub(name: str, config: str | None, split: str, columns: Columns) -> Ite
         UserError: the data set cannot be loaded or lacks a column.
     """
     import datasets
+    from huggingface_hub import constants
 
+    from gritlm.models.hub import ask
+
+    reason = ask(name, "dataset")
+    if reason:  # what is in the cache is read all the same, at once
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # errors of the library, the hub and the network have no common class
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = "; ".join(filter(None, (reason, " ".join(str(error).split()) or type(error).__name__)))
         raise UserError(f"hub:{name}: cannot be read: {why[:300]}") from error
     rows = ((f"hub:{name}:{number}", row) for number, row in enumerate(data, start=1))
     yield from _examples(rows, f"hub:{name}", data.column_names, columns)

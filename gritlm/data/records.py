@@ -1,31 +1,23 @@
-"""Data sets as arrays of rows: each file is converted once to a memory-mapped cache."""
+"""Data sets as arrays of rows, over the memory-mapped form of their files (cache.py)."""
 
 import functools
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub.constants import HF_HOME
-from tqdm import tqdm
 
+from gritlm.data.cache import cached_form, map_table, open_cache
+from gritlm.data.folders import find_files
 from gritlm.data.no_repeats import RowTexts
-from gritlm.data.parallel import in_order
-from gritlm.data.rows import FORMAT_VERSION, SCHEMA, find_files, parse_block, read_blocks, stem, unread_columns
-from gritlm.errors import UserError
-from gritlm.files import written_aside
 from gritlm.models.text import Text
 
-END_OF_STREAM = bytes.fromhex("ffffffff00000000")  # https://arrow.apache.org/docs/format/Columnar.html
-LARGE_FILE = 16 << 20  # bytes; several processes read a larger file
 _LABEL = re.compile(r"\s*([^\s:][^:\n]{0,30}:)")
 
 
@@ -55,7 +47,7 @@ class RecordSet:
 
     def __init__(self, name: str, files: list[Path]):
         self.name, self.files = name, files
-        self.table = pa.concat_tables([_map(file) for file in files])
+        self.table = pa.concat_tables([map_table(file) for file in files])
         self.batches = self.table.to_batches()
         self.ends = np.cumsum([len(batch) for batch in self.batches])
         self.dropped_negatives = int(np.sum(self._column("dropped_negatives")))
@@ -203,70 +195,14 @@ def spelled_alike(instructions: Iterable[str]) -> list[list[str]]:
 def load_records(train_data: str | Path, cache: str | Path | None = None) -> list[RecordSet]:
     """Load all data sets of a path, sorted by name. The first call converts each file to `cache`; later calls map it.
 
-    The path, size and modification time of a file and FORMAT_VERSION name its cached form. It is renamed when it is
-    complete, so processes may race for it. Let one rank of each machine go first all the same: it saves the work.
-
     Raises:
         UserError: a file or a row is bad, or `cache` cannot be written.
     """
-    processes = os.cpu_count() or 1
-    beside = os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets")  # as the datasets library has it
-    folder = Path(cache or f"{beside}/gritlm").expanduser()
+    folder = open_cache(cache)
     return [
-        RecordSet(name, [_cached(path, folder, processes) for path in paths])
-        for name, paths in find_files(train_data).items()
+        RecordSet(name, [cached_form(path, folder) for path in paths]) for name, paths in find_files(train_data).items()
     ]
 
 
 def _value_counts(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()})
-
-
-def _cached(path: Path, folder: Path, processes: int) -> Path:
-    target = _convert(path, folder, processes)
-    with suppress(pa.ArrowException, OSError):
-        if _is_complete(target) and _map(target).num_rows:
-            return target
-    target.unlink(missing_ok=True)  # damaged after it was written
-    return _convert(path, folder, processes)
-
-
-def _map(file: Path) -> pa.Table:
-    with pa.memory_map(str(file)) as source:
-        return pa.ipc.open_stream(source).read_all().replace_schema_metadata(None)
-
-
-def _is_complete(target: Path) -> bool:
-    """Whether an Arrow stream has its end mark. Arrow itself reads a stream cut off between batches without error."""
-    with open(target, "rb") as stream:
-        stream.seek(-len(END_OF_STREAM), os.SEEK_END)
-        return stream.read() == END_OF_STREAM
-
-
-def _convert(path: Path, folder: Path, processes: int) -> Path:
-    """The cached form of a file, written now if it is not there."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{FORMAT_VERSION}"
-    target = folder / f"{stem(path)}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.arrow"
-    if not target.exists():
-        try:
-            with written_aside(target) as aside:
-                _write(path, aside, processes if stat.st_size > LARGE_FILE else 1)
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written: {error.strerror or error}; see --data_cache") from error
-    return target
-
-
-def _write(path: Path, aside: Path, processes: int) -> None:
-    progress = tqdm(desc=f"reading {path.name}", unit=" rows", delay=2)
-    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer, progress:
-        blocks = ((path, block) for block in read_blocks(path))
-        for table in in_order(parse_block, blocks, processes):
-            if columns := unread_columns(path):
-                unread = pa.repeat(json.dumps(columns), len(table))
-                table = table.set_column(SCHEMA.get_field_index("unread"), "unread", unread)
-            writer.write_table(table, max_chunksize=1000)
-            progress.update(len(table))

@@ -1,4 +1,4 @@
-"""Find, read and check rows of jsonl and parquet files. An error names file, line, field, found and wanted.
+"""Read and check rows of jsonl and parquet files. An error names file, line, field, found and wanted.
 
 A row is {"query": TEXT, "pos": [TEXT, ...], "neg": [TEXT, ...]}. TEXT is a string or [instruction, string]. The
 instruction is prepended to the string unchanged.
@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 FIELDS = ("query", "pos", "neg")
 BLOCK_BYTES = 1 << 20  # bytes of a file read at once
 FORMAT_VERSION = 4  # of the cached form; raise it when SCHEMA or a rule below changes
@@ -44,47 +43,6 @@ def text_id(text: str) -> int:
     """A 64-bit hash of a text without its trailing white space. It is the same on every machine."""
     digest = hashlib.blake2b(text.rstrip().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-# ---- files
-
-
-def stem(path: Path) -> str:
-    """A file's name without its suffix; a folder's whole name."""
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
-    return path.name.removesuffix(suffix)
-
-
-def find_files(train_data: str | Path) -> dict[str, list[Path]]:
-    """The files of each data set by the set's name, sorted. A file is one set; in a folder each entry is one set.
-
-    Raises:
-        UserError: there is nothing to read, or two sets have one name.
-    """
-    root = Path(train_data)
-    try:
-        if root.is_file():
-            return {stem(root): [root]}
-        if not root.is_dir():
-            root.stat()  # raises the reason: missing, a loop of links, no permission
-        found: dict[str, list[Path]] = {}
-        for entry in sorted(entry for entry in root.iterdir() if not is_hidden(entry, root)):
-            inside = entry.rglob("*") if entry.is_dir() else [entry]
-            files = [file for file in inside if file.name.endswith(SUFFIXES) and not is_hidden(file, root)]
-            if files and stem(entry) in found:
-                raise UserError(f"{entry}: found a second data set {stem(entry)!r} in {root}, wanted one of a name")
-            if files:
-                found[stem(entry)] = sorted(files)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{root}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not found:
-        raise UserError(f"{root}: found a folder without data, wanted files that end in {', '.join(SUFFIXES)}")
-    return found
-
-
-def is_hidden(path: Path, root: Path) -> bool:
-    """Whether the name of a file, or of a folder on the way to it from `root`, starts with a dot."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 # ---- one row
@@ -257,6 +215,8 @@ def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterato
     Raises:
         UserError: the file cannot be read, has another format, or holds no row.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be empty the second time
+        raise UserError(f"{path}: found a pipe, socket or device, wanted a file")
     rows = 0
     try:
         for block in _parquet_blocks(path, columns) if path.suffix == ".parquet" else _jsonl_blocks(path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gritlm.cli import verb_parser
+from gritlm.cli import home_expanded, verb_parser
 from gritlm.data.texts import read_texts
 from gritlm.errors import UserError
 from gritlm.files import written_aside
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     parser = verb_parser("encode", __doc__, EXAMPLES)
     parser.add_argument("input", type=Path, metavar="IN")
     parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (rows, width), in numpy's format")
-    parser.add_argument("--model", required=True, help="model folder that gritlm train wrote")
+    parser.add_argument("--model", type=home_expanded, required=True, help="model folder that gritlm train wrote")
     parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default passage")
     parser.add_argument("--instruction", help="in place of the model's own for that side")
     parser.add_argument("--chunk_tokens", type=int, default=16384, help="tokens encoded at once, default 16384")

@@ -4,18 +4,15 @@ Defaults are the paper's recipe (arXiv 2601.21192, appendix A), but for what a b
 itself. Hugging Face's own `TrainingArguments` come on top.
 """
 
-import argparse
-import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
-from gritlm.cli import OneLineErrors
 from gritlm.models.base import BaseSettings
 from gritlm.models.pooling import POOLING
-from gritlm.training.old_flags import OLD_FLAGS
+from gritlm.training.inherited_flags import INHERITED
 
 
 def flag(default: Any, help: str, changes_learning: bool = True, **argparse_options: Any) -> Any:
@@ -56,6 +53,7 @@ class DataArguments:
         "",
         "A .jsonl, .jsonl.gz or .parquet file, or a folder. In a folder, each file and each sub-folder is one data "
         "set. Required.",
+        changes_learning=False,  # what is compared is the rows
     )
     train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
     query_max_len: int = open_flag(512, "Longest query in tokens, instruction included; the end is cut off.")
@@ -119,19 +117,21 @@ class EmbeddingTrainingArguments(TrainingArguments):
     )
     hang_timeout: float = flag(
         900.0,
-        "Seconds without progress (a save counts as one step) after which the run ends and names the rank, step and "
-        "batch. 0: torch's 30 minutes.",
+        "Seconds without progress after which the run ends and names the rank, step and batch. A save whose files grow "
+        "is progress. 0: torch's 30 minutes.",
         changes_learning=False,
     )
 
     learning_rate: float = flag(2e-5, "Peak learning rate.")
-    lr_scheduler_type: str = flag("cosine", "Learning-rate schedule.")
+    lr_scheduler_type: str = flag(
+        "cosine", "Learning-rate schedule.", choices=tuple(kind.value for kind in SchedulerType)
+    )
     warmup_steps: float = flag(0.03, "Warm-up: a number of steps, or below 1 a share of all steps.")
     weight_decay: float = flag(0.05, "Weight decay of AdamW.")
     num_train_epochs: float = flag(1.0, "Passes over the data. --max_steps overrides it.")
     save_steps: float = flag(0.1, "Steps between checkpoints, or below 1 a share of all steps.", changes_learning=False)
     save_total_limit: int | None = flag(
-        2, "How many checkpoints to keep; the oldest goes first.", changes_learning=False
+        2, "How many checkpoints to keep; the oldest goes first. 0: all.", changes_learning=False
     )
     logging_steps: float = flag(10, "Steps between log lines, or below 1 a share of all steps.", changes_learning=False)
     dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.", changes_learning=False)
@@ -152,71 +152,36 @@ class EmbeddingTrainingArguments(TrainingArguments):
         return self.global_batch_size // self.world_size
 
 
-# Hugging Face's flags that a run may change when it resumes. Their other flags are fixed.
-FREE_OF_HUGGING_FACE = frozenset(
-    (
-        "output_dir",
-        "resume_from_checkpoint",
-        "per_device_train_batch_size",
-        "do_train",
-        "local_rank",
-        "debug",
-        "skip_memory_metrics",
-        "logging_strategy",
-        "logging_first_step",
-        "log_level",
-        "log_level_replica",
-        "disable_tqdm",
-        "report_to",
-        "run_name",
-        "project",
-        "trackio_space_id",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
-        "include_num_input_tokens_seen",
-        "save_strategy",
-        "hub_token",
-        "hub_private_repo",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_always_push",
-        "hub_revision",
-        "use_cpu",
-        "accelerator_config",
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-        "activation_checkpointing",
-        "activation_checkpointing_kwargs",
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
-        "fsdp",
-        "fsdp_config",
-        "deepspeed",
-        "average_tokens_across_devices",
-        "ddp_bucket_cap_mb",
-        "ddp_static_graph",
-        "ddp_backend",
-        "ddp_timeout",
-        "dataloader_pin_memory",
-        "dataloader_persistent_workers",
-        "dataloader_prefetch_factor",
-        "dataloader_multiprocessing_context",
-    )
-)
-
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, EmbeddingTrainingArguments)
 
 
 @dataclass
+class Command:
+    """What a run was started with, for its run.json.
+
+    Attributes:
+        words: the command line, without the program.
+        given: the flags on it, or in its FILE.json, with their values.
+        parsed: every flag's value, before Hugging Face's TrainingArguments change any.
+        repeats: the run.json that the run repeats, or nothing.
+    """
+
+    words: list[str] = field(default_factory=list)
+    given: dict[str, Any] = field(default_factory=dict)
+    parsed: dict[str, Any] = field(default_factory=dict)
+    repeats: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class RunArguments:
-    """All flags of a run, by group, and what its base says of itself."""
+    """All flags of a run, by group, what its base says of itself, and how it was started."""
 
     model: ModelArguments
     data: DataArguments
     objective: ObjectiveArguments
     training: EmbeddingTrainingArguments
     base: BaseSettings
+    command: Command = field(default_factory=Command)
 
     def flags(self) -> dict[str, Any]:
         """Every flag's value by name."""
@@ -234,41 +199,17 @@ EXAMPLES = """examples:
   gritlm train --model_name_or_path Qwen/Qwen3-0.6B --train_data pairs.jsonl --output_dir out --global_batch_size 256
   torchrun --nproc_per_node 8 -m gritlm train --model_name_or_path Qwen/Qwen3-0.6B --train_data data/ \\
       --output_dir out --bf16 --gradient_checkpointing
+  gritlm train flags.json --seed 7     flags from a file of {"name": value}; those behind it win
+  gritlm train out/run.json --output_dir again     repeat a run
   gritlm plan ... --ranks 8      check flags and data for 8 ranks, print the plan, load no model"""
-
-
-class FlagParser(OneLineErrors, HfArgumentParser):
-    """HfArgumentParser without abbreviations, whose errors are one line."""
-
-    hints = OLD_FLAGS
-
-    @staticmethod
-    def _parse_dataclass_field(parser, field):
-        paper, field = field.metadata.get("paper"), copy.copy(field)  # argparse does not know our marks
-        marks = ("changes_learning", "paper")
-        field.metadata = {name: value for name, value in field.metadata.items() if name not in marks}
-        HfArgumentParser._parse_dataclass_field(parser, field)
-        if paper is True:  # as Hugging Face has it for flags whose default is True
-            parser.add_argument(f"--no_{field.name}", action="store_false", dest=field.name, default=None)
-
-
-def make_parser(verb: str, groups: tuple[type, ...], examples: str) -> FlagParser:
-    parser: Any = FlagParser  # to mypy, argparse's constructor
-    return parser(
-        groups,
-        prog=f"gritlm {verb}",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def fixed_flags() -> dict[str, Any]:
     """The flags that a run and its continuation must agree on, with their defaults."""
-    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
 
     def changes_learning(f: dataclasses.Field) -> bool:
-        return f.metadata.get("changes_learning", f.name not in inherited or f.name not in FREE_OF_HUGGING_FACE)
+        inherited = INHERITED.get(f.name)
+        return f.metadata.get("changes_learning", inherited is None or inherited.fixed)
 
     def default(f: dataclasses.Field) -> Any:
         return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

@@ -1,8 +1,10 @@
 """Checkpoints: each whole or absent. A checkpoint's checkpoint.json, written last, lists its files."""
 
+import fnmatch
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,50 @@ from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError
 from gritlm.files import publish
 from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
-from gritlm.training.flag_checks import zero_stage
 
 MANIFEST = "checkpoint.json"
 STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is renamed when it is whole
-FORMAT = 1  # of run.json and checkpoint.json
+FORMAT = 2  # of run.json and checkpoint.json. Checkpoints of format 1 hold pickles, which are not read.
+MODEL, OPTIMIZER, SCHEDULER = "model*.safetensors", "optimizer.safetensors", "scheduler.safetensors"
+
+# Patterns of the files that a checkpoint of an engine must hold, beside those of every engine. {rank}: one for each.
+ENGINE_FILES = {
+    "ddp": (OPTIMIZER, SCHEDULER),
+    "fsdp2": (
+        *(f"{part}_0/{file}" for part in ("pytorch_model_fsdp", "optimizer") for file in (".metadata", "__*.distcp")),
+        "scheduler.pt",
+    ),
+    **dict.fromkeys(
+        ("zero1", "zero2", "zero3"),
+        ("latest", "global_step*/*model_states.pt", "global_step*/*zero_pp_rank_{rank}_*optim_states.pt"),
+    ),
+}
 
 
 def engine_name(args: EmbeddingTrainingArguments) -> str:
     """The engine whose checkpoints a run writes and reads: "ddp" (one process included), "fsdp2" or "zero1/2/3"."""
     if args.deepspeed:
-        return f"zero{zero_stage(args)}"
+        return f"zero{args.hf_deepspeed_config.config['zero_optimization']['stage']}"
     return "fsdp2" if args.fsdp else "ddp"
 
 
 def checkpoint_name(step: int) -> str:
     return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def random_state_file(rank: int | str) -> str:
+    return f"rng_state_{rank}.safetensors"
+
+
+def find_missing(files: Iterable[str], engine: str, ranks: int) -> str:
+    """The first file that a checkpoint of this engine must hold and does not; empty where there is none."""
+    patterns = (MODEL, "trainer_state.json", random_state_file("{rank}"), *ENGINE_FILES[engine])
+    found = list(files)
+    for pattern in patterns:
+        for name in [pattern.format(rank=rank) for rank in range(ranks if "{rank}" in pattern else 1)]:
+            if not fnmatch.filter(found, name):
+                return name
+    return ""
 
 
 # ---- write
@@ -48,10 +78,14 @@ def publish_checkpoint(staged: Path, target: Path, header: dict[str, Any], serve
     Args:
         header: the engine, the ranks and the flags of the run.
         served: the files of the model folder in it, relative to it.
+    Raises:
+        UserError: a file that the engine needs is not there.
     """
     files = {str(path.relative_to(staged)): path.stat().st_size for path in staged.rglob("*") if path.is_file()}
+    if missing := find_missing(files, header["engine"], header["ranks"]):
+        raise UserError(f"{target}: {missing} is missing before the checkpoint is complete; nothing was published")
     manifest = stamp() | header | {"served": served, "files": dict(sorted(files.items()))}
-    (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if target.exists():  # a damaged one that the run has passed over
         remove_checkpoint(target)
     publish(staged, target)
@@ -104,7 +138,7 @@ def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
 
 
 def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
-    return json.loads((Path(checkpoint) / MANIFEST).read_text())
+    return json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))
 
 
 def find_damage(checkpoint: str | Path) -> str:
@@ -113,9 +147,13 @@ def find_damage(checkpoint: str | Path) -> str:
     if not (folder / MANIFEST).is_file():
         return f"found no {MANIFEST} there, wanted a whole checkpoint folder"
     try:
-        files = read_manifest(folder)["files"].items()
+        manifest = read_manifest(folder)
+        files, version = manifest["files"].items(), manifest.get("format", 0)
+        missing = find_missing(manifest["files"], manifest["engine"], manifest["ranks"]) if version == FORMAT else ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is damaged ({error})"
+    if missing:
+        return f"it holds no {missing}"
     for name, size in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -128,6 +166,8 @@ def find_damage(checkpoint: str | Path) -> str:
 def why_not_resumable(checkpoint: str | Path, run_settings: dict[str, Any], engine: str | None, ranks: int) -> str:
     """Why a whole checkpoint is of another run, or of another engine; empty where this run can resume from it."""
     manifest = read_manifest(checkpoint)
+    if manifest.get("format", 0) < FORMAT:
+        return f"its format is {manifest.get('format', 0)}, wanted {FORMAT}{by_version(manifest)}; use that version"
     if problem := why_unreadable(manifest) or differing(manifest["flags"], run_settings):
         return f"it is of another run: {problem}{by_version(manifest)}"
     if engine and manifest["engine"] != engine:

@@ -9,10 +9,12 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
+from accelerate.utils import enable_fsdp_ram_efficient_loading
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
 
 from gritlm.distributed import all_reduce_max, rank, world_size
 
@@ -26,9 +28,11 @@ class Engine:
         model: encodes a chunk in pass 1.
         wrapped: encodes a chunk in pass 2.
         loss_scale: factor on the local loss that turns the engine's average over ranks into the sum.
+        collective: whether the other ranks take part in the forward or backward that runs now.
     """
 
     loss_scale = 1.0
+    collective = False
     model: nn.Module
     wrapped: Any
 
@@ -64,12 +68,16 @@ class DDPEngine(Engine):
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
-            with nullcontext() if number == len(surrogates) else self.wrapped.no_sync():
+            self.collective = number == len(surrogates)
+            with nullcontext() if self.collective else self.wrapped.no_sync():
                 surrogate().backward()
+        self.collective = False
 
 
 class ShardedEngine(Engine):
     """Weights or optimizer state in shards. A forward may gather weights, so all ranks run the same number of them."""
+
+    collective = True
 
     def __init__(self, wrapped: nn.Module):
         super().__init__(wrapped)
@@ -116,22 +124,50 @@ def engine_for(model: nn.Module) -> Engine:
     return Engine(model)
 
 
+def fsdp2_precision(bf16: bool) -> MixedPrecisionPolicy:
+    """FSDP2's policy for float32 weights and sums. accelerate's own one also adds gradients up in bfloat16."""
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+
+
+def deepspeed_precision(bf16: bool) -> dict[str, Any]:
+    """The part of DeepSpeed's config that gives float32 weights and sums, with bfloat16 products where `bf16`.
+
+    Its own `bf16` adds the gradients of all chunks up in bfloat16: the error grows with their number. It would also
+    reduce the gradient of each module in `lower_precision_safe_modules` in bfloat16.
+    """
+    return {
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+
+
+def load_weights_once(args: TrainingArguments) -> None:
+    """Read or draw the weights on the first rank of each node, which then hands them out. ZeRO-3 does so by itself."""
+    if args.fsdp:
+        args.fsdp_plugin_args["cpu_ram_efficient_loading"] = True
+        enable_fsdp_ram_efficient_loading()
+
+
 def wrap_model(
-    model: Any, optimizer: torch.optim.Optimizer, engine: str, device: torch.device
+    model: Any, optimizer: torch.optim.Optimizer, engine: str, device: torch.device, bf16: bool = False
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """Wrap a model in an engine, by name, without a Trainer: float32, no clipping, no schedule.
+    """Wrap a model in an engine, by name, without a Trainer: no clipping, no schedule.
 
     Args:
         engine: plain, ddp, fsdp2, zero1, zero2 or zero3.
+        bf16: as the Trainer's flag: float32 weights, under autocast.
     """
+    if bf16 and not engine.startswith("zero"):
+        model.forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(model.forward)
     if engine == "ddp":
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False), optimizer
     if engine == "fsdp2":
         for module in model.modules():
             if type(module).__name__ in model._no_split_modules:
-                fully_shard(module)
-        fully_shard(model)
+                fully_shard(module, mp_policy=fsdp2_precision(bf16))
+        fully_shard(model, mp_policy=fsdp2_precision(bf16))
         (group,) = optimizer.param_groups
         return model, type(optimizer)(model.parameters(), **{k: v for k, v in group.items() if k != "params"})
     if engine.startswith("zero"):
@@ -143,6 +179,7 @@ def wrap_model(
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0,
+            **deepspeed_precision(bf16),
         }
         wrapped, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         return wrapped, optimizer

@@ -1,59 +1,61 @@
 """Refuse flags that are missing, wrong, or contradict one another, before data or weights are read."""
 
-import dataclasses
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainingArguments
-from transformers.trainer_pt_utils import AcceleratorConfig
 
 from gritlm.errors import UserError
 from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments, make_parser
+from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
+from gritlm.training.engine_files import check_engine_file
+from gritlm.training.environment import refuse_environment
+from gritlm.training.flag_parser import FlagParser, make_parser
+from gritlm.training.inherited_flags import check_inherited, normalised
+from gritlm.training.rehearsal import check_compiler, rehearse
 from gritlm.training.setup import settle
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
-ABOVE_ZERO = (
-    "train_group_size",
-    "query_max_len",
-    "passage_max_len",
-    "global_batch_size",
-    "temperature",
-    "sampling_temperature",
-    "chunk_tokens",
-)
 DEFAULT_PER_DEVICE: int = TrainingArguments.per_device_train_batch_size
-NOT_NEGATIVE = ("max_example_num_per_dataset", "projection", "hang_timeout", "seed")
+SHARE = "a whole number of steps, or below 1 a share of all steps"
 
-# Hugging Face's flags that have no place here, and why. Their other flags work as documented there.
-UNSUPPORTED = {
-    "fp16": "use --bf16 (same speed, no loss scaling)",
-    "tf32": "the loss is exact in float32; --bf16 is faster",
-    "auto_find_batch_size": "the batch is part of the loss; lower --chunk_tokens",
-    "save_only_model": "such a run could not be resumed",
-    "ignore_data_skip": "a resumed run would repeat data",
-    "save_on_each_node": "--output_dir must be a folder that all nodes share",
-    "data_seed": "--seed also sets the order of the rows",
-    "dataloader_drop_last": "every batch is full; rows left over come in another epoch",
-    "label_smoothing_factor": "it belongs to another loss",
-    "neftune_noise_alpha": "both passes would need the same noise",
-    "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
-    "push_to_hub": "upload the folder when it is done (hf upload)",
-    "accelerator_config": "batches reach the ranks without accelerate",
-    "use_liger_kernel": "it knows no model of this kind; see --torch_compile",
-    "enable_jit_checkpoint": "a run saves on SIGTERM anyway",
-    **dict.fromkeys(
-        ("train_sampling_strategy", "dataloader_in_order"),
-        "which rows form a batch follows from the seed, the epoch and the step alone",
+# (what is wanted, whether a number is that, the flags). A comparison with nan is False.
+RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "a number above 0",
+        lambda x: 0 < x < math.inf,
+        (
+            *("train_group_size", "query_max_len", "passage_max_len", "global_batch_size", "chunk_tokens"),
+            *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
+            *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks"),
+        ),
     ),
-    **dict.fromkeys(
-        ("eval_strategy", "do_eval", "do_predict", "eval_on_start", "bf16_full_eval", "fp16_full_eval"),
-        "a run evaluates nothing; each checkpoint is a model folder to evaluate",
+    (
+        "0 or more",
+        lambda x: 0 <= x < math.inf,
+        (
+            *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
+            *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
+        ),
     ),
+    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2")),
+    ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
+    ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
+    (f"{SHARE}, above 0", lambda x: 0 < x < math.inf and (x < 1 or x % 1 == 0), ("save_steps", "logging_steps")),
+    (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
+)
+
+# Flags that hold a JSON object, with an example.
+OBJECTS = {
+    "lr_scheduler_kwargs": '{"num_cycles": 2}',
+    "gradient_checkpointing_kwargs": '{"use_reentrant": false}',
+    "activation_checkpointing_kwargs": '{"use_reentrant": false}',
 }
 
 # (what is wrong with these flags, message). `ranks` is the number of processes; `training` has HF's properties.
@@ -76,11 +78,6 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--emb_q_only and --emb_p_only: choose one; together no weight would get a gradient",
     ),
     (
-        lambda f: f.gradient_accumulation_steps != 1,
-        "--gradient_accumulation_steps: wanted 1. In-batch negatives make the sum of small batches another loss; "
-        "memory is bounded by --chunk_tokens instead, with the exact gradient of the whole batch",
-    ),
-    (
         lambda f: not _is_auto_or_gb(f.activation_memory),
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
     ),
@@ -95,10 +92,6 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (lambda f: bool(f.deepspeed and f.fsdp), "--deepspeed and --fsdp: choose one"),
     (lambda f: bool(f.fsdp_config and not f.fsdp), "--fsdp_config without --fsdp has no effect"),
     (
-        lambda f: bool(f.bf16 and f.deepspeed) and zero_stage(f.training) == 1,
-        "--bf16 with ZeRO-1: DeepSpeed's optimizer there reduces at every chunk; use zero2.json",
-    ),
-    (
         lambda f: f.global_batch_size % f.ranks > 0,
         "--global_batch_size {global_batch_size} is not a multiple of the {ranks} ranks",
     ),
@@ -112,6 +105,11 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
 # Rules of the machine that runs, left out where a run is only planned.
 MACHINE_RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
+        # Each would train alone.
+        lambda f: os.environ.get("WORLD_SIZE", "1") != str(f.ranks),
+        "found no GPU for torchrun's processes, wanted --use_cpu True",
+    ),
+    (
         lambda f: f.training.n_gpu > 1 and f.ranks == 1,
         "found {gpus} GPUs and one process, wanted torchrun --nproc-per-node {gpus} -m gritlm train ... (as the "
         "scripts start it), or CUDA_VISIBLE_DEVICES with one",
@@ -124,13 +122,9 @@ MACHINE_RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
 )
 
 
-def zero_stage(training: TrainingArguments) -> int:
-    return training.hf_deepspeed_config.config["zero_optimization"]["stage"]
-
-
 def _is_auto_or_gb(text: str) -> bool:
     try:
-        return text == "auto" or float(text) >= 0
+        return text == "auto" or 0 <= float(text) < math.inf
     except ValueError:
         return False
 
@@ -141,30 +135,41 @@ def parse(argv: list[str]) -> RunArguments:
     Raises:
         UserError: for a flag that is unknown, wrong, missing, or contradicts another.
     """
-    flags = vars(make_parser("train", GROUPS, EXAMPLES).parse_args(argv))
-    run, _ = build(flags)
+    run, _ = build(make_parser("train", GROUPS, EXAMPLES), argv)
     check(run, run.training.world_size)
     return run
 
 
-def build(flags: dict[str, Any], *more: type, replaced: dict[str, Any] | None = None) -> tuple[RunArguments, Any]:
-    """The groups from flags by name, and one group more. `replaced` flags are checked, then replaced.
+def build(
+    parser: FlagParser, argv: list[str], more: type | None = None, replaced: dict[str, Any] | None = None
+) -> tuple[RunArguments, Any]:
+    """The groups from a command line, and one group more. `replaced` flags are checked, then replaced.
 
     Flags that were not given and that the base decides get their values here.
 
     Raises:
         UserError: what a group's __post_init__ raises; the base's own settings are damaged, or cannot be taken up.
     """
+    unset = vars(parser.parse_args([]))
+    flags = vars(parser.parse_args(argv))
     for name in ("deepspeed", "fsdp_config"):
-        check_json(name, flags[name])
+        check_engine_file(name, flags[name], flags)
+    refuse_environment(flags)
+    for name in OBJECTS:
+        check_object(name, flags.get(name))
+    check_ranges(flags)
+    check_inherited(flags, unset)
+    check_compiler(flags["torch_compile_backend"], flags["torch_compile_mode"])
+    flags = normalised(flags) | (replaced or {})
     try:
-        groups = make_parser("train", (*GROUPS, *more), EXAMPLES).parse_dict(flags | (replaced or {}))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(str(error).strip().splitlines()[0]) from error
+        groups = parser.parse_dict(flags)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(" ".join(str(error).split())) from error
     model, data, objective, training = groups[:4]
+    rehearse(training)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
-    run = RunArguments(settle(model, base), settle(data, base), objective, training, base)
+    run = RunArguments(settle(model, base), settle(data, base), objective, training, base, parser.command)
     return run, groups[4] if more else None
 
 
@@ -200,17 +205,8 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
     for name in REQUIRED:
         if not flags[name]:
             raise UserError(f"--{name} is missing")
-    for name in ABOVE_ZERO:
-        if flags[name] <= 0:
-            raise UserError(f"--{name}: found {flags[name]}, wanted a number above 0")
-    for name in NOT_NEGATIVE:
-        if (flags[name] or 0) < 0:
-            raise UserError(f"--{name}: found {flags[name]}, wanted 0 or more")
+    check_ranges(flags)
     training = run.training
-    defaults = {f.name: f.default for f in dataclasses.fields(training)} | {"accelerator_config": AcceleratorConfig()}
-    for name, why in UNSUPPORTED.items():
-        if name in flags and flags[name] != defaults[name]:  # older versions of transformers lack some
-            raise UserError(f"--{name}: not supported, {why}")
     facts = SimpleNamespace(**flags, ranks=ranks, training=training)
     for is_wrong, message in (*RULES, *(MACHINE_RULES if here else ())):
         if is_wrong(facts):
@@ -220,38 +216,24 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
             raise UserError(message.format_map(known))
 
 
-def check_json(name: str, path: str | None) -> None:
-    """Refuse an engine's file that is missing, is no JSON, or asks for what no test covers."""
-    if not path:
+def check_ranges(flags: dict[str, Any]) -> None:
+    for wanted, is_right, names in RANGES:
+        for name in names:
+            if flags.get(name) is not None and not is_right(flags[name]):
+                raise UserError(f"--{name}: found {flags[name]}, wanted {wanted}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def check_object(name: str, text: str | None) -> None:
+    """Refuse options of a schedule or of checkpointing that are no JSON object."""
+    if not text:
         return
     try:
-        config = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"--{name} {path}: {error.strerror}") from error
+        found = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise UserError(f"--{name} {path}: no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--{name} {path}: found {type(config).__name__}, wanted a JSON object")
-    zero, fp16 = config.get("zero_optimization", {}), config.get("fp16", {})
-    for part, found in (("zero_optimization", zero), ("fp16", fp16)):
-        if not isinstance(found, dict):
-            raise UserError(f"--{name} {path}: {part}: found {type(found).__name__}, wanted a JSON object")
-    refused = {
-        "deepspeed": {
-            "zero_optimization.stage": zero.get("stage") not in (1, 2, 3),
-            "zero_optimization.offload_optimizer": bool(zero.get("offload_optimizer")),
-            "zero_optimization.offload_param": bool(zero.get("offload_param")),
-            "gradient_accumulation_steps": config.get("gradient_accumulation_steps", 1) not in (1, "auto"),
-            "fp16.enabled": fp16.get("enabled", False) is True,
-            "gradient_clipping (wanted: auto; DeepSpeed's own default is 1.0)": "gradient_clipping" not in config,
-        },
-        "fsdp_config": {
-            "version": str(config.get("version", config.get("fsdp_version", 2))) != "2",
-            "cpu_offload": bool(config.get("cpu_offload", config.get("fsdp_offload_params"))),
-            "activation_checkpointing (use --gradient_checkpointing)": bool(config.get("activation_checkpointing")),
-            "xla": bool(config.get("xla")),
-        },
-    }[name]
-    for key, wrong in refused.items():
-        if wrong:
-            raise UserError(f"--{name} {path}: {key} is missing, or set to something that is not supported")
+        raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}")

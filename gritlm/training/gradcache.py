@@ -5,18 +5,42 @@ as fit the memory budget. The other chunks are encoded a second time.
 """
 
 import functools
+import gc
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from gritlm.distributed import collectives_started, rank, world_size
 from gritlm.training.engines import Engine
 from gritlm.training.host_memory import free_host_memory
 
 Chunk = dict[str, Any]  # keyword arguments of the model
+T = TypeVar("T")
+log = logging.getLogger("gritlm")
+
+# How allocators and libraries say it, apart from torch.OutOfMemoryError.
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA's own calls
+    "can't allocate memory",  # torch's allocator on a CPU
+    "cannot allocate memory",  # the system
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",  # cuBLAS, cuDNN
+    "allocation_failed",  # cuDNN 9
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed: on the device, on the host, or within a library."""
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 class RandomState:
@@ -53,15 +77,15 @@ class ActivationMemory:
         self.auto, self.device, self.sharers = setting == "auto", device, sharers
         self.limit = math.inf if self.auto else float(setting) * 1e9
         self.bytes_per_token: float | None = None
-        self.steps, self.budget, self.used, self.share, self.full = 0, 0.0, 0.0, 1.0, False
+        self.steps, self.budget, self.used, self.keeps, self.full = 0, 0.0, 0.0, False, False
+        self.retries = 0
 
     def begin(self, model: nn.Module) -> None:
         """Set the budget of a new step."""
-        self.steps, self.used, self.full = self.steps + 1, 0.0, False
+        self.steps, self.used, self.keeps, self.full = self.steps + 1, 0.0, False, False
         self.budget = self.limit
         if self.auto:
-            self.budget = self._free(model) if self.steps > 1 else 0.0
-        self.budget *= self.share
+            self.budget = min(self.limit, self._free(model)) if self.steps > 1 else 0.0
         self.model = model
 
     def _free(self, model: nn.Module) -> float:
@@ -82,7 +106,7 @@ class ActivationMemory:
         if self.full:
             return False
         self.used += expected
-        self.tokens = tokens
+        self.tokens, self.keeps = tokens, True
         return True
 
     @contextmanager
@@ -105,10 +129,21 @@ class ActivationMemory:
         self.used = float(sum(saved.values()))
         self.bytes_per_token = self.used / self.tokens
 
-    def back_off(self) -> None:
-        """Out of memory: halve the budget."""
-        self.share /= 2
+    def back_off(self) -> str:
+        """Out of memory: keep no more in this step, and half as much in the next ones. Returns what to tell the user.
+
+        The caller has dropped the kept graphs.
+        """
+        self.retries += 1
+        said = "the pass was repeated" if self.retries == 1 else ""
+        if self.keeps:
+            self.limit = self.used / 2
+            said = f"kept activations halved to {self.limit / 1e9:.2g} GB"
+        self.budget, self.used, self.keeps = 0.0, 0.0, False
+        gc.collect()  # the error's traceback may have left cycles that hold activations
         torch.cuda.empty_cache()
+        where = f"rank {rank()}: " if world_size() > 1 else ""
+        return said and f"{where}out of memory: {said}; the gradient is the same"
 
 
 def two_pass_step(
@@ -119,6 +154,8 @@ def two_pass_step(
     memory: ActivationMemory | None = None,
 ) -> dict[str, Tensor]:
     """Accumulate in the model's `.grad` the gradient of the sum of `loss_of(all vectors)`, one chunk at a time.
+
+    Out of memory on this rank, a part of the step is run once more with no kept graph, which gives the same gradient.
 
     Args:
         engine: how the model is called, and when gradients cross ranks.
@@ -134,22 +171,34 @@ def two_pass_step(
     idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank only joins because the others run them
     alone = first_text(chunks[-1])
     memory = memory or ActivationMemory("0", chunks[0]["input_ids"].device)
-    states, vectors = first_pass(engine, chunks, memory)
+    gradients_before = [(p, None if p.grad is None else p.grad.clone()) for p in engine.model.parameters()]
+    memory.begin(engine.model)
+    kept: list[Tensor | None] = []
+
+    def drop_graphs() -> None:
+        kept[:] = [None] * len(kept)
+
+    states, vectors = retried(lambda: first_pass(engine, chunks, memory), drop_graphs, engine, memory)
     with torch.no_grad():
         for _ in range(idle):
             engine.model(**alone)
     mark("pass_1")
 
     # 2. The loss, and its gradient with respect to the vectors.
-    vectors_TD = torch.cat([part.detach() for part in vectors]).float().requires_grad_()
-    terms = loss_of(vectors_TD)
-    (gradient_TD,) = torch.autograd.grad(torch.stack(list(terms.values())).sum() * engine.loss_scale, vectors_TD)
+    kept += vectors
+    values = [part.detach() for part in vectors]
+    del vectors
+
+    def loss() -> tuple[dict[str, Tensor], Tensor]:
+        vectors_TD = torch.cat(values).float().requires_grad_()
+        terms = loss_of(vectors_TD)
+        (gradient_TD,) = torch.autograd.grad(torch.stack(list(terms.values())).sum() * engine.loss_scale, vectors_TD)
+        return {name: share.detach() for name, share in terms.items()}, gradient_TD
+
+    terms, gradient_TD = retried(loss, drop_graphs, engine, memory)
     mark("loss")
 
     # 3. Each chunk's graph, kept or recomputed, carries the vectors' gradient on to the weights.
-    kept: list[Tensor | None] = [*vectors]
-    del vectors
-
     def surrogate(number: int, gradient: Tensor) -> Tensor:
         vector, kept[number] = kept[number], None  # so that its memory is free once it is back-propagated
         if vector is None or not vector.requires_grad:
@@ -161,33 +210,50 @@ def two_pass_step(
         with states[-1].replayed():
             return engine.wrapped(**alone).float().sum() * 0.0
 
+    def start_over() -> None:
+        """A backward that stopped half-way has added to some gradients."""
+        drop_graphs()
+        for parameter, gradient in gradients_before:
+            parameter.grad = gradient
+
     gradients = gradient_TD.split([len(chunk["lengths"]) for chunk in chunks])
-    engine.backward([idly] * idle + [functools.partial(surrogate, *part) for part in enumerate(gradients)])
+    surrogates = [idly] * idle + [functools.partial(surrogate, *part) for part in enumerate(gradients)]
+    retried(lambda: engine.backward(surrogates), start_over, engine, memory)
     mark("pass_2")
-    return {name: share.detach() for name, share in terms.items()}
+    return terms
+
+
+def retried(part: Callable[[], T], undo: Callable[[], None], engine: Engine, memory: ActivationMemory) -> T:
+    """Run a part of the step. Where memory runs out, undo it, keep no graph, and run it once more.
+
+    Not where the part has begun to exchange with other ranks: they would not repeat it.
+    """
+    state, collectives = RandomState(memory.device), collectives_started()
+    try:
+        return part()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or engine.collective or collectives_started() > collectives:
+            raise
+    state.restore()
+    undo()
+    said = memory.back_off()
+    result = part()
+    if said:
+        log.warning(said)
+    return result
 
 
 def first_pass(
     engine: Engine, chunks: Sequence[Chunk], memory: ActivationMemory
 ) -> tuple[list[RandomState], list[Tensor]]:
     """The random state before each chunk, and its vectors, with their graph where the chunk keeps it."""
-    start = RandomState(chunks[0]["input_ids"].device)
-    memory.begin(engine.model)
-    try:
-        states, vectors = [], []
-        for number, chunk in enumerate(chunks):
-            states.append(RandomState(chunk["input_ids"].device))
-            keep = engine.may_keep(number, len(chunks)) and memory.fits(chunk["input_ids"].numel())
-            with memory.watched() if keep else torch.no_grad():
-                vectors.append(engine.model(**chunk))
-        return states, vectors
-    except torch.OutOfMemoryError:
-        if not memory.used:
-            raise
-        del vectors
-    memory.back_off()
-    start.restore()
-    return first_pass(engine, chunks, memory)
+    states, vectors = [], []
+    for number, chunk in enumerate(chunks):
+        states.append(RandomState(chunk["input_ids"].device))
+        keep = engine.may_keep(number, len(chunks)) and memory.fits(chunk["input_ids"].numel())
+        with memory.watched() if keep else torch.no_grad():
+            vectors.append(engine.model(**chunk))
+    return states, vectors
 
 
 def first_text(chunk: Chunk) -> Chunk:

@@ -2,12 +2,16 @@
 
 import faulthandler
 import json
+import logging
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,24 +23,32 @@ from gritlm.distributed import all_reduce_sum, gather_objects, rank, shared_stor
 from gritlm.errors import UserError
 
 NEVER = 2**62
+SLURM_WARNING = 300.0  # seconds before a job's time limit; the --signal of scripts/training/train_embonly.sh
+log = logging.getLogger("gritlm")
 
 
 class StopSignals:
-    """Notes SIGUSR1, and SIGTERM where no torchrun is above: save, then stop.
+    """Notes SIGUSR1, SIGHUP (a closed terminal), and SIGTERM where no torchrun is above: save, then stop.
 
     Under torchrun a SIGTERM means that another rank has died, and the ranks can save nothing together any more. The
-    scripts turn a SIGTERM to the whole run into SIGUSR1.
+    scripts turn a SIGTERM to the whole run into SIGUSR1. A SIGHUP that nohup has turned off stays off.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        signal.signal(signal.SIGUSR1, self._note)
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            signal.signal(signal.SIGTERM, self._note)
+        self.numbers = [signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self.numbers.append(signal.SIGHUP)
+        if not under_torchrun():
+            self.numbers.append(signal.SIGTERM)
+        for number in self.numbers:
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.numbers)  # node.py holds SIGUSR1 back until now
 
     def end(self) -> None:
-        """Ignore SIGUSR1 from here on: the run ends anyway, and a repeated signal must not cut it short."""
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        """Ignore the signals from here on: the run ends anyway, and a repeated signal must not cut it short."""
+        for number in self.numbers:
+            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -83,7 +95,8 @@ class FiniteWatch:
 class Watchdog(threading.Thread):
     """Ends the run when no rank has moved for long, and names the rank that the others wait for.
 
-    Every rank passes the same sequence of marks. The rank that has passed the fewest keeps the others waiting.
+    Every rank passes the same sequence of marks. The rank that has passed the fewest keeps the others waiting. While a
+    checkpoint is written, a change in its folder counts as progress of every rank.
     """
 
     def __init__(self, seconds: float):
@@ -91,12 +104,33 @@ class Watchdog(threading.Thread):
         self.seconds = seconds
         self.store = shared_store()
         self.marks, self.where, self.since = 0, "start", time.monotonic()
+        self.growing: Path | None = None
         self._moved, self._ended = threading.Event(), False
 
-    def mark(self, where: str) -> None:
-        """This rank begins another part. `where` names the step, its part and its batch."""
-        self.marks, self.where, self.since = self.marks + 1, where, time.monotonic()
+    def start(self) -> None:
+        super().start()
+        # Its own thread: one that asks a dead file system may wait for ever.
+        threading.Thread(target=self._watch_folder, daemon=True, name="watchdog-folder").start()
+
+    def mark(self, where: str, growing: Path | None = None) -> None:
+        """This rank begins another part.
+
+        Args:
+            where: the step, its part and its batch.
+            growing: the folder that the part writes.
+        """
+        self.marks, self.where, self.since, self.growing = self.marks + 1, where, time.monotonic(), growing
         self._moved.set()
+
+    def _watch_folder(self) -> None:
+        seen: tuple[Path | None, Any] = None, None
+        while not self._ended:
+            time.sleep(self.seconds / 4)
+            folder = self.growing
+            found = folder, folder and fingerprint(folder)
+            if folder and folder is self.growing and found != seen:
+                self.since = time.monotonic()
+            seen = found
 
     def end(self) -> None:
         self._ended = True
@@ -108,7 +142,10 @@ class Watchdog(threading.Thread):
             self._moved.wait(self.seconds / 4)
             self._moved.clear()
             if self.store:
-                self.store.set(f"gritlm/marks/{rank()}", json.dumps([self.marks, self.where]))
+                try:
+                    self.store.set(f"gritlm/marks/{rank()}", json.dumps([self.marks, self.where]))
+                except RuntimeError:  # its host is gone; this rank still watches itself
+                    self.store = None
             waited = time.monotonic() - self.since
             if waited > self.seconds:
                 self._report(waited)
@@ -117,13 +154,14 @@ class Watchdog(threading.Thread):
         time.sleep(self.seconds / 5)  # the others' latest marks
         if time.monotonic() - self.since < self.seconds:
             return
-        places: list[Any] = [[self.marks, self.where]]
+        places: dict[int, Any] = {rank(): [self.marks, self.where]}
         if self.store:
-            keys = [f"gritlm/marks/{other}" for other in range(world_size())]
-            places = [json.loads(self.store.get(key)) for key in keys]
-        fewest = min(marks for marks, _ in places)
-        behind = [number for number, (marks, _) in enumerate(places) if marks == fewest]
-        ahead = [number for number in range(len(places)) if number not in behind]
+            with suppress(RuntimeError):  # its host is gone, or a rank has never said anything
+                for other in range(world_size()):
+                    places[other] = json.loads(self.store.get(f"gritlm/marks/{other}"))
+        fewest = min(marks for marks, _ in places.values())
+        behind = [number for number, (marks, _) in sorted(places.items()) if marks == fewest]
+        ahead = [number for number in sorted(places) if number not in behind]
         if rank() in behind or rank() == ahead[0]:
             named = "; ".join(f"rank {number} is at {places[number][1]}" for number in behind[:4])
             more = f" and {len(behind) - 4} ranks more" if len(behind) > 4 else ""
@@ -137,6 +175,37 @@ class Watchdog(threading.Thread):
             faulthandler.dump_traceback()
         sys.stderr.flush()
         os._exit(1)
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def end_with_torchrun(seconds: float = 2.0) -> None:
+    """Watch, from a thread, whether torchrun lives. Its ranks end when it has been killed: nobody would end them."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        print(f"gritlm: error: rank {os.environ['RANK']}: torchrun was killed; this rank ends", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
+
+    if under_torchrun():
+        threading.Thread(target=watch, daemon=True, name="torchrun").start()
+
+
+def fingerprint(folder: Path) -> list[tuple[str, int, int, int]]:
+    """What changes while files are written into a folder, and while the system brings them to the disk."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                stat = os.stat(os.path.join(parent, name))
+                blocks = getattr(stat, "st_blocks", 0)  # not on Windows
+                found.append((os.path.join(parent, name), stat.st_size, blocks, stat.st_mtime_ns))
+    return sorted(found)
 
 
 class StepTimer(TrainerCallback):
@@ -168,6 +237,37 @@ class StepTimer(TrainerCallback):
             seconds[name] += before.elapsed_time(after) / 1000 if self.cuda else after - before
         self.marks = self.marks[-1:]
         return seconds
+
+
+class SaveTimer(TrainerCallback):
+    """Under SLURM, compares the first save with the time that a job is left between SLURM's signal and its end.
+
+    SLURM does not tell a job which --signal it was submitted with.
+
+    Args:
+        warning: seconds, as the launch script asks for.
+    """
+
+    def __init__(self, warning: float = SLURM_WARNING):
+        self.warning: float | None = warning if os.environ.get("SLURM_JOB_ID") else None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step_began = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.step_ended = time.monotonic()
+
+    def on_save(self, args, state, control, **kwargs):
+        save = time.monotonic() - self.step_ended
+        needed = save + 2 * (self.step_ended - self.step_began)
+        if self.warning is not None and needed > self.warning:
+            log.warning(
+                "the first save took %.0f s; SLURM warns %.0f s before the time limit: submit with --signal=USR1@%d",
+                save,
+                self.warning,
+                300 * math.ceil(2 * needed / 300),
+            )
+        self.warning = None
 
 
 class LossMeter:

@@ -48,6 +48,15 @@ class Contrast:
     slots_SD: Tensor
 
     @property
+    def group_size(self) -> int:
+        return len(self.slots_SD) // len(self.queries_BD)
+
+    @property
+    def known_BK(self) -> Tensor:
+        """int64 (B, K + 1): the ids of each query's known positives, and of its positive's tokens."""
+        return torch.cat([self.batch.known_positives_BK, self.batch.tokens_of_slot_S[:: self.group_size, None]], dim=1)
+
+    @property
     def positive_similarity_B(self) -> Tensor:
         return (self.queries_BD * self.positives_BD).sum(1)
 
@@ -70,15 +79,15 @@ class Contrast:
         return Candidates(vectors, torch.cat(arrival), Ring(ranks.size, ring_shift))
 
     def passages(self) -> Candidates:
-        """All passage slots. Columns: the text's id, whether the slot is used, the query that the slot belongs to."""
+        """All passage slots. Columns: the text's id, that of its tokens (0 if unused), the query of the slot."""
         batch = self.batch
-        owner_S = batch.query_id_B.repeat_interleave(len(self.slots_SD) // len(self.queries_BD))
-        columns = [batch.id_of_slot_S, (batch.text_of_slot_S >= 0).long(), owner_S]
+        owner_S = batch.query_id_B.repeat_interleave(self.group_size)
+        columns = [batch.id_of_slot_S, batch.tokens_of_slot_S, owner_S]
         return self.from_all_ranks(self.slots_SD, torch.stack(columns, dim=1))
 
     def queries(self) -> Candidates:
-        """All queries. Columns: the query's id, then the ids of its known positives."""
-        known_BK = self.batch.known_positives_BK
+        """All queries. Columns: the query's id, then `known_BK`."""
+        known_BK = self.known_BK
         if self.ranks.size > 1 and self.args.negatives_cross_device:
             (width,) = all_reduce_max(known_BK.shape[1])
             known_BK = torch.cat([known_BK, known_BK[:, :1].expand(-1, width - known_BK.shape[1])], dim=1)
@@ -94,7 +103,8 @@ def info_nce(contrast: Contrast) -> Tensor:
     `log(1 + sum over d of exp((s(q, d) - s(q, d+))/t))`. A passage with the text of a known positive of the query is
     no negative.
     """
-    return F.softplus(query_to_passages(contrast, contrast.passages()))
+    passages = contrast.passages()
+    return F.softplus(contrast.lse(contrast.queries_BD, passages, known_passages(contrast, passages)))
 
 
 def same_tower(contrast: Contrast) -> Tensor:
@@ -103,36 +113,62 @@ def same_tower(contrast: Contrast) -> Tensor:
     q' is another query that shares neither text nor known positive with q. d' is a passage of another query that is
     no known positive of q.
     """
-    known_BK, query_id_B = contrast.batch.known_positives_BK, contrast.batch.query_id_B
     queries, passages = contrast.queries(), contrast.passages()
-
-    def masked_queries(b: slice, p: slice) -> Tensor:
-        id_p, known_pK = queries.columns_PC[p, 0], queries.columns_PC[p, 1:]
-        masked_bp = query_id_B[b, None] == id_p
-        for known_p in known_pK.unbind(1):
-            masked_bp = masked_bp | is_known(known_p, known_BK[b])
-        return masked_bp
-
-    def masked_passages(b: slice, p: slice) -> Tensor:
-        id_p, used_p, owner_p = passages.columns_PC[p].unbind(1)
-        return (used_p == 0) | (query_id_B[b, None] == owner_p) | is_known(id_p, known_BK[b])
-
     parts = [
-        query_to_passages(contrast, passages),
-        contrast.lse(contrast.queries_BD, queries, masked_queries),
-        contrast.lse(contrast.positives_BD, passages, masked_passages),
+        contrast.lse(contrast.queries_BD, passages, known_passages(contrast, passages)),
+        contrast.lse(contrast.queries_BD, queries, related_queries(contrast, queries)),
+        contrast.lse(contrast.positives_BD, passages, related_passages(contrast, passages)),
     ]
     return F.softplus(torch.logsumexp(torch.stack(parts), dim=0))
 
 
-def query_to_passages(contrast: Contrast, passages: Candidates) -> Tensor:
-    """(B,): the log-sum over all passages that are no known positive of the query."""
+# ---- masks: the candidates that are no negatives of a query
+#
+# Texts with the same tokens after the cut have one vector, so they are one text. A query knows its positive by the
+# tokens, too, and the positives of the queries that equal it.
+
+
+def known_passages(contrast: Contrast, passages: Candidates) -> Mask:
+    """Unused slots, and known positives of the query."""
+    batch = contrast.batch
+    positive_B, answered_P = batch.tokens_of_slot_S[:: contrast.group_size], answered_queries(contrast, passages)
 
     def masked(b: slice, p: slice) -> Tensor:
-        id_p, used_p, _ = passages.columns_PC[p].unbind(1)
-        return (used_p == 0) | is_known(id_p, contrast.batch.known_positives_BK[b])
+        id_p, tokens_p, _ = passages.columns_PC[p].unbind(1)
+        masked_bp = (tokens_p == 0) | is_known(id_p, batch.known_positives_BK[b])
+        return masked_bp | (tokens_p == positive_B[b, None]) | (answered_P[p] == batch.query_id_B[b, None])
 
-    return contrast.lse(contrast.queries_BD, passages, masked)
+    return masked
+
+
+def related_passages(contrast: Contrast, passages: Candidates) -> Mask:
+    """Besides known passages, the passages of the query itself."""
+    known = known_passages(contrast, passages)
+    return lambda b, p: known(b, p) | (contrast.batch.query_id_B[b, None] == passages.columns_PC[p, 2])
+
+
+def related_queries(contrast: Contrast, queries: Candidates) -> Mask:
+    """Queries with the text of this one, or with a known positive of it."""
+    id_P, known_PK = queries.columns_PC[:, 0], queries.columns_PC[:, 1:]
+    query_id_B, known_BK = contrast.batch.query_id_B, contrast.known_BK
+
+    def masked(b: slice, p: slice) -> Tensor:
+        masked_bp = query_id_B[b, None] == id_P[p]
+        for known_p in known_PK[p].unbind(1):
+            masked_bp = masked_bp | is_known(known_p, known_BK[b])
+        return masked_bp
+
+    return masked
+
+
+def answered_queries(contrast: Contrast, passages: Candidates) -> Tensor:
+    """int64 (P,): the query that each passage answers, which is one that has its tokens as the positive; 0 if none."""
+    tokens_P, owner_P = passages.columns_PC[:, 1], passages.columns_PC[:, 2]
+    positive_Q, order_Q = tokens_P[:: contrast.group_size].sort()
+    at_P = torch.searchsorted(positive_Q, tokens_P.contiguous()).clamp(max=len(positive_Q) - 1)
+    answered_P = torch.where(positive_Q[at_P] == tokens_P, owner_P[:: contrast.group_size][order_Q[at_P]], 0)
+    answered_P[:: contrast.group_size] = owner_P[:: contrast.group_size]  # of several queries, each its own
+    return answered_P
 
 
 def is_known(id_P: Tensor, known_positives_BK: Tensor) -> Tensor:

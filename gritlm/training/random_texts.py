@@ -15,7 +15,6 @@ class RandomTexts:
 
     queries: list[Tokens]
     groups: list[list[Tokens]]
-    query_ids: list[int]
     group_ids: list[list[int]]
     known_positives: list[list[int]]
 
@@ -30,22 +29,21 @@ class RandomTexts:
         groups = [[text() for _ in range(group)] for _ in range(queries)]
         ids = [[query * group + number for number in range(group)] for query in range(queries)]
         known = [[row[0]] for row in ids]
-        texts, query_ids = [text() for _ in range(queries)], list(range(queries))
+        texts = [text() for _ in range(queries)]
         for query in range(1, queries, 3):  # the previous query's positive is among this one's passages
             groups[query][-1], ids[query][-1] = groups[query - 1][0], ids[query - 1][0]
             known[query][0] = ids[query][0]
         for query in range(2, queries, 4):  # the previous query's positive is known to answer this one, too
             known[query].append(ids[query - 1][0])
         if queries > 3:  # one query twice
-            texts[3], query_ids[3] = texts[2], query_ids[2]
+            texts[3] = texts[2]
             known[2] = known[3] = [*known[2], *known[3]]
-        return cls(texts, groups, query_ids, ids, known)
+        return cls(texts, groups, ids, known)
 
     def batch(self, rows: slice, chunking: ChunkConfig, device: torch.device) -> tuple[list[Chunk], ContrastiveBatch]:
         chunks, batch = build_contrastive_batch(
             self.queries[rows],
             self.groups[rows],
-            self.query_ids[rows],
             self.group_ids[rows],
             self.known_positives[rows],
             len(self.groups[0]),

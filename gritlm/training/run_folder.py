@@ -1,11 +1,13 @@
 """The output folder: whose run it holds (run.json), where a run resumes, and the model that is published in it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
 from gritlm.data.batch_plan import VERSION as PLAN_VERSION
@@ -26,9 +28,11 @@ from gritlm.training.checkpoints import (
     why_not_resumable,
     why_unreadable,
 )
+from gritlm.training.run_lock import LOCK_FILE
 from gritlm.training.run_log import log
 
 RUN_FILE = "run.json"
+RESUMED_FROM = "resumed from"  # the entry of run.json that names the checkpoint which --resume_from_checkpoint named
 
 
 # ---- whose run it is
@@ -40,7 +44,10 @@ def run_settings_of(run: RunArguments, records: list[RecordSet], ranks: int) -> 
     settings = {name: values[name] for name in fixed_flags()}
     settings["order of the rows, version"] = PLAN_VERSION
     settings["num_samples"] = read_num_samples(run.data.num_samples)
-    settings["data"] = {r.name: f"{len(r)} rows, {r.fingerprint()}" for r in records}
+    # By content: a path has many spellings, and a link another name.
+    settings["data"] = [f"{len(r)} rows, {r.fingerprint()}" for r in records]
+    if Path(run.model.model_name_or_path).is_dir():
+        settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
     if not run.objective.negatives_cross_device:
         settings["ranks"] = ranks
     return json.loads(json.dumps(settings, default=str))
@@ -59,9 +66,40 @@ def check_ranks_agree(run_settings: dict[str, Any]) -> None:
             raise UserError(f"the ranks were not started alike: {difference}")
 
 
-def write_run_file(folder: str | Path, run_settings: dict[str, Any], finished: bool) -> None:
-    with written_aside(Path(folder) / RUN_FILE) as aside:
-        aside.write_text(json.dumps(stamp() | {"finished": finished, "flags": run_settings}, indent=2) + "\n")
+def write_run_file(
+    folder: str | Path,
+    run_settings: dict[str, Any],
+    finished: bool,
+    resolved: dict[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
+) -> None:
+    """Note how far a run is, and what was started.
+
+    Args:
+        run_settings: what a continuation must agree on.
+        resolved: every flag's value; `gritlm train run.json` starts from them.
+        start: command, versions, machine. A later start is noted with what differs from the first.
+    """
+    entries: dict[str, Any] = stamp() | {"finished": finished}
+    if start is not None:
+        starts = read_run_file(folder).get("starts", []) if (Path(folder) / RUN_FILE).is_file() else []
+        entries["starts"] = [*starts, {n: v for n, v in start.items() if not starts or v != starts[0].get(n)}]
+    entries["flags"] = run_settings
+    if resolved is not None:
+        entries["resolved"] = resolved
+    update_run_file(folder, **entries)
+
+
+def read_run_file(folder: str | Path) -> dict[str, Any]:
+    return json.loads((Path(folder) / RUN_FILE).read_text(encoding="utf-8"))
+
+
+def update_run_file(folder: str | Path, **entries: Any) -> None:
+    """Set some entries of run.json and keep the others."""
+    path = Path(folder) / RUN_FILE
+    before = read_run_file(folder) if path.is_file() else {}
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(before | entries, indent=2) + "\n", encoding="utf-8")
 
 
 # ---- where it resumes
@@ -83,12 +121,14 @@ def find_checkpoint(
         problem = find_damage(named) or why_not_resumable(named, run_settings, engine, args.world_size)
         if problem:
             raise UserError(f"--resume_from_checkpoint {named}: {problem}")
-    if not folder.exists() or (folder.is_dir() and all(path.name.endswith(".part") for path in folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(map(_is_left_over, folder.iterdir()))):
         return named, []
-    _check_run_file(folder, run_settings)
-    if named:
-        return named, []
+    found = _check_run_file(folder, run_settings)
     checkpoints = sort_checkpoints(str(folder))[::-1]
+    if named:
+        # The same command, started again after a kill, goes on from what it has saved since.
+        started_there = found.get(RESUMED_FROM) == str(Path(named).resolve())
+        checkpoints = [*(newer_checkpoints(folder, named) if started_there else []), named]
     damaged: list[str] = []
     for checkpoint in checkpoints:
         problem = find_damage(checkpoint)
@@ -103,20 +143,54 @@ def find_checkpoint(
     return None, []
 
 
-def _check_run_file(folder: Path, run_settings: dict[str, Any]) -> None:
-    """Refuse a folder that does not hold an unfinished run of these settings."""
+def _is_left_over(path: Path) -> bool:
+    """Whether a killed process may have left this behind before it wrote run.json."""
+    return path.name.endswith(".part") or path.name == LOCK_FILE
+
+
+def go_back_to(checkpoint: str, folder: Path) -> list[str]:
+    """Note in run.json that the run resumes from a named checkpoint, and move the newer ones in its folder away.
+
+    Otherwise the next start would go on from the newest, and the user would get another run than the one asked for.
+    Returns a line that says what was moved, if anything was.
+    """
+    update_run_file(folder, **{RESUMED_FROM: str(Path(checkpoint).resolve())})
+    newer = [Path(path) for path in newer_checkpoints(folder, checkpoint)]
+    if not newer:
+        return []
+    number = 1 + len(list(folder.glob("set-aside-*")))
+    aside = folder / f"set-aside-{number}"
+    aside.mkdir()
+    for path in newer:
+        path.rename(aside / path.name)
+    return [f"--resume_from_checkpoint {checkpoint}: moved {', '.join(path.name for path in newer)} to {aside}"]
+
+
+def newer_checkpoints(folder: Path, checkpoint: str) -> list[str]:
+    """The checkpoints in a run's folder that lie after a whole checkpoint, the newest first."""
+    step = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
+    return [path for path in sort_checkpoints(str(folder))[::-1] if int(path.rsplit("-", 1)[1]) > step]
+
+
+def _check_run_file(folder: Path, run_settings: dict[str, Any]) -> dict[str, Any]:
+    """The run.json of a folder that holds an unfinished run of these settings. Any other folder is refused."""
     kept = "nothing is overwritten, name another folder"
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {kept}")
     try:
-        found = json.loads((folder / RUN_FILE).read_text())
+        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         flags, finished = dict(found["flags"]), bool(found["finished"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RUN_FILE}: found a damaged file ({error}); {kept}") from error
+    further = f"to train its model further: --model_name_or_path {folder} --output_dir NEW"
     if problem := why_unreadable(found) or differing(flags, run_settings):
-        raise UserError(f"--output_dir {folder} holds another run: {problem}{by_version(found)}; {kept}")
+        longer = any(flags.get(name) != run_settings.get(name) for name in ("num_train_epochs", "max_steps"))
+        hint = f". The learning rate has followed the length of the run to its end; {further}"
+        more = hint if finished and longer else ""
+        raise UserError(f"--output_dir {folder} holds another run: {problem}{by_version(found)}; {kept}{more}")
     if finished:
-        raise UserError(f"--output_dir {folder} holds the finished run of these flags; {kept}")
+        raise UserError(f"--output_dir {folder} holds the finished run of these flags; {kept}. Or {further}")
+    return found
 
 
 # ---- the model that is published

@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
@@ -38,24 +41,51 @@ def set_up_logging(first_rank: bool) -> None:
     log.setLevel(logging.INFO if first_rank else logging.WARNING)
 
 
+def last_logged_step(folder: str | Path) -> int:
+    """The last step whose loss is in log.jsonl; 0 where there is none. A line that a kill has cut short is passed over.
+
+    A resumed run takes some steps again, with the same numbers. They are not reported a second time.
+    """
+    try:
+        lines = (Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    steps = [0]
+    for line in lines:
+        with suppress(ValueError):
+            entry = json.loads(line)
+            steps += [entry["step"]] * ("loss" in entry)
+    return max(steps)
+
+
+def is_new(logs: dict[str, Any], step: int, last_logged: int) -> bool:
+    """Whether an entry has not been reported before. `last_logged` is from `last_logged_step` at the start."""
+    return "loss" not in logs or step > last_logged
+
+
 class RunLog(TrainerCallback):
     """One readable line and one JSON object for each entry that the Trainer logs; first rank only.
 
-    log.jsonl has the Trainer's keys, the step and the time. A resumed run appends to it.
+    log.jsonl has the Trainer's keys, the step and the time. A resumed run appends what is new.
     """
 
     def __init__(self, folder: str | Path):
-        self.path = Path(folder) / LOG_FILE
+        self.path, self.last_logged = Path(folder) / LOG_FILE, last_logged_step(folder)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began, self.first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero and self.path.is_file():
+            text = self.path.read_bytes()
+            if not text.endswith(b"\n"):  # cut short
+                os.truncate(self.path, text.rfind(b"\n") + 1)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **logs}
-        with open(self.path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(entry) + "\n")
+        if is_new(logs, state.global_step, self.last_logged):
+            with open(self.path, "a", encoding="utf-8") as out:
+                out.write(json.dumps(entry) + "\n")
         if "loss" in logs:
             log.info(self._line(logs, state))
 

@@ -5,14 +5,16 @@ from collections import Counter
 from typing import Any, TypeVar
 
 from gritlm.data.batch_plan import Plan, read_num_samples
+from gritlm.data.folders import describe_folder
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
-from gritlm.errors import UserError
 from gritlm.models.base import BaseSettings
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, papers_values
+from gritlm.training.rehearsal import steps_in_all
 
+FEW_STEPS = 10  # of a run; fewer are hardly meant so
 Group = TypeVar("Group", ModelArguments, DataArguments)
 
 
@@ -63,19 +65,11 @@ def clip(text: str) -> str:
 # ---- the plan
 
 
-def make_plan(run: RunArguments, records: list[RecordSet], ranks: int) -> Plan:
-    batch_size, across = run.training.global_batch_size, run.objective.negatives_cross_device
-    queries_in_reach = batch_size // (1 if across else ranks)
-    if queries_in_reach * largest_group(run.data, records) == 1:
-        raise UserError(
-            f"--global_batch_size {batch_size} on {ranks} ranks, --negatives_cross_device {across}, "
-            f"--train_group_size {run.data.train_group_size} and the negatives in the data leave a query none to "
-            "contrast with"
-        )
+def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
     return Plan(
         [r.name for r in records],
         list(map(len, records)),
-        batch_size,
+        run.training.global_batch_size,
         run.training.seed,
         run.data.max_example_num_per_dataset,
         read_num_samples(run.data.num_samples),
@@ -84,23 +78,40 @@ def make_plan(run: RunArguments, records: list[RecordSet], ranks: int) -> Plan:
     )
 
 
+def used_sets(plan: Plan, records: list[RecordSet]) -> list[RecordSet]:
+    """The data sets that an epoch takes rows of."""
+    return [r for r, rows in zip(records, plan.epoch_sizes, strict=True) if rows]
+
+
 def largest_group(data: DataArguments, records: list[RecordSet]) -> int:
     """Passages per query at most: no more slots than the fullest row of the data fills."""
     return min(data.train_group_size, max(r.longest_group for r in records))
 
 
 def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int) -> list[str]:
-    """What the run will see: steps, rows, negatives, and what is left out."""
-    group_size, across = largest_group(run.data, records), run.objective.negatives_cross_device
-    lines = plan.describe(ranks, group_size, across).split("\n")
-    if run.objective.same_tower:
-        others = (plan.batch_size if across else plan.batch_size // ranks) - 1
-        lines.append(f"  --same_tower adds up to {others} queries, and to its positive {others * group_size} passages")
+    """What the run will see: steps, rows, and what is left out."""
+    lines = [*plan.describe(ranks), *describe_folder(run.data.train_data), describe_steps(plan, run, ranks)]
     if dropped := sum(r.dropped_negatives for r in records):
         lines.append(f"  {dropped} negatives left out: they repeat a positive of the same row")
     if hidden := sum(r.hidden_negatives for r in records):
         lines.append(f"  {hidden} negatives left out: another row has them as a positive of the same query")
     return lines
+
+
+def describe_steps(plan: Plan, run: RunArguments, ranks: int) -> str:
+    """The steps of the run. Where there are few, also a batch size that gives more."""
+    args, smaller = run.training, plan.batch_size
+
+    def steps_with(batch_size: int) -> int:
+        return steps_in_all(args, plan.steps_with(batch_size))
+
+    steps = steps_with(plan.batch_size)
+    if args.max_steps > 0:
+        return f"  {steps} steps in all (--max_steps), {steps / plan.steps_per_epoch:.2f} epochs"
+    while steps_with(smaller) < FEW_STEPS and smaller // 2 >= max(ranks, 2):
+        smaller = smaller // 2 // ranks * ranks
+    more = f": a smaller --global_batch_size gives more ({smaller}: {steps_with(smaller)} steps)"
+    return f"  {steps} {'step' if steps == 1 else 'steps'} in all{more if steps_with(smaller) > steps else ''}"
 
 
 # ---- the texts

@@ -1,5 +1,6 @@
 """The main job: parse, read, plan, build, train, publish. `gritlm train`, or under torchrun `-m gritlm train`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedConfig, set_seed
@@ -7,7 +8,8 @@ from transformers import PreTrainedConfig, set_seed
 from gritlm.cli import quieten
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import load_records
-from gritlm.distributed import all_ranks, barrier, destroy_process_group
+from gritlm.devices import describe_devices, device_name
+from gritlm.distributed import all_ranks, barrier, destroy_process_group, gather_objects
 from gritlm.models.attention import varlen_unavailable_reason
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_base, check_tokenizer
@@ -16,16 +18,25 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import RunArguments
 from gritlm.training.checkpoints import engine_name, is_last
+from gritlm.training.disk_space import check_disk_space
+from gritlm.training.engines import load_weights_once
 from gritlm.training.flag_checks import parse
+from gritlm.training.monitors import end_with_torchrun
+from gritlm.training.negatives import describe_negatives
 from gritlm.training.objective import Objective
+from gritlm.training.provenance import describe_start, resolved_flags, unlike
+from gritlm.training.rehearsal import describe_schedule, steps_in_all
+from gritlm.training.reporters import report_to_one_run
 from gritlm.training.run_folder import (
     check_ranks_agree,
     copy_served,
     find_checkpoint,
     finish,
+    go_back_to,
     run_settings_of,
     write_run_file,
 )
+from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
 from gritlm.training.setup import (
     build_text_tokenizer,
@@ -34,6 +45,7 @@ from gritlm.training.setup import (
     largest_group,
     make_plan,
     show_examples,
+    used_sets,
 )
 from gritlm.training.text_report import report_on_texts
 from gritlm.training.trainer import EmbeddingTrainer
@@ -42,14 +54,22 @@ from gritlm.training.trainer import EmbeddingTrainer
 def main(argv: list[str]) -> int:
     quieten(deepspeed=any(word.startswith("--deepspeed") for word in argv))
     run = parse(argv)
+    first = run.training.process_index == 0
+    set_up_logging(first)
+    end_with_torchrun()
+    with locked(Path(run.training.output_dir)) if first else nullcontext():
+        return train(run)
+
+
+def train(run: RunArguments) -> int:
+    """Train, or resume, and publish the model. Returns the exit code; all ranks call it."""
     args = run.training
     first, ranks = args.process_index == 0, args.world_size
-    set_up_logging(first)
-
     name, remote = run.model.model_name_or_path, run.model.trust_remote_code
     config = load_config(name, run.model.attn, remote)
-    for line in check_base(name, config, remote, run.model.reset_weight):
+    for line in check_base(name, config, remote, run.model.reset_weight, download=True):
         log.info(line)
+    log.info("device: %s", describe_devices(gather_objects(device_name(str(args.device))), args.use_cpu))
     with args.main_process_first(desc="reading the data"):
         records = load_records(run.data.train_data, run.data.data_cache)
     run_settings = run_settings_of(run, records, ranks)
@@ -58,20 +78,28 @@ def main(argv: list[str]) -> int:
     for line in damaged:
         log.warning(line)
 
-    plan = make_plan(run, records, ranks)
-    text_tokenizer = build_text_tokenizer(run, records)
+    plan = make_plan(run, records)
+    used = used_sets(plan, records)
+    text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(name, text_tokenizer.tokenizer, config)
-    lines, warnings = report_on_texts(records, text_tokenizer, run.data.query_prompt)
+    lines, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
+    warnings += unlike(run, run_settings)
+    warnings += describe_schedule(args, steps_in_all(args, plan.steps_per_epoch))
     base, planned = describe_base(run, text_tokenizer.contract), describe(plan, run, records, ranks)
-    for line in [*base, *planned, *lines, *show_examples(text_tokenizer, records)]:
+    negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
+    warnings += doubts
+    disk = check_disk_space(run, config, plan.steps_per_epoch)
+    for line in [*base, *planned, *negatives, *disk, *lines, *show_examples(text_tokenizer, used)]:
         log.info(line)
     for line in warnings:
         log.warning(line)
 
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_run_file(args.output_dir, run_settings, finished=False)
+        write_run_file(args.output_dir, run_settings, False, resolved_flags(run), describe_start(run))
+        if checkpoint and checkpoint == args.resume_from_checkpoint:
+            for line in go_back_to(checkpoint, Path(args.output_dir)):
+                log.info(line)
     if checkpoint and is_last(checkpoint):  # killed while it published the model; the Trainer would take one step more
         return finish(run, run_settings, lambda staged: copy_served(checkpoint, staged))
 
@@ -88,6 +116,7 @@ def main(argv: list[str]) -> int:
         attn=run.model.attn,
         run_settings=run_settings,
     )
+    report_to_one_run(trainer, Path(args.output_dir), run.flags())
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -104,6 +133,7 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
     """The model, and its attention dropout."""
     args, model = run.training, run.model
     set_seed(args.seed)
+    load_weights_once(args)
     backbone = load_backbone(
         model.model_name_or_path,
         config,

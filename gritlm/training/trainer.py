@@ -1,47 +1,40 @@
 """EmbeddingTrainer: Hugging Face's loop with our batches, two-pass step and model folder."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import AutocastKwargs, DynamoBackend
-from safetensors import SafetensorError
+from accelerate.utils import DynamoBackend
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 
-from gritlm.data.batches import Batch, BatchBuilder, ContrastiveBatch, StepLoader
-from gritlm.distributed import ShardsUnsaved, all_reduce_max, all_reduce_sum, barrier, ranks_on_this_host
-from gritlm.errors import RankError
+from gritlm.data.batches import Batch, BatchBuilder, ContrastiveBatch
+from gritlm.data.loader import StepLoader, batch_or_error, explain_workers
+from gritlm.distributed import (
+    all_reduce_max,
+    all_reduce_sum,
+    lost_a_rank,
+    ranks_on_this_host,
+)
+from gritlm.errors import RankError, UserError
 from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
-from gritlm.models.folder import save_model_folder
 from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import EmbeddingTrainingArguments
-from gritlm.training.checkpoints import (
-    STAGING_FOLDER,
-    check_finite,
-    checkpoint_name,
-    engine_name,
-    explain_unsaved,
-    publish_checkpoint,
-    rotate_checkpoints,
-)
-from gritlm.training.engines import engine_for, whole_weights
-from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.monitors import FiniteWatch, LossMeter, StepTimer, StopSignals, Watchdog
+from gritlm.training.checkpoint_trainer import CheckpointTrainer
+from gritlm.training.engines import deepspeed_precision, engine_for, fsdp2_precision
+from gritlm.training.gradcache import ActivationMemory, is_out_of_memory, two_pass_step
+from gritlm.training.monitors import FiniteWatch, LossMeter, SaveTimer, StepTimer, StopSignals, Watchdog
 from gritlm.training.run_log import ProgressBar, RunLog, is_a_terminal, log
 
 TIMED_PARTS = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
 
 
-class EmbeddingTrainer(Trainer):
+class EmbeddingTrainer(CheckpointTrainer):
     """Trains an `Embedder` on the batches of a `BatchBuilder`.
 
     Args:
@@ -64,6 +57,9 @@ class EmbeddingTrainer(Trainer):
         attn: str,
         run_settings: dict[str, Any],
     ):
+        if args.deepspeed:
+            args.hf_deepspeed_config.config.update(deepspeed_precision(args.bf16))
+            args.mixed_precision = "no"  # else accelerate would switch DeepSpeed's own bf16 on
         super().__init__(model=model, args=args, train_dataset=train_dataset, processing_class=processing_class)
         self.embedder, self.objective, self.attn, self.run_settings = model, objective, attn, run_settings
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
@@ -72,16 +68,12 @@ class EmbeddingTrainer(Trainer):
         self.finite = FiniteWatch(args.device)
         self.signals = StopSignals()
         self.watchdog = Watchdog(args.hang_timeout) if args.hang_timeout else None
-        self.stopped = False
+        self.stopped, self.first_step = False, 0
         self._set_up_callbacks()
         # A forward uses each weight once; a cache would hold a bfloat16 copy of all of them until it ends.
-        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
-        if self.is_fsdp_enabled and args.bf16:
-            # accelerate would also add gradients up in bfloat16, over chunks and over ranks, and round the vectors.
-            plugin = self.accelerator.state.fsdp_plugin
-            plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
-            )
+        torch.set_autocast_cache_enabled(False)
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = fsdp2_precision(args.bf16)
         if args.torch_compile:
             self._compile()
 
@@ -89,7 +81,7 @@ class EmbeddingTrainer(Trainer):
         shows_bar = not self.args.disable_tqdm
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        for callback in (self.timer, TrainingCallback(self), RunLog(self.args.output_dir)):
+        for callback in (self.timer, TrainingCallback(self), SaveTimer(), RunLog(self.args.output_dir)):
             self.add_callback(callback)
         if shows_bar and is_a_terminal():
             self.add_callback(ProgressBar)
@@ -99,18 +91,23 @@ class EmbeddingTrainer(Trainer):
             self.watchdog.start()
         try:
             return super().train(*args, **kwargs)
+        except (RuntimeError, OSError, MemoryError) as error:  # a dead data worker interrupts whatever runs
+            step = self.state.global_step + 1
+            if lost_a_rank(error):
+                raise UserError(f"step {step}: another rank has ended, its own message says why") from error
+            problem = self._out_of_memory(error) if is_out_of_memory(error) else explain_workers(error)
+            if not problem:
+                raise
+            raise RankError(f"step {step}, rank {self.args.process_index}: {problem}") from error
         finally:
             self.signals.end()
             if self.watchdog:
                 self.watchdog.end()
 
-    def _mark(self, part: str, batch: str = "") -> None:
-        if self.watchdog:
-            self.watchdog.mark(f"step {self.state.global_step + 1}, {part}{batch}")
-
     def _compile(self) -> None:
         """Compile layer by layer. accelerate would compile the whole model, again for every packing."""
         self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        torch.backends.cuda.matmul.allow_tf32 = False  # accelerate has switched it on
         args = self.args
         options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
         problem = compile_layers(self.embedder, args.device, args.bf16, **options)
@@ -142,16 +139,21 @@ class EmbeddingTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self.timer.mark("other")
         self._mark("waiting for its batch")
-        batches = [next(epoch_iterator)]
+        batches = [batch_or_error(next(epoch_iterator))]
         self.timer.mark("data")
         return batches, None
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return len(dataloader) * self.args.global_batch_size
 
     def floating_point_ops(self, inputs: Batch) -> int:
         return 0  # not estimated
 
     def _track_num_input_tokens(self, inputs: Batch) -> None:
-        if self.args.include_num_input_tokens_seen != "no":
-            tokens = torch.tensor(inputs.real_tokens, device=self.args.device)
+        counted = self.args.include_num_input_tokens_seen
+        if counted != "no":
+            padding = inputs.padded_tokens - inputs.encoded_tokens if counted == "all" else 0
+            tokens = torch.tensor(inputs.real_tokens + padding, device=self.args.device)
             self.state.num_input_tokens_seen += int(all_reduce_sum(tokens))
 
     # ---- the step
@@ -171,26 +173,24 @@ class EmbeddingTrainer(Trainer):
             self._mark(f"after {part}", place)
 
         engine = engine_for(model)
-        try:
-            terms = two_pass_step(
-                engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
-            )
-        except torch.OutOfMemoryError as error:
-            raise RankError(f"step {step}, rank {self.args.process_index}: {self._out_of_memory(error)}") from error
+        terms = two_pass_step(
+            engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
+        )
         self.meter.add(terms, inputs.dataset)
         loss = torch.stack(list(terms.values())).sum()
         self.finite.loss(step, loss, inputs.dataset, rows)
         engine.step()
         return loss * self.args.world_size
 
-    def _out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+    def _out_of_memory(self, error: BaseException) -> str:
         """What failed, and which flags help."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         ways = [f"lower --chunk_tokens (now {self.args.chunk_tokens})"]
         ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
         ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
         ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
-        return f"{str(error).strip().splitlines()[0]} Try: {', or '.join(ways)}"
+        found = (str(error).strip() or "out of memory.").splitlines()[0]
+        return f"{found} Try: {', or '.join(ways)}"
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -202,7 +202,18 @@ class EmbeddingTrainer(Trainer):
         if "loss" in logs:
             self.finite.check()
             logs |= self.meter.read() | self._speed()
+        if "train_loss" in logs:  # the last entry
+            self._correct_summary(logs)
         super().log(logs, start_time)
+
+    def _correct_summary(self, logs: dict[str, float]) -> None:
+        """The last entry of the log, which Hugging Face makes for batches of its own data loader."""
+        logs.pop("total_flos", None)  # not estimated
+        queries = (self.state.global_step - self.first_step) * self.args.global_batch_size
+        logs["train_samples_per_second"] = round(queries / max(logs["train_runtime"], 1e-4), 3)
+        # Of the steps after the last log line, each rank has its own loss.
+        mine = torch.tensor(logs["train_loss"], dtype=torch.float64)
+        logs["train_loss"] = all_reduce_sum(mine.to(self.args.device)).item() / self.args.world_size
 
     def _speed(self) -> dict[str, float]:
         """Tokens per second over all ranks, and the share that is not padding; the first rank's memory and time."""
@@ -220,64 +231,6 @@ class EmbeddingTrainer(Trainer):
             **{f"time_share/{part}": round(seconds[part] / total, 4) for part in TIMED_PARTS},
         }
 
-    # ---- what is written
-
-    def write_model(self, folder: Path) -> list[str]:
-        """Write the model folder, gathered from all ranks' shards. Returns its files. All ranks call it."""
-        weights = whole_weights(self.model_wrapped)
-        if not self.args.should_save:
-            return []
-        check_finite(self.embedder.state_dict() if weights is None else weights)
-        save_model_folder(self.embedder, self.processing_class, folder, weights)
-        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        self.write_model(Path(output_dir or self.args.output_dir))
-
-    def write_checkpoint(self, folder: Path) -> list[str]:
-        """Write the model folder and everything else that a resume needs. Returns the model folder's files."""
-        served = self.write_model(folder)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
-        if self.args.should_save:
-            for part in (*self.callback_handler.callbacks, self.control):
-                if isinstance(part, ExportableState):
-                    self.state.stateful_callbacks[type(part).__name__] = part.state()
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-        return served
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """All ranks write into a staging folder, then the first renames it: a checkpoint is whole or absent."""
-        self.finite.check()
-        self._mark("saving")
-        run, name = Path(self.args.output_dir), checkpoint_name(self.state.global_step)
-        staging = run / STAGING_FOLDER
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            (staging / name).mkdir(parents=True)
-        barrier()
-        header = {"engine": engine_name(self.args), "ranks": self.args.world_size, "flags": self.run_settings}
-        try:
-            served = self.write_checkpoint(staging / name)
-            barrier()
-            if self.args.should_save:
-                publish_checkpoint(staging / name, run / name, header, served)
-        except (OSError, RuntimeError, SafetensorError, ShardsUnsaved) as error:
-            explain_unsaved(error, run, name)
-            raise
-        if self.args.should_save:
-            rotate_checkpoints(run, self.args.save_total_limit)
-            shutil.rmtree(staging, ignore_errors=True)
-        barrier()
-        self._mark("saved")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.embedder.load_weights(resume_from_checkpoint)
-
 
 class TrainingCallback(TrainerCallback):
     """Runs the trainer's checks in the loop: probe before the first step, save early, stop when asked to."""
@@ -286,6 +239,8 @@ class TrainingCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.first_step = state.global_step
+        state.compute_steps(args, state.max_steps)  # a resumed run may have another --save_steps and --logging_steps
         found = self.trainer.probe()
         log.info("attention probe: passed (%s)", ", ".join(f"{name} {value:.0e}" for name, value in found.items()))
 

@@ -1,52 +1,38 @@
 """Compare the gradient of many ranks, on any engine and in any chunks, with that of one process on the whole batch.
 
 Random texts, float32, three SGD steps for each loss term. The loss, the gradient and the updated weights of each step
-are compared, as a relative error in norm. Without --model_name_or_path the models are a tiny Qwen2 and a tiny Qwen3.
+are compared, as a relative error in norm. With --bf16 the engines compute under autocast, and the error of one step's
+gradient must not grow with the number of chunks. Without --model_name_or_path the models are a tiny Qwen2 and a tiny
+Qwen3.
 """
 
 import argparse
 import importlib.util
-import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from gritlm.cli import exit_rank, quieten, run_verb
-from gritlm.data.batches import ContrastiveBatch
-from gritlm.distributed import (
-    Ranks,
-    all_ranks,
-    all_reduce_max,
-    all_reduce_sum,
-    destroy_process_group,
-    gather_objects,
-    init_process_group,
-    rank,
-    world_size,
-)
+from gritlm.distributed import destroy_process_group, init_process_group, rank, world_size
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base import read_base
-from gritlm.models.chunks import ChunkConfig
-from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
-from gritlm.training.arguments import ModelArguments, ObjectiveArguments, flag, make_parser
-from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
-from gritlm.training.gradcache import ActivationMemory, two_pass_step
+from gritlm.training.arguments import ModelArguments, flag
+from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
+from gritlm.training.environment import refuse_environment
+from gritlm.training.flag_parser import make_parser
 from gritlm.training.objective import TERMS, Objective
-from gritlm.training.random_texts import RandomTexts
 from gritlm.training.setup import settle
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
-WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything
+FEWEST_CHUNKS = 8  # with fewer texts, a query may have nothing to be contrasted with
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -59,11 +45,9 @@ SIZES = {
 
 EXAMPLES = """examples:
   gritlm verify-gradients --ranks 2
+  gritlm verify-gradients --ranks 2 --bf16 --chunks 16 600
   gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B --ranks 8 --engines ddp fsdp2
   torchrun --nnodes 2 ... -m gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B      many nodes"""
-
-MakeObjective = Callable[[ObjectiveArguments, Ranks], Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]]]
-StepResult = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]  # loss, gradient, weights, number of chunks
 
 
 @dataclass
@@ -72,149 +56,31 @@ class VerifyArguments:
 
     ranks: int | None = flag(None, "Processes to start on this machine. None: one per GPU, or 2. Not under torchrun.")
     engines: list[str] | None = flag(None, "Some of plain ddp fsdp2 zero1 zero2 zero3. None: all installed.")
-    terms: list[str] | None = flag(None, f"Some of {' '.join(TERMS)}. None: all.")
+    terms: list[str] | None = flag(None, f"Some of {' '.join(TERMS)}. None: all; with --bf16 the first.")
     num_layers: int | None = flag(2, "Use only the model's first layers; 0 for all.")
-    queries: int = flag(4, "Queries on each rank.")
+    queries: int = flag(4, "Queries on each rank. --bf16 takes half as many as chunks.")
     max_len: int = flag(64, "Longest text in tokens.")
     activation_memory: str = flag("0", "GB of activations kept between the two passes, as in training.")
     torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
+    bf16: bool = flag(False, "Compute under bfloat16 autocast, as in training.")
+    chunks: list[int] | None = flag(None, "With --bf16: chunks on each rank, one text each. None: 16 and 600.")
+    growth: float = flag(
+        2.0,
+        "With --bf16: largest error that counts as equal, as a multiple of the error of one process under autocast "
+        "that encodes the whole batch at once.",
+    )
 
-
-@dataclass
-class Cell:
-    """One line of the table: the largest relative error of three steps, against one process."""
-
-    engine: str
-    ranks: int
-    chunks: int
-    term: str
-    hard_negatives: bool
-    loss: float
-    gradient: float
-    weights: float
-
-    def is_equal(self, tolerance: float) -> bool:
-        return all(error <= tolerance for error in (self.loss, self.gradient, self.weights))
-
-    def line(self, tolerance: float) -> str:
-        negatives = "hard" if self.hard_negatives else "in-batch"
-        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.term:12}{negatives:>10}"
-        text += "".join(f"{error:10.1e}" for error in (self.loss, self.gradient, self.weights))
-        return text + ("  ok" if self.is_equal(tolerance) else "  WRONG")
-
-
-HEADER = (
-    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':12}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
-)
-
-
-# ---- three steps, on one process and on an engine
-
-
-def one_process(
-    model: nn.Module, objective: Objective, batches: list[RandomTexts], device: torch.device
-) -> Iterator[StepResult]:
-    """Three SGD steps of one process: one chunk, padded, one graph."""
-    sgd = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    for texts in batches:
-        chunks, batch = texts.batch(slice(None), ChunkConfig(WHOLE_BATCH, packed=False, deduplicate=False), device)
-        (chunk,) = chunks
-        loss = torch.stack(list(objective(model(**chunk), batch).values())).sum()
-        sgd.zero_grad()
-        loss.backward()
-        gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        sgd.step()
-        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}, 1
-
-
-def on_an_engine(
-    model: nn.Module,
-    engine_name: str,
-    objective: Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]],
-    batches: list[RandomTexts],
-    chunking: ChunkConfig,
-    memory: ActivationMemory,
-    device: torch.device,
-) -> Iterator[StepResult]:
-    """The same three steps through the two-pass step, on this rank's slice."""
-    wrapped, sgd = wrap_model(model, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), engine_name, device)
-    engine = engine_for(wrapped)
-    share = len(batches[0].queries) // world_size()
-    for texts in batches:
-        chunks, batch = texts.batch(slice(rank() * share, (rank() + 1) * share), chunking, device)
-
-        def loss_of(vectors: Tensor, batch: ContrastiveBatch = batch) -> dict[str, Tensor]:
-            return objective(vectors, batch)
-
-        terms = two_pass_step(engine, chunks, loss_of, memory=memory)
-        gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
-        if is_deepspeed(wrapped):
-            engine.step()
-        else:
-            sgd.step()
-            sgd.zero_grad()
-        weights = whole_weights(wrapped)
-        weights = dict(model.named_parameters()) if weights is None else weights
-        loss = all_reduce_sum(torch.stack(list(terms.values())).sum())
-        yield loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
-
-
-def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor:
-    """A parameter's gradient as the optimizer sees it, gathered from the ranks' shards where it is sharded."""
-    if is_deepspeed(wrapped):
-        from deepspeed.utils import safe_get_full_grad
-
-        return safe_get_full_grad(parameter).clone()
-    gradient: Any = parameter.grad
-    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
-
-
-def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """`|found - wanted| / |wanted|` over all tensors as one vector; 0 where this rank holds none."""
-    if not found:
-        return 0.0
-    pairs = [(found[name].to(wanted[name].device).double(), wanted[name].double()) for name in wanted]
-    difference = torch.stack([(a - b).norm() for a, b in pairs]).norm()
-    return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()
-
-
-def compare(
-    build: Callable[[], Embedder],
-    engine: str,
-    term: str,
-    hard: bool,
-    many_chunks: bool,
-    args: VerifyArguments,
-    device: torch.device,
-    make_objective: MakeObjective,
-) -> Cell:
-    """One cell of the table. All ranks must call it; all get the same answer.
-
-    Args:
-        build: makes the embedder, the same on every call and rank.
-        hard: two hard negatives a query, or none.
-        many_chunks: chunks as small as possible, or one on each rank.
-    """
-    reference, model = build().to(device), build().to(device)
-    problem = compile_layers(model, device) if args.torch_compile else ""
-    if all_reduce_max(len(problem))[0]:
-        raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")
-    flags = ObjectiveArguments(temperature=TEMPERATURE, **TERMS[term].example)
-    total, vocabulary = args.queries * world_size(), reference.config.vocab_size
-    batches = [RandomTexts.draw(step, total, 3 if hard else 1, args.max_len, vocabulary) for step in range(STEPS)]
-    chunking = ChunkConfig(args.max_len if many_chunks else WHOLE_BATCH, model.packed)
-    memory = ActivationMemory(args.activation_memory, device)
-    objective = make_objective(flags, all_ranks())
-    steps = on_an_engine(model, engine, objective, batches, chunking, memory, device)
-    errors, chunks = [], 1
-    for wanted, found in zip(one_process(reference, Objective(flags), batches, device), steps, strict=True):
-        loss = ((found[0] - wanted[0]).abs() / wanted[0].abs()).item()
-        errors.append((loss, relative_error(found[1], wanted[1]), relative_error(found[2], wanted[2])))
-        chunks = found[3]
-    everywhere = [error for errors_of_rank in gather_objects(errors) for error in errors_of_rank]
-    finite = [[error if math.isfinite(error) else math.inf for error in row] for row in everywhere]
-    return Cell(engine, world_size(), max(gather_objects(chunks)), term, hard, *map(max, zip(*finite, strict=True)))
+    def cases(self) -> Iterator[Case]:
+        more: dict[str, Any] = {"torch_compile": self.torch_compile, "activation_memory": self.activation_memory}
+        if self.bf16:
+            for term in self.terms or [*TERMS][:1]:
+                for chunks in self.chunks or (16, 600):
+                    yield Case(term, False, -(-chunks // 2), self.max_len, 1, False, steps=1, bf16=True, **more)
+            return
+        for term in self.terms or TERMS:
+            for hard, tokens in ((h, t) for h in (True, False) for t in (WHOLE_BATCH, self.max_len)):
+                yield Case(term, hard, self.queries, self.max_len, tokens, **more)
 
 
 # ---- the verb
@@ -230,6 +96,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     parser = make_parser("verify-gradients", (ModelArguments, VerifyArguments), EXAMPLES)
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     model_args, args = parser.parse_args_into_dataclasses(args=argv)
+    refuse_environment(vars(args))
     model_args = settle(model_args, read_base(model_args.model_name_or_path))
     for term in args.terms or ():
         if term not in TERMS:
@@ -243,6 +110,9 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
             raise UserError(f"--torch_compile with --engines {engine}: not supported")
         if engine.startswith("zero") and not importlib.util.find_spec("deepspeed"):
             raise UserError(f"--engines {engine}: DeepSpeed is not installed (pip install deepspeed)")
+    for chunks in args.chunks or ():
+        if chunks < FEWEST_CHUNKS:
+            raise UserError(f"--chunks: found {chunks}, wanted {FEWEST_CHUNKS} or more")
     return model_args, args
 
 
@@ -293,7 +163,12 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
     """Print the table, one line as each cell is done. Returns the number of wrong cells. All ranks call it."""
     quieten()
     device = init_process_group()
-    cells = []
+    cells, wrong = 0, 0
+
+    def show(line: str) -> None:
+        if rank() == 0:
+            print(line, flush=True)
+
     for name, config in configs_of(model_args, args.num_layers).items():
 
         def build(name: str = name, config: PreTrainedConfig = config) -> Embedder:
@@ -303,16 +178,19 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
             contract = TextContract(pooling_method=model_args.pooling_method, normalized=model_args.normalized)
             return Embedder(backbone, contract, model_args.projection)
 
-        if rank() == 0:
-            print(f"{name}\n{HEADER}", flush=True)
+        show(f"{name}\n{HEADER}")
+        limits = {}
+        for case in args.cases() if args.bf16 else ():
+            one = compare(build, None, case, device)
+            limits[case] = args.growth * one.gradient
+            show(one.line("the measure"))
         for engine in args.engines or available(args.torch_compile):
-            for term in args.terms or TERMS:
-                for hard, many in ((True, False), (True, True), (False, False), (False, True)):
-                    cells.append(compare(build, engine, term, hard, many, args, device, make_objective))
-                    if rank() == 0:
-                        print(cells[-1].line(args.tolerance), flush=True)
-    wrong = sum(not cell.is_equal(args.tolerance) for cell in cells)
-    if rank() == 0:
-        print(f"{len(cells) - wrong} of {len(cells)} equal one process to {args.tolerance:g}")
+            for case in args.cases():
+                cell = compare(build, engine, case, device, make_objective)
+                equal = cell.is_equal(limits.get(case, args.tolerance))
+                cells, wrong = cells + 1, wrong + (not equal)
+                show(cell.line("ok" if equal else "WRONG"))
+    bf16 = f"have at most {args.growth:g} times the error of one process"
+    show(f"{cells - wrong} of {cells} {bf16 if args.bf16 else f'equal one process to {args.tolerance:g}'}")
     destroy_process_group()
     return wrong

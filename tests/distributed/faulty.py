@@ -1,6 +1,6 @@
 """`gritlm verify-gradients` with an objective that has one of the field's usual faults: it must notice.
 
-usage: faulty.py gather|divided flags of gritlm verify-gradients ...
+usage: faulty.py gather|divided|bfloat16 flags of gritlm verify-gradients ...
 """
 
 import sys
@@ -9,10 +9,12 @@ import torch
 
 from gritlm.cli import exit_rank, run_verb
 from gritlm.distributed import all_gather, rank, world_size
-from gritlm.training import verify_gradients
+from gritlm.training import engines, verify_gradients
 from gritlm.training.objective import Objective
 
 FAULT = sys.argv[1]
+if FAULT == "bfloat16":  # DeepSpeed's own bf16 adds the gradients of the chunks up in bfloat16
+    engines.deepspeed_precision = lambda bf16: {"bf16": {"enabled": bf16}, "data_types": {"grad_accum_dtype": "fp32"}}
 
 
 def gather_own_gradient(x):
@@ -23,7 +25,9 @@ def gather_own_gradient(x):
 
 
 def faulty(args, ranks):
-    """The loss is right in both cases; its gradient is not."""
+    """The loss is right; its gradient is not."""
+    if FAULT == "bfloat16":
+        return Objective(args, ranks)
     if FAULT == "gather":
         return Objective(args, ranks, gather=gather_own_gradient)
     right = Objective(args, ranks)

@@ -1,11 +1,21 @@
 """Exact gradients: {1, 2, 4} ranks x engines x every loss term x {one, many chunks} x {hard, in-batch} negatives."""
 
-import pytest
-from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, run
+import re
+from pathlib import Path
 
+import pytest
+import torch
+from accelerate.utils import enable_fsdp_ram_efficient_loading
+from conftest import SIZES, build_model
+from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, run
+from processes import run_ranks
+from transformers import AutoModel, Qwen3Config
+
+from gritlm.models.backbone import load_backbone, load_config
 from gritlm.training.objective import TERMS
 
 ZERO = ["zero1", "zero2", "zero3"] if DEEPSPEED else []
+FAULTY = ROOT / "tests" / "distributed" / "faulty.py"
 VERIFY = ("-m", "gritlm", "verify-gradients")
 
 
@@ -56,13 +66,72 @@ def test_with_compiled_layers(qwen3):
 @pytest.mark.parametrize("fault", ["gather", pytest.param("divided", marks=pytest.mark.long)])
 def test_controls_fail(qwen3, fault):
     engines = ["ddp", "fsdp2", *ZERO[-1:]]
-    driver = ROOT / "tests" / "distributed" / "faulty.py"
-    done = run(driver, fault, "--model_name_or_path", qwen3, "--engines", *engines, ranks=2)
+    done = run(FAULTY, fault, "--model_name_or_path", qwen3, "--engines", *engines, ranks=2)
     assert done.returncode != 0
     found = cells(done.stdout)
     assert len(found) == 4 * len(TERMS) * len(engines)
     assert {cell[-1] for cell in found} == {"WRONG"}
     assert min(float(cell[6]) for cell in found) > 1e-2, "the gradient's error"
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory) -> Path:
+    """One layer with small weights: bfloat16 rounds its gradient little, so that a bfloat16 sum stands out."""
+    config = Qwen3Config(**SIZES | {"initializer_range": 0.02, "num_hidden_layers": 1}, head_dim=8)
+    return build_model(tmp_path_factory.mktemp("calm"), config)
+
+
+LONG = pytest.param(["ddp", "fsdp2", *ZERO], ["16", "300"], marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(("engines", "chunks"), [(ZERO[1:2] or ["ddp"], ["300"]), LONG])
+def test_under_bf16_the_error_does_not_grow_with_the_chunks(calm, engines, chunks):
+    flags = ["--model_name_or_path", calm, "--max_len", "16", "--num_layers", "1", "--bf16", "--chunks", *chunks]
+    done = run(*VERIFY, *flags, "--engines", *engines, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    print(done.stdout)
+    found = cells(done.stdout)
+    assert [(cell[0], cell[2]) for cell in found] == [(engine, count) for engine in engines for count in chunks]
+    of_one = [float(row.split()[6]) for row in done.stdout.splitlines() if row.endswith("the measure")]
+    for engine, _, _, _, _, _, gradient, *_ in found:
+        factor = 2.0 if engine == "fsdp2" else 1.1
+        assert 0 < float(gradient) < factor * max(of_one), done.stdout
+
+
+@pytest.mark.skipif(not DEEPSPEED, reason="no DeepSpeed, or no g++ for its CPU communication")
+@pytest.mark.long
+def test_control_gradients_that_are_added_up_in_bfloat16(calm):
+    flags = ["--model_name_or_path", calm, "--max_len", "16", "--num_layers", "1", "--bf16", "--chunks", "300"]
+    done = run(FAULTY, "bfloat16", *flags, "--engines", "zero2", ranks=2)
+    assert done.returncode == 1, done.stdout + done.stderr[-3000:]
+    assert [cell[-1] for cell in cells(done.stdout)] == ["WRONG"]
+
+
+def memory_of_loading(folder, reset: bool, shared: bool) -> tuple[int, int]:
+    """The bytes of all weights, and how far this process has grown when it has loaded them."""
+    if shared:
+        enable_fsdp_ram_efficient_loading()
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+
+    before = resident()
+    backbone = load_backbone(str(folder), load_config(str(folder), "bb"), reset_weight=reset)
+    assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in backbone.parameters())
+    return sum(p.nbytes for p in backbone.parameters()), resident() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the resident memory")
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_node_holds_the_weights_once(tmp_path, reset):
+    """As FSDP2 loads them. Control: as DDP does, where each rank holds its own."""
+    config = Qwen3Config(**SIZES | {"vocab_size": 300_000}, head_dim=8)
+    AutoModel.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    for shared in (True, False):
+        (weights, first), (_, second) = run_ranks(memory_of_loading, tmp_path, reset, shared)
+        assert first > 0.9 * weights
+        assert (second < 0.2 * weights) if shared else (second > 0.9 * weights)
 
 
 def test_the_verb_starts_its_ranks(qwen3):
@@ -75,6 +144,7 @@ def test_the_verb_starts_its_ranks(qwen3):
 def test_bad_flags_are_one_line(qwen3):
     for flags, message in (
         (["--engines", "fsdp1"], "--engines: found 'fsdp1', wanted some of plain, ddp, fsdp2"),
+        (["--bf16", "--chunks", "2"], "--chunks: found 2, wanted 8 or more"),
         (["--terms", "hinge"], "--terms: found 'hinge', wanted some of info_nce, same_tower"),
         (["--attn_implementation", "nonsense"], "--attn_implementation nonsense: "),  # the ranks find it
     ):

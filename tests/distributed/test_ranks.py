@@ -18,6 +18,7 @@ from helpers import (
     run,
     train,
     train_flags,
+    write_equal_after_the_cut,
     write_jsonl,
 )
 from processes import run_ranks
@@ -130,10 +131,14 @@ def error(many: dict, one: dict) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", ["hard", "plain"])
+@pytest.mark.parametrize("name", ["hard", "plain", "equal after the cut"])
 def test_two_ranks_are_one_process(qwen3, data, tmp_path, name):
-    one = three_steps(qwen3, data / f"{name}.jsonl", tmp_path)
-    for many in run_ranks(three_steps, qwen3, data / f"{name}.jsonl", tmp_path):
+    rows = data / f"{name}.jsonl"
+    if not rows.exists():
+        rows = tmp_path / "cut.jsonl"
+        write_equal_after_the_cut(rows)
+    one = three_steps(qwen3, rows, tmp_path)
+    for many in run_ranks(three_steps, qwen3, rows, tmp_path):
         assert max(error(many, one).values()) < 1e-5, error(many, one)
     assert max(one["chunks"]) > 3
 
@@ -215,7 +220,7 @@ def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch
         assert found["chunks"] > 2
         assert found["slots"] == slots
         assert sorted(found["calls"]) == [
-            ("all_gather_single", slots * 3 * 8),  # of each passage: its hash, whether there is one, its query
+            ("all_gather_single", slots * 3 * 8),  # of each passage: its text, its tokens, its query
             ("all_gather_single", slots * width * 4),  # their vectors
             ("all_reduce", found["weights"]),  # the weights' gradient
             ("reduce_scatter_single", ranks * slots * width * 4),  # the gradient of all ranks' vectors

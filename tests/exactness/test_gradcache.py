@@ -5,7 +5,14 @@ import weakref
 
 import pytest
 import torch
-from helpers import flat_gradient, flat_weights, make_builder, make_embedder, relative
+from helpers import (
+    flat_gradient,
+    flat_weights,
+    make_builder,
+    make_embedder,
+    relative,
+    write_equal_after_the_cut,
+)
 from torch import Tensor
 
 from gritlm.data.batches import Batch
@@ -21,7 +28,11 @@ TEMPERATURE = 0.05
 OBJECTIVE = Objective(ObjectiveArguments(temperature=TEMPERATURE))
 
 
-def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
+def cut(builder, texts: list[Text], limit: int) -> list[tuple[int, ...]]:
+    return [tuple(text.ids) for text in builder.text_tokenizer(texts, limit)]
+
+
+def naive_loss(model, builder, epoch: int, step: int, after_the_cut: bool = True) -> Tensor:
     """The same loss, written again from the formula: no chunks, no slots, a Python loop over queries."""
     rows = builder.plan.batch(epoch, step).rows
     queries, groups, known = [], [], []
@@ -34,6 +45,9 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
         groups.append([record.positives[positive]] + [record.negatives[i] for i in negatives])
         known.append(set(record.known_positives))
     passages = [passage for group in groups for passage in group]
+    cut_q, cut_p = cut(builder, queries, 32), cut(builder, passages, 48)
+    firsts = [sum(map(len, groups[:b])) for b in range(len(groups))]
+    positives = [{cut_p[firsts[other]] for other, q in enumerate(cut_q) if q == cut_q[b]} for b in range(len(groups))]
 
     def vectors(texts: list[Text], limit: int) -> Tensor:
         (chunk,), row_of_text = make_chunks(
@@ -42,12 +56,13 @@ def naive_loss(model, builder, epoch: int, step: int) -> Tensor:
         return model(**chunk)[row_of_text]
 
     q, p = vectors(queries, 32), vectors(passages, 48)
-    total, first = 0.0, 0
-    for b, group in enumerate(groups):
+    total = 0.0
+    for b, first in enumerate(firsts):
         scores = q[b] @ p.T / TEMPERATURE
-        terms = [scores[j] for j, passage in enumerate(passages) if j == first or text_id(passage.text) not in known[b]]
+        others = [j for j, passage in enumerate(passages) if text_id(passage.text) not in known[b]]
+        others = [j for j in others if cut_p[j] not in positives[b] or not after_the_cut]
+        terms = [scores[j] for j in {first, *others}]
         total = total + torch.logsumexp(torch.stack(terms), 0) - scores[first]
-        first += len(group)
     return total / len(rows)
 
 
@@ -91,6 +106,19 @@ def test_chunked_is_unchunked(qwen3, data, tmp_path, name, chunk_tokens, way):
     assert relative(start, flat_weights(model)) > 1e-3, "nothing was trained"
     assert (memory.bytes_per_token is not None) == (kept != "0")
     assert way != "packed, some kept" or chunk_tokens > 300 or memory.used <= memory.budget < 3 * memory.used
+
+
+def test_texts_that_are_equal_after_the_cut_are_one(qwen3, tmp_path):
+    write_equal_after_the_cut(tmp_path / "cut.jsonl")
+    builder = make_builder(qwen3, tmp_path / "cut.jsonl", tmp_path)
+    for step in range(builder.plan.steps_per_epoch):
+        model, reference = make_embedder(qwen3), make_embedder(qwen3)
+        loss, truth = two_pass(model, builder[0, step]), naive_loss(reference, builder, 0, step)
+        truth.backward()
+        assert abs(loss - truth.detach()) / truth.detach() < 1e-5
+        assert relative(flat_gradient(model), flat_gradient(reference)) < 1e-5
+        careless = naive_loss(reference, builder, 0, step, after_the_cut=False)
+        assert careless - loss > 1e-2, "control: whole texts are compared"
 
 
 def test_one_chunk_left_out_is_noticed(qwen3, data, tmp_path):

@@ -43,7 +43,7 @@ def same(one, other) -> bool:
 
 def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
     rng = random.Random(0)
-    options = {"max_steps": 40, "save_steps": 2, "save_total_limit": 2}
+    options = {"max_steps": 40, "save_steps": 2, "save_total_limit": 2, "dataloader_num_workers": 2}
     undisturbed = train_flags(qwen3_dropout, data, tmp_path / "undisturbed", tmp_path / "cache", **options)
     assert run(DRIVER, tmp_path / "rows", "-", *undisturbed, ranks=2).returncode == 0
 
@@ -114,18 +114,18 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(qwen3_dropout, data, tmp_p
     flags = train_flags(qwen3_dropout, data, tmp_path / "out", tmp_path / "cache", **options)
     assert run(DRIVER, tmp_path / "rows", "kill:5", *flags).returncode != 0
     newest = tmp_path / "out" / "checkpoint-4"
-    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
+    (newest / "optimizer.safetensors").write_bytes((newest / "optimizer.safetensors").read_bytes()[:100])
     shutil.copytree(newest, tmp_path / "cut")
     named = run("-m", "gritlm", "train", *flags, "--resume_from_checkpoint", tmp_path / "cut")
     assert named.returncode == 2
-    assert f"--resume_from_checkpoint {tmp_path / 'cut'}: optimizer.pt is cut short: found 100" in named.stderr
+    assert f"--resume_from_checkpoint {tmp_path / 'cut'}: optimizer.safetensors is cut short: found 100" in named.stderr
     other = train_flags(qwen3_dropout, data, tmp_path / "other", tmp_path / "cache", **options, temperature=0.5)
     named = run("-m", "gritlm", "train", *other, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2")
     assert named.returncode == 2
     assert "it is of another run: temperature was 0.02, now 0.5" in named.stderr
     resumed = run("-m", "gritlm", "train", *flags)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert f"{newest} cannot be used: optimizer.pt is cut short" in resumed.stdout
+    assert f"{newest} cannot be used: optimizer.safetensors is cut short" in resumed.stdout
     assert f"resuming from {tmp_path / 'out' / 'checkpoint-2'}" in resumed.stdout
 
 

@@ -1,6 +1,5 @@
 """The main job under a real SLURM: two nodes, preempted by a signal, requeued by itself, undisturbed in the end."""
 
-import subprocess
 import time
 
 import pytest
@@ -75,18 +74,15 @@ def test_cancelled_is_saved_and_not_requeued(cluster, settings, tmp_path):
     assert "requeueing" not in (tmp_path / "log").read_text()
 
 
-def test_an_unreachable_rendezvous_is_said(settings):
-    """As the second of two nodes, with nothing at the first one's port."""
-    env = {name: str(value) for name, value in settings.items()} | {"SLURM_NODEID": "1", "RENDEZVOUS_SECONDS": "3"}
-    command = ["bash", "scripts/training/node.sh", "127.0.0.1", "9", "2", "1", "--seed", "1"]
-    done = subprocess.run(command, cwd=ROOT, env=env | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "nothing answers at 127.0.0.1:9 after 3 s" in done.stderr
-
-
-def test_submitted_from_elsewhere(tmp_path):
-    (tmp_path / "copy.sh").write_text((ROOT / SCRIPT).read_text())
-    env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "1", "SLURM_SUBMIT_DIR": str(tmp_path)}
-    done = subprocess.run(["bash", tmp_path / "copy.sh"], env=env, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "submit from the repository's root" in done.stderr
+def test_an_array_submitted_from_elsewhere(cluster, settings, tmp_path, monkeypatch):
+    """The script finds its checkout, relative paths start at the folder of sbatch, and each task has a folder."""
+    monkeypatch.chdir(tmp_path)
+    env = {name: value for name, value in settings.items() if name != "SLURM_SUBMIT_DIR"}
+    env |= {"TRAIN_DATA": "pairs.jsonl", "MAX_STEPS": 2}
+    options = ["--parsable", "--nodes", "1", "--array", "0-1", "--output", "%a.log"]
+    job = cluster("sbatch", *options, ROOT / SCRIPT, "--disable_tqdm", "True", **env).strip()
+    cluster.wait(lambda: not cluster("squeue", "--noheader", "--jobs", job).split(), 180, "the tasks")
+    logs = [(tmp_path / f"{task}.log").read_text() for task in (0, 1)]
+    assert all("model saved to outputs/" in log for log in logs), logs
+    name = f"{settings['MODEL_NAME_OR_PATH'].name}-pairs.jsonl"
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [f"{name}-0", f"{name}-1"]

@@ -5,7 +5,8 @@ usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), stop (SIGUSR1 to itself), sleep (for
 ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in), count (no
 fault: says how often the first layer has been called, whether autocast kept its copies of the weights meanwhile, and
-how far the vectors that reach the loss are off unit length).
+how far the vectors that reach the loss are off unit length). Every run says whether its steps have drawn from the
+global random generators.
 
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
@@ -23,6 +24,7 @@ from transformers import TrainerCallback
 
 from gritlm.cli import exit_rank, run_verb
 from gritlm.training import train
+from gritlm.training.state_files import random_states
 
 rows_file = sys.argv[1]
 fault, at_step, on_rank = [*sys.argv[2].split(":"), "0", "0"][:3]
@@ -31,6 +33,12 @@ if "--deepspeed" in sys.argv or "--fsdp" in sys.argv:
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+
+
+def random_numbers() -> tuple:
+    """The state of the global random generators, in a form that compares."""
+    states = random_states(torch.device("cpu"))
+    return states["python"], states["numpy"][1].tolist(), states["torch"].tolist()
 
 
 def is_due(name: str, step: int) -> bool:
@@ -64,7 +72,9 @@ class Watched(train.EmbeddingTrainer):
         return call
 
     def train(self, **kwargs):
+        before = random_numbers()
         super().train(**kwargs)
+        print("random generators:", "left alone" if random_numbers() == before else "drawn from")
         print(f"calls: {self.calls}; copies kept: {self.copies_kept}; off unit length: {self.off:.1e}")
 
     def get_batch_samples(self, *args, **kwargs):

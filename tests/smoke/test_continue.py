@@ -81,7 +81,7 @@ def test_the_prompt_of_the_folder_is_the_one_that_was_trained(qwen3, data, tmp_p
         return served["prompts"]["query"]
 
     assert prompt_after("one", 1) == INSTRUCTION
-    assert "WARNING" not in capfd.readouterr().out
+    assert "the model gets no query prompt" not in capfd.readouterr().out
     assert prompt_after("many", 24) == ""
     warning = r"the model gets no query prompt: .* \(60\.0% none, 40\.0% 'Instruct: .*'\); --query_prompt names one"
     assert re.search(warning, capfd.readouterr().out)

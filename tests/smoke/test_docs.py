@@ -35,6 +35,7 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import TextContract
 from gritlm.training import arguments, objective
+from gritlm.training.flag_parser import make_parser
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "console", "python", "json", "text", "bibtex"}
@@ -206,7 +207,7 @@ def check_flag(code: str) -> None:
     group = dataclasses.make_dataclass("More", fields, bases=(arguments.ObjectiveArguments,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arguments, "GROUPS", (group,))
-        parsed = arguments.make_parser("train", (group,), "").parse_args(["--alignment", "0.1"])
+        parsed = make_parser("train", (group,), "").parse_args(["--alignment", "0.1"])
         assert parsed.alignment == 0.1
         assert arguments.fixed_flags()["alignment"] == 0.0
         assert "| `--alignment` | `0.0` |" in arguments.flag_table()
@@ -216,7 +217,7 @@ def check_loss(code: str) -> None:
     group = dataclasses.make_dataclass("More", [("alignment", float, 0.0)], bases=(arguments.ObjectiveArguments,))
     vectors = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     places = torch.arange(4)
-    batch = objective.ContrastiveBatch(places, places + 4, places, places + 4, places[:, None] + 4)
+    batch = objective.ContrastiveBatch(places, places + 4, places, places + 4, places + 4, places[:, None] + 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "TERMS", dict(objective.TERMS))
         exec(code, dict(vars(objective)))

@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-import stat
 import subprocess
+import sysconfig
+import venv
 
 import pytest
 from helpers import ROOT, run, write_jsonl
@@ -12,6 +13,7 @@ from helpers import ROOT, run, write_jsonl
 from gritlm.benchmark import benchmark
 
 SCRIPT = "scripts/training/train_embonly.sh"
+OLDEST_BASH = shutil.which("bash3.2") or shutil.which("bash4.2") or "bash"  # build one, and name it so, to test it
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def bash(place, script=SCRIPT, *flags: str, **env) -> subprocess.CompletedProces
         os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hf")} | {k: str(v) for k, v in env.items()}
     )
     return subprocess.run(
-        ["bash", script, *flags], cwd=place, env=environment, capture_output=True, text=True, timeout=300
+        [OLDEST_BASH, script, *flags], cwd=place, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -43,17 +45,27 @@ needs_venv = pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="no .venv:
 
 @needs_venv
 def test_own_model_and_data(checkout, qwen3, tmp_path):
-    write_jsonl(tmp_path / "pairs.jsonl", rows=30, negatives=2, seed=0)
-    settings = {"MODEL_NAME_OR_PATH": qwen3, "TRAIN_DATA": tmp_path / "pairs.jsonl", "GPUS": "none"}
-    settings |= {"GLOBAL_BATCH_SIZE": 8, "QUERY_MAX_LEN": 32}
-    done = bash(checkout, SCRIPT, "--max_steps", "2", "--seed", "7", **settings)
+    """In the user's own environment, which has another gritlm, and from a folder whose modules nobody wants."""
+    folder, environment = tmp_path / "elsewhere", tmp_path / "environment"
+    venv.create(environment)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for unwanted in (packages / "gritlm" / "__init__.py", folder / "gritlm" / "__init__.py", folder / "random.py"):
+        unwanted.parent.mkdir(parents=True, exist_ok=True)
+        unwanted.write_text("raise SystemExit('imported')\n")
+    write_jsonl(folder / "pairs.jsonl", rows=30, negatives=2, seed=0)
+    settings = {"MODEL_NAME_OR_PATH": qwen3, "TRAIN_DATA": "pairs.jsonl", "GPUS": "none"}
+    settings |= {"GLOBAL_BATCH_SIZE": 8, "QUERY_MAX_LEN": 32, "PATH": f"{environment}/bin:{os.environ['PATH']}"}
+    done = bash(folder, str(checkout / SCRIPT), "--max_steps", "2", "--seed", "7", **settings)
     assert done.returncode == 0, done.stderr[-2000:]
-    (out,) = (checkout / "outputs").iterdir()
+    assert f"python {environment}/bin/python3 (the active one, which has all dependencies)" in done.stdout
+    assert "device: CPU, no GPU found" in done.stdout
+    (out,) = (folder / "outputs").iterdir()
     assert out.name.endswith("-pairs.jsonl")
     flags = json.loads((out / "run.json").read_text())["flags"]
     assert (flags["seed"], flags["max_steps"], flags["learning_rate"], flags["train_group_size"]) == (7, 2, 2e-5, 4)
     assert (flags["query_max_len"], flags["passage_max_len"]) == (32, 512), "one is set, the other is not"
-    again = bash(checkout, SCRIPT, "--max_steps", "2", "--seed", "7", **settings)
+    again = bash(folder, str(checkout / SCRIPT), "--max_steps", "2", "--seed", "7", **settings)
     assert again.returncode == 2
     (line,) = [line for line in again.stderr.splitlines() if "error" in line]
     assert "holds the finished run of these flags" in line
@@ -101,24 +113,50 @@ def test_refused_in_one_line(checkout, name):
     assert not (checkout / "outputs").exists()
 
 
-def fake_gpus(folder, free: str) -> str:
-    """No GPU here, so its query tool is played: two cards, the second with `free` MiB left."""
-    folder.mkdir()
-    tool = folder / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && exit 0\necho '0, 80000, 81000'\necho '1, {free}, 81000'\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    return f"{folder}:{os.environ['PATH']}"
-
-
 @needs_venv
 def test_a_gpu_in_use_is_refused(checkout, tmp_path):
-    busy = bash(checkout, PATH=fake_gpus(tmp_path / "busy", "9000"), MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
-    assert busy.returncode == 2
-    assert "GPU 1 has 9000 of 81000 MiB free, wanted 90%" in busy.stderr
-    free = bash(checkout, PATH=fake_gpus(tmp_path / "free", "80500"), MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
-    assert "MiB free" not in free.stderr and "found no config.json" in free.stderr
-    none = bash(checkout, GPUS="0", PATH=os.environ["PATH"], MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+    """No GPU here, so a Python stands in for `gritlm devices`: two GPUs, the second with few MiB left."""
+
+    def refusal(free: str) -> str:
+        python = tmp_path / "python"
+        lines = f"printf '0\\tX\\t80000\\t81000\\n1\\tX\\t{free}\\t81000\\n'"
+        python.write_text(
+            f'#!/bin/sh\n[ "$*" = "-m gritlm devices" ] && exec {lines}\nexec "{ROOT}/.venv/bin/python" "$@"\n'
+        )
+        python.chmod(0o755)
+        done = bash(checkout, PYTHON=python, MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "GPU 1 has 9000 of 81000 MiB free, wanted 90%" in refusal("9000")
+    free = refusal("80500")
+    assert "MiB free" not in free and "found no config.json" in free
+    none = bash(checkout, GPUS="0", MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
     assert "found no GPU" in none.stderr
+
+
+def test_a_link_to_the_checkout_is_the_same_checkout(tmp_path):
+    """A .venv that was made by way of a symbolic link is not made again for the physical path."""
+    place, tools = tmp_path / "place", tmp_path / "tools"
+    shutil.copytree(ROOT / "scripts", place / "scripts")
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, place)
+    (tmp_path / "link").symlink_to(place)
+    tools.mkdir()
+    for tool in (tools / "uv", tools / "pip", tools / "python"):
+        tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/installs\n')
+        tool.chmod(0o755)
+    (place / ".venv" / "bin").mkdir(parents=True)
+    for name in ("pip", "python"):
+        (place / ".venv" / "bin" / name).symlink_to(tools / name)
+    path = f"{tools}:{os.environ['PATH']}"
+    assert bash(tmp_path / "link", "scripts/setup.sh", PATH=path, PWD=tmp_path / "link").returncode == 0
+    (tmp_path / "installs").rename(tmp_path / "installed_once")
+    assert bash(place, "scripts/setup.sh", PATH=path).returncode == 0
+    assert not (tmp_path / "installs").exists()
+    (place / "requirements.txt").write_text("torch==1\n")
+    assert bash(place, "scripts/setup.sh", PATH=path).returncode == 0
+    assert (tmp_path / "installs").exists(), "control"
 
 
 def test_setup_says_what_is_missing(tmp_path):

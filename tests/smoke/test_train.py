@@ -3,27 +3,38 @@
 import json
 import re
 import shutil
+import struct
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import DRIVER, NEEDS_A_COMPILER, ROOT, batches_of, losses, run, train, train_flags, write_jsonl
+from helpers import DRIVER, NEEDS_A_COMPILER, ROOT, batches_of, log_of, losses, run, train, train_flags, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from gritlm.data.batch_plan import MIXED
+from gritlm.training.checkpoints import OPTIMIZER
+from gritlm.training.reporters import WANDB_ID
+from gritlm.training.run_folder import read_run_file
+from gritlm.training.state_files import load_state
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_and_resumed_is_undisturbed(qwen3_dropout, data, tmp_path, ranks):
-    """8 steps over two epochs, or killed after 7 and resumed after 6: bit for bit, with dropout, the same rows."""
+    """8 steps over two epochs, or killed after 7 and resumed after 6: bit for bit, with dropout and data workers.
+
+    The rows are the same as well.
+    """
     cache = tmp_path / "cache"
 
     def go(name: str, fault: str) -> subprocess.CompletedProcess:
-        options = {"global_batch_size": 16, "max_steps": 8}  # 5 steps an epoch
+        options = {"global_batch_size": 16, "max_steps": 8, "dataloader_num_workers": 2}  # 5 steps an epoch
         flags = train_flags(qwen3_dropout, data, tmp_path / name, cache, **options)
         return run(DRIVER, tmp_path / f"{name}-rows", fault, *flags, ranks=ranks)
 
-    assert go("whole", "-").returncode == 0
+    done = go("whole", "-")
+    assert done.returncode == 0
+    assert "random generators: drawn from" in done.stdout, "control of the test below: dropout draws"
     killed = go("cut", "kill:7")
     assert killed.returncode != 0
     assert not (tmp_path / "cut" / "modules.json").exists()
@@ -38,10 +49,13 @@ def test_killed_and_resumed_is_undisturbed(qwen3_dropout, data, tmp_path, ranks)
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     base = load_file(qwen3_dropout / "model.safetensors")
     assert not any(torch.equal(whole[name], base[name]) for name in whole if "proj" in name), "nothing was trained"
-    optimizers = [torch.load(tmp_path / n / "checkpoint-8" / "optimizer.pt") for n in ("whole", "cut")]
+    optimizers = [load_state(tmp_path / n / "checkpoint-8" / OPTIMIZER) for n in ("whole", "cut")]
     moments = [[s["exp_avg"] for s in o["state"].values()] for o in optimizers]
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
 
+    logged = log_of(tmp_path / "cut")
+    assert [entry["step"] for entry in logged] == list(range(1, 9)), "each step once"
+    assert [entry["loss"] for entry in logged] == [entry["loss"] for entry in log_of(tmp_path / "whole")]
     for rank in range(ranks):
         undisturbed = batches_of(tmp_path / "whole-rows", rank)
         assert len(undisturbed) == 8
@@ -140,6 +154,7 @@ def test_epochs_differ_and_data_loader_workers_change_nothing(qwen3, data, tmp_p
             *train_flags(qwen3, data, out, tmp_path / "cache", dataloader_num_workers=workers, **flags),
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "random generators: left alone" in done.stdout
     assert batches_of(tmp_path / "rows0", 0) == batches_of(tmp_path / "rows2", 0)
     first, second = (batches_of(tmp_path / "rows0", 0)[i : i + 5] for i in (0, 5))
     assert sorted(b[0] for b in first) == sorted(b[0] for b in second)
@@ -148,24 +163,64 @@ def test_epochs_differ_and_data_loader_workers_change_nothing(qwen3, data, tmp_p
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_loggers(qwen3, data, tmp_path):
-    """wandb offline and tensorboard for real, with the numbers that the log promises."""
+def records_of(file) -> Iterator:
+    """The records that wandb has written offline: a LevelDB log after seven bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts, block = file.read_bytes(), 7, [], 32 << 10
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # no room for a header
+            at += block - at % block
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])  # after a checksum
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            yield record
+
+
+def test_tensorboard(qwen3, data, tmp_path):
+    """For real: a run that was killed and resumed is one run, with each step once, and all flags."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for name in ("wandb", "tensorboard"):
-        options = {"max_steps": 2, "save_strategy": "no", "report_to": name}
-        train(
-            *train_flags(qwen3, data, tmp_path / name, tmp_path / "cache", **options),
-            WANDB_MODE="offline",
-            WANDB_DIR=str(tmp_path),
-            TENSORBOARD_LOGGING_DIR=str(tmp_path / "tb"),
-        )
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    events = EventAccumulator(str(tmp_path / "tb"))
+    options = {"max_steps": 5, "save_steps": 2, "report_to": "tensorboard"}
+    for fault in ("kill:3", "-"):
+        flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", **options)
+        done = run(DRIVER, tmp_path / "rows", fault, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert "flags/text_summary" in events.Tags()["tensors"]
     wanted = {"loss", "grad_norm", "tokens_per_second", "real_token_share"}
     wanted |= {f"time_share/{part}" for part in ("data", "pass_1", "loss", "pass_2", "optimizer")}
     assert {f"train/{name}" for name in wanted} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.long
+def test_wandb(qwen3, data, tmp_path):
+    """Offline, for real: a run that was stopped and resumed is one run, with each step once, and all flags."""
+    options = {"max_steps": 5, "save_steps": 2, "report_to": "wandb", "run_name": "mine"}
+    for fault in ("stop:3", "-"):
+        flags = train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", **options)
+        environment = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+        done = run(DRIVER, tmp_path / "rows", fault, *flags, fresh=True, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    records = [record for file in files for record in records_of(file)]
+    assert len(files) == 2
+    assert {r.run.run_id for r in records if r.HasField("run")} == {read_run_file(tmp_path / "out")[WANDB_ID]}
+    assert {r.run.display_name for r in records if r.HasField("run")} == {"mine"}
+    steps = []
+    for record in records:
+        entry = {item.nested_key[0] if item.nested_key else item.key: item.value_json for item in record.history.item}
+        steps += [int(entry["train/global_step"])] if "train/loss" in entry else []
+    assert steps == [1, 2, 3, 4, 5]
+    config = {item.key or item.nested_key[0] for r in records for item in [*r.config.update, *r.run.config.update]}
+    assert {"temperature", "model_name_or_path", "global_batch_size", "weight_decay"} <= config
 
 
 def test_gradient_checkpointing_and_bf16(qwen3, data, tmp_path):
@@ -209,7 +264,7 @@ def refused(*flags: str) -> str:
 
 def test_what_a_run_says_at_its_start(finished):
     _, said = finished
-    assert "each query sees up to 23 negatives: 2 hard, 21 in-batch, 0 from other ranks" in said
+    assert "each query sees 11.7 negatives: 0.6 hard (--train_group_size 3 asks for 2), 11.1 in-batch" in said
     assert said.count(" tokens: [") == 6
     assert "attention probe: passed" in said
 
@@ -221,7 +276,8 @@ def test_a_plan_says_what_a_run_would_do(qwen3, data, tmp_path):
     done = run("-m", "gritlm", "plan", *flags, *engine, "--ranks", "4", "--batches", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "plan: 11 steps an epoch of 8 queries on 4 rank(s)" in done.stdout
-    assert "23 negatives: 2 hard, 3 in-batch, 18 from other ranks" in done.stdout
+    assert "1.6 in-batch, 9.5 from other ranks (mean of 88 queries of 11 batches)" in done.stdout
+    assert "disk: the run needs 2.3 MB at its fullest (one checkpoint 0.8 MB, 2 kept, one being" in done.stdout
     assert "6 steps in all" in done.stdout
     assert len(re.findall(r"^batch [12], (hard|plain): rows ", done.stdout, re.MULTILINE)) == 2
     assert not (tmp_path / "out").exists()

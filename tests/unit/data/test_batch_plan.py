@@ -74,10 +74,21 @@ def test_fewer_rows_than_one_batch_are_refused():
         plan(batch=181)
 
 
-def test_the_summary_counts_the_negatives_of_a_query_and_the_unused_rows():
-    text = plan().describe(ranks=4, group_size=3)
-    assert "47 negatives: 2 hard, 9 in-batch, 36 from other ranks" in text
-    assert "1 mixed batches, 4 rows not used in this epoch" in text
+def test_the_summary_counts_the_unused_rows():
+    assert "  left over: 1 mixed batches, 4 rows not used in this epoch" in plan().describe(ranks=4)
+
+
+def test_a_data_set_that_no_batch_uses_is_named():
+    assert "  data sets of which no row is used in any epoch: c" in plan(num_samples={"c": 0}).describe(1)
+    few = Plan(["a", "b"], [33, 9], 32, seed=0)
+    assert not {d for batch in batches(few, 0) for d, _ in batch.rows} - {0}
+    assert "  data sets of which no row is used in any epoch: b" in few.describe(1)
+    assert "no row is used" not in "".join(plan().describe(1)), "control: mixed batches use the smallest"
+
+
+def test_a_cap_of_no_row_is_no_plan():
+    with pytest.raises(UserError, match="is larger than the data: found 0 rows"):
+        plan(max_per_dataset=0)
 
 
 # ---- data-set weights
@@ -98,7 +109,7 @@ def test_num_samples_sets_the_rows_of_a_data_set_per_epoch():
         plan(num_samples={"d": 3})
     with pytest.raises(UserError, match="is larger than the data: found 0 rows"):
         plan(num_samples={"a": 0, "b": 0, "c": 0}, temperature=2.0)
-    assert "c: 20 rows, 48 taken per epoch (2.40 times each), 3 batches, 0 rows left over" in p.describe(1, 3)
+    assert "  c: 20 rows, 48 taken per epoch (2.40 times each), 3 batches, 0 rows left over" in p.describe(1)
 
 
 def test_a_bad_file_of_num_samples_is_refused(tmp_path):
@@ -177,12 +188,13 @@ def test_a_frequent_positive_is_in_nearly_every_batch(kind):
         possible = np.minimum(np.bincount(positive), p.steps_per_epoch).sum()
         assert 0.99 * possible < len(seen) <= possible < 4000
     uses = Counter(row for batch in batches(p, 0) for row in batch.rows)
-    assert f"0 mixed batches, {4000 - len(uses)} rows not used in this epoch" in p.describe(1, 2)
-    assert f"{uses.total() - len(uses)} places are filled with rows used before" in p.describe(1, 2)
+    text = "\n".join(p.describe(1))
+    assert f"0 mixed batches, {4000 - len(uses)} rows not used in this epoch" in text
+    assert f"{uses.total() - len(uses)} places are filled with rows used before" in text
 
 
 def test_batches_that_must_repeat_a_text_are_reported():
     texts = row_texts([[1000 + i, i % 5] for i in range(64)])  # a classification set with five labels
     p = Plan(["a"], [64], 16, seed=0, row_texts=texts)
     assert len({row for batch in batches(p, 0) for row in batch.rows}) == 64
-    assert "4 batches hold a query or a positive twice" in p.describe(1, 2)
+    assert "4 batches hold a query or a positive twice" in p.describe(1)[-1]

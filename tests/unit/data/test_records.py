@@ -167,7 +167,7 @@ def test_several_processes_give_the_same_records_and_the_same_error(tmp_path, mo
     rows = [{"query": f"q{n}", "pos": [f"p{n} " + "x" * 2000], "neg": []} for n in range(2000)]
     path = write(tmp_path / "a.jsonl", *rows)
     (one,) = load_records(path, tmp_path / "one")
-    monkeypatch.setattr("gritlm.data.records.LARGE_FILE", 0)
+    monkeypatch.setattr("gritlm.data.cache.LARGE_FILE", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     (three,) = load_records(path, tmp_path / "three")
     assert one.fingerprint() == three.fingerprint()

@@ -1,11 +1,11 @@
 """Rows: nothing of a good row is lost, and the error of a bad one names file, line and field."""
 
-import gzip
 import json
 
 import pytest
 
-from gritlm.data.rows import find_files, parse_block, read_blocks, text_id
+from gritlm.data.folders import find_files
+from gritlm.data.rows import parse_block, read_blocks, text_id
 from gritlm.errors import UserError
 
 GOOD = {"query": ["Instruct: x\nQuery: ", "what"], "pos": ["this"], "neg": []}
@@ -24,19 +24,6 @@ def read(path) -> int:
 def test_equal_texts_have_equal_ids_on_every_machine():
     assert text_id("a text \n") == text_id("a text") == 5830437876521264211
     assert len({text_id(text) for text in ("a text", " a text", "a  text", "A text")}) == 4
-
-
-def test_hidden_files_are_skipped_and_a_data_set_has_one_file_or_folder(tmp_path):
-    write(tmp_path / "a.jsonl", GOOD)
-    (tmp_path / ".ipynb_checkpoints").mkdir()
-    write(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.jsonl", GOOD)
-    (tmp_path / "b" / ".ipynb_checkpoints").mkdir(parents=True)
-    for name in ("1.jsonl", "._1.jsonl", ".ipynb_checkpoints/1-checkpoint.jsonl"):
-        write(tmp_path / "b" / name, GOOD)
-    assert find_files(tmp_path) == {"a": [tmp_path / "a.jsonl"], "b": [tmp_path / "b" / "1.jsonl"]}
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: found a second data set 'a'"):
-        find_files(tmp_path)
 
 
 BAD = {

@@ -50,7 +50,9 @@ def test_reset_weight_draws_from_the_models_own_initialisation(base_model):
 def test_models_that_cannot_be_loaded_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"found no config\.json"):
         load_config(str(tmp_path / "absent"), "bb")
-    with pytest.raises(UserError, match="neither a model folder nor a model on the hub"):
+    with pytest.raises(
+        UserError, match=r"no-such/model: found no such folder, and no config\.json of a model of this name"
+    ):
         load_config("no-such/model", "bb")
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"found a 'bert' backbone, wanted one of \('qwen2', 'qwen3'\)"):

@@ -1,10 +1,12 @@
 """Checkpoints come and go whole: what is cut off half-way is never seen under a checkpoint's name."""
 
 import json
+import shutil
 
 import pytest
 
 from gritlm import __version__
+from gritlm.errors import UserError
 from gritlm.training import checkpoints
 from gritlm.training.checkpoints import (
     FORMAT,
@@ -16,13 +18,31 @@ from gritlm.training.checkpoints import (
     why_not_resumable,
 )
 
+HEADER: dict = {"engine": "ddp", "ranks": 1, "flags": {}}
+OF_EVERY_ENGINE = ("model.safetensors", "trainer_state.json", "rng_state_0.safetensors")
+FILES = {
+    "ddp": (*OF_EVERY_ENGINE, "optimizer.safetensors", "scheduler.safetensors"),
+    "fsdp2": (
+        *(*OF_EVERY_ENGINE, "scheduler.pt", "optimizer_0/.metadata", "optimizer_0/__0_0.distcp"),
+        *("pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"),
+    ),
+    "zero2": (
+        *(*OF_EVERY_ENGINE, "latest", "global_step2/mp_rank_00_model_states.pt"),
+        "global_step2/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    ),
+    "zero3": (
+        *(*OF_EVERY_ENGINE, "latest", "global_step2/zero_pp_rank_0_mp_rank_00_model_states.pt"),
+        "global_step2/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    ),
+}
 
-def save(run, step: int) -> None:
+
+def save(run, step: int, files=FILES["ddp"], **header) -> None:
     aside = run / STAGING_FOLDER / f"checkpoint-{step}"
-    aside.mkdir(parents=True)
-    for name in ("model.safetensors", "optimizer.pt"):
+    for name in files:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
         (aside / name).write_text(f"{name} of {step}")
-    publish_checkpoint(aside, run / aside.name, {}, [])
+    publish_checkpoint(aside, run / aside.name, HEADER | header, [])
 
 
 def listed(run) -> list[str]:
@@ -44,7 +64,7 @@ def test_cut_off_while_one_is_removed(tmp_path, what, monkeypatch):
         save(tmp_path, step)
 
     def cut_off(folder, **kwargs):
-        (folder / "optimizer.pt").unlink()
+        (folder / "optimizer.safetensors").unlink()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.shutil, "rmtree", cut_off)
@@ -58,6 +78,28 @@ def test_cut_off_while_one_is_removed(tmp_path, what, monkeypatch):
     assert "is missing" in find_damage(tmp_path / STAGING_FOLDER / "old-checkpoint-2"), "control: it was cut off"
 
 
+@pytest.mark.parametrize("engine", FILES)
+def test_what_an_engine_needs_is_there_or_nothing_is_published(tmp_path, engine):
+    save(tmp_path, 2, FILES[engine], engine=engine)
+    assert find_damage(tmp_path / "checkpoint-2") == ""
+    for name in FILES[engine]:
+        with pytest.raises(UserError, match=r"checkpoint-9: .* is missing before the checkpoint is complete"):
+            save(tmp_path, 9, [other for other in FILES[engine] if other != name], engine=engine)
+        shutil.rmtree(tmp_path / STAGING_FOLDER)
+    assert listed(tmp_path) == ["checkpoint-2"]
+    with pytest.raises(UserError, match=r"rng_state_1\.safetensors is missing"):
+        save(tmp_path, 9, FILES[engine], engine=engine, ranks=2)
+
+
+def test_a_manifest_that_lists_too_little(tmp_path):
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint-2" / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["files"]["optimizer.safetensors"]
+    path.write_text(json.dumps(manifest))
+    assert find_damage(path.parent) == "it holds no optimizer.safetensors"
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"files": ', "[]", '{"files": 3}'])
 def test_a_damaged_manifest_is_passed_over(tmp_path, text):
     save(tmp_path, 2)
@@ -67,19 +109,24 @@ def test_a_damaged_manifest_is_passed_over(tmp_path, text):
 
 
 def test_a_checkpoint_of_another_version(tmp_path):
-    """One of 0.1.0 carries no version. A flag that it lacks counts as its default."""
+    """Checkpoints before format 2 hold pickles. A flag that a checkpoint lacks counts as its default."""
     save(tmp_path, 2)
     path = tmp_path / "checkpoint-2" / MANIFEST
     manifest = json.loads(path.read_text())
     assert (manifest["format"], manifest["version"]) == (FORMAT, __version__)
     old = {"engine": "ddp", "ranks": 1, "flags": {"seed": 1}, "files": manifest["files"]}
     path.write_text(json.dumps(old))
+    assert find_damage(path.parent) == ""
+    before = why_not_resumable(path.parent, {"seed": 1}, "ddp", 1)
+    assert before.startswith(f"its format is 0, wanted {FORMAT} (written by gritlm 0.1.0")
+    old |= {"format": FORMAT, "version": "0.2.9"}
+    path.write_text(json.dumps(old))
     settings = {"seed": 1, "same_tower": False}
     assert why_not_resumable(path.parent, settings, "ddp", 2) == ""
     changed = why_not_resumable(path.parent, settings | {"same_tower": True}, "ddp", 2)
     assert (
         changed
-        == f"it is of another run: same_tower was False, now True (written by gritlm 0.1.0, this is {__version__})"
+        == f"it is of another run: same_tower was False, now True (written by gritlm 0.2.9, this is {__version__})"
     )
     path.write_text(json.dumps(old | {"format": FORMAT + 1, "version": "9.9"}))
     newer = why_not_resumable(path.parent, settings, "ddp", 2)

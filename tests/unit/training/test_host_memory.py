@@ -1,11 +1,13 @@
 """What a container or a batch job may take, not what its host has."""
 
 import os
+import resource
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers import run
+from processes import Ranks
 
 from gritlm.training import host_memory
 from gritlm.training.host_memory import free_host_memory
@@ -54,3 +56,14 @@ def test_a_real_group_with_a_limit():
             group.rmdir()
         return
     pytest.skip("no right to make a control group here")
+
+
+def print_what_is_free(limit: int) -> None:
+    before = free_host_memory()
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + limit,) * 2)
+    print(free_host_memory() <= limit < before)
+
+
+def test_a_limit_on_the_address_space():
+    done = Ranks(print_what_is_free, GIB // 4).wait()
+    assert done.stdout == "True\n", done.stderr

@@ -14,19 +14,26 @@ from gritlm.training.objective import MANY_KNOWN, TERMS, Objective, is_known
 
 TEMPERATURE, QUERIES, GROUP = 0.05, 8, 3
 # Query 3 is query 2 once more. The positive of query 4 is known to answer query 5. Passage text 0 appears three times.
-QUERY_IDS = [100, 101, 102, 102, 104, 105, 106, 107]
+# After the cut, query 7 is query 4. Texts 20 and 7 are then text 19, query 7's positive, and text 17 is text 1.
+QUERY_IDS = [100, 101, 102, 102, 104, 105, 106, 104]
 SLOT_IDS = [0, 1, 2, 3, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 UNUSED = (5, 23)
+AFTER_THE_CUT = {20: 19, 7: 19, 17: 1}
 KNOWN = [[0, 0], [3, 3], [5, 8], [5, 8], [11, 11], [13, 11], [16, 16], [19, 19]]
 
 
-def batch(query_ids=QUERY_IDS, slot_ids=SLOT_IDS, unused=UNUSED, known=KNOWN) -> ContrastiveBatch:
+def tokens_of(text: int) -> int:
+    return 1000 + AFTER_THE_CUT.get(text, text)
+
+
+def batch(query_ids=QUERY_IDS, slot_ids=SLOT_IDS, unused=UNUSED, known=KNOWN, cut=tokens_of) -> ContrastiveBatch:
     slots = [-1 if slot in unused else len(query_ids) + slot for slot in range(len(slot_ids))]
     return ContrastiveBatch(
         torch.arange(len(query_ids)),
         torch.tensor(slots),
         torch.tensor(query_ids),
         torch.tensor(slot_ids),
+        torch.tensor([0 if slot in unused else cut(text) for slot, text in enumerate(slot_ids)]),
         torch.tensor(known),
     )
 
@@ -46,7 +53,13 @@ def flags(name: str, **more) -> ObjectiveArguments:
 
 def others(query: int) -> list[int]:
     """Slots that are used and hold no known positive of the query."""
-    return [s for s in range(QUERIES * GROUP) if s not in UNUSED and SLOT_IDS[s] not in KNOWN[query]]
+    used = [s for s in range(QUERIES * GROUP) if s not in UNUSED and SLOT_IDS[s] not in KNOWN[query]]
+    return [s for s in used if tokens_of(SLOT_IDS[s]) not in positives(query)]
+
+
+def positives(query: int) -> set[int]:
+    """The tokens of the positives of the query and of its equals."""
+    return {tokens_of(SLOT_IDS[other * GROUP]) for other in range(QUERIES) if QUERY_IDS[other] == QUERY_IDS[query]}
 
 
 def info_nce(q, slots, query: int, extra: tuple = ()):
@@ -59,7 +72,8 @@ def info_nce(q, slots, query: int, extra: tuple = ()):
 def same_tower(q, slots, query: int):
     extra = []
     for other in range(QUERIES):
-        if QUERY_IDS[other] != QUERY_IDS[query] and not set(KNOWN[other]) & set(KNOWN[query]):
+        related = set(KNOWN[other]) & set(KNOWN[query])
+        if QUERY_IDS[other] != QUERY_IDS[query] and not related:
             extra.append((q[query] @ q[other] / TEMPERATURE).exp())
     for s in others(query):
         if QUERY_IDS[s // GROUP] != QUERY_IDS[query]:
@@ -94,8 +108,11 @@ def test_a_term_is_its_formula(vectors, name, dtype):
     assert list(objective(vectors.float(), batch())) == [name]
     assert relative(found[0].double(), wanted[0]) < 1e-6
     assert relative(found[1].double(), wanted[1]) < 1e-6
-    careless = batch(known=[row[:1] * 2 for row in KNOWN])
-    assert relative(sum(objective(vectors.float(), careless).values()), found[0]) > 1e-4, "control: one positive known"
+    controls = {"one positive known": batch(known=[row[:1] * 2 for row in KNOWN])}
+    controls["whole texts only"] = batch(cut=lambda text: 1000 + text)
+    controls["all queries differ"] = batch(query_ids=list(range(100, 100 + QUERIES)))
+    for name, careless in controls.items():
+        assert relative(sum(objective(vectors.float(), careless).values()), found[0]) > 1e-5, f"control: {name}"
 
 
 def test_same_tower_adds_to_the_denominator(vectors):
@@ -109,7 +126,8 @@ def test_it_agrees_with_sentence_transformers(vectors, name):
     if "directions" not in inspect.signature(MultipleNegativesRankingLoss).parameters:
         pytest.skip("this sentence-transformers has no such loss")
     ids = list(range(QUERIES * GROUP))
-    plain = batch(list(range(QUERIES)), ids, (), [[ids[query * GROUP]] for query in range(QUERIES)])
+    known = [[ids[query * GROUP]] for query in range(QUERIES)]
+    plain = batch([100 + query for query in range(QUERIES)], ids, (), known, cut=lambda text: 1000 + text)
     directions = ("query_to_doc",) + (("query_to_query", "doc_to_doc") if name == "same_tower" else ())
     theirs = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / TEMPERATURE, directions=directions)
     columns = [vectors[:QUERIES], *(vectors[QUERIES + g :: GROUP] for g in range(GROUP))]
@@ -135,7 +153,7 @@ def test_an_unused_slot_changes_nothing(vectors):
     known = [[1], [2]]
 
     def loss(slots, ids):
-        parts = ([0, 1], slots, [7, 8], ids, known)
+        parts = ([0, 1], slots, [7, 8], ids, ids, known)
         return Objective(ObjectiveArguments(0.1))(vectors, ContrastiveBatch(*map(torch.tensor, parts)))["info_nce"]
 
     assert torch.allclose(loss([2, -1, 3, -1], [1, 0, 2, 0]), loss([2, 3], [1, 2]))
@@ -161,5 +179,5 @@ def test_many_known_positives_are_found_by_a_search():
 
 def test_a_loss_of_equal_scores_is_the_logarithm_of_their_number():
     vectors = torch.ones(4, 1)
-    two = ContrastiveBatch(*map(torch.tensor, ([0, 1], [2, 3], [7, 8], [1, 2], [[1], [2]])))
+    two = ContrastiveBatch(*map(torch.tensor, ([0, 1], [2, 3], [7, 8], [1, 2], [1, 2], [[1], [2]])))
     assert math.isclose(Objective(ObjectiveArguments(0.5))(vectors, two)["info_nce"], math.log(2), rel_tol=1e-6)

@@ -43,12 +43,28 @@ def test_several_terms_are_shown_by_name(tmp_path, state, capsys):
     assert "nq" not in line and "time_share" not in line
 
 
-def test_a_resumed_run_appends(tmp_path, state):
-    for _ in range(2):
+def test_a_resumed_run_appends_what_is_new(tmp_path, state):
+    """It was killed after step 4, while it wrote the entry of step 5, and goes on after step 3."""
+
+    def report(*steps: int) -> None:
         run_log = RunLog(tmp_path)
         run_log.on_train_begin(None, state, None)
-        run_log.on_log(None, state, None, logs=LOGS)
-    assert len((tmp_path / LOG_FILE).read_text().splitlines()) == 2
+        for state.global_step in steps:
+            run_log.on_log(None, state, None, logs=LOGS)
+        run_log.on_log(None, state, None, logs={"train_loss": 1.0})
+
+    report(3, 4)
+    with open(tmp_path / LOG_FILE, "a") as out:
+        out.write('{"step": 5, "loss')
+    report(4, 5)
+    entries = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert [(entry["step"], "loss" in entry) for entry in entries] == [
+        (3, True),
+        (4, True),
+        (4, False),
+        (5, True),
+        (5, False),
+    ]
 
 
 def test_other_ranks_are_silent(tmp_path, state, capsys):

@@ -1,0 +1,186 @@
+"""One cell of `gritlm verify-gradients`: SGD steps of one process, the same on an engine, and their difference."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gritlm.data.batches import ContrastiveBatch
+from gritlm.distributed import Ranks, all_ranks, all_reduce_max, all_reduce_sum, gather_objects, rank, world_size
+from gritlm.errors import UserError
+from gritlm.models.chunks import ChunkConfig
+from gritlm.models.compiled import compile_layers
+from gritlm.models.embedder import Embedder
+from gritlm.training.arguments import ObjectiveArguments
+from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
+from gritlm.training.gradcache import ActivationMemory, two_pass_step
+from gritlm.training.objective import TERMS, Objective
+from gritlm.training.random_texts import RandomTexts
+
+STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
+WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything
+
+Loss = Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]]
+MakeObjective = Callable[[ObjectiveArguments, Ranks], Loss]
+StepResult = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]  # loss, gradient, weights, number of chunks
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a cell compares.
+
+    hard: two hard negatives a query, or none.
+    queries: on each rank.
+    max_len: longest text in tokens.
+    chunk_tokens: limit per chunk; a longer text is a chunk for itself.
+    bf16: the engine computes under autocast; the reference is float32 all the same.
+    """
+
+    term: str
+    hard: bool
+    queries: int
+    max_len: int
+    chunk_tokens: int
+    deduplicate: bool = True
+    steps: int = STEPS
+    bf16: bool = False
+    torch_compile: bool = False
+    activation_memory: str = "0"
+
+    def batches(self, vocabulary: int) -> list[RandomTexts]:
+        """The global batch of each step."""
+        queries, group = self.queries * world_size(), 3 if self.hard else 1
+        return [RandomTexts.draw(step, queries, group, self.max_len, vocabulary) for step in range(self.steps)]
+
+    @property
+    def flags(self) -> ObjectiveArguments:
+        return ObjectiveArguments(temperature=TEMPERATURE, **TERMS[self.term].example)
+
+
+@dataclass
+class Cell:
+    """One line of the table: the largest relative error of all steps, against one process in float32."""
+
+    engine: str
+    ranks: int
+    chunks: int
+    case: Case
+    loss: float
+    gradient: float
+    weights: float
+
+    def is_equal(self, tolerance: float) -> bool:
+        """Under bf16 only the gradient counts: the loss is one number, which may be right by chance."""
+        errors = (self.gradient,) if self.case.bf16 else (self.loss, self.gradient, self.weights)
+        return all(error <= tolerance for error in errors)
+
+    def line(self, verdict: str) -> str:
+        negatives = "hard" if self.case.hard else "in-batch"
+        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.case.term:12}{negatives:>10}"
+        return text + "".join(f"{error:10.1e}" for error in (self.loss, self.gradient, self.weights)) + f"  {verdict}"
+
+
+HEADER = (
+    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':12}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
+)
+
+
+def one_process(
+    model: nn.Module, case: Case, batches: list[RandomTexts], device: torch.device, bf16: bool = False
+) -> Iterator[StepResult]:
+    """SGD steps of one process: one chunk, padded, one graph."""
+    sgd: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    model, sgd = wrap_model(model, sgd, "plain", device, bf16)
+    objective = Objective(case.flags)
+    for texts in batches:
+        chunks, batch = texts.batch(slice(None), ChunkConfig(WHOLE_BATCH, packed=False, deduplicate=False), device)
+        (chunk,) = chunks
+        loss = torch.stack(list(objective(model(**chunk), batch).values())).sum()
+        sgd.zero_grad()
+        loss.backward()
+        gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        sgd.step()
+        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}, 1
+
+
+def on_an_engine(
+    model: Embedder, engine_name: str, objective: Loss, case: Case, batches: list[RandomTexts], device: torch.device
+) -> Iterator[StepResult]:
+    """The same steps through the two-pass step, on this rank's slice."""
+    sgd: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    wrapped, sgd = wrap_model(model, sgd, engine_name, device, case.bf16)
+    engine, memory = engine_for(wrapped), ActivationMemory(case.activation_memory, device)
+    chunking = ChunkConfig(case.chunk_tokens, model.packed, case.deduplicate)
+    for texts in batches:
+        rows = slice(rank() * case.queries, (rank() + 1) * case.queries)
+        chunks, batch = texts.batch(rows, chunking, device)
+
+        def loss_of(vectors: Tensor, batch: ContrastiveBatch = batch) -> dict[str, Tensor]:
+            return objective(vectors, batch)
+
+        terms = two_pass_step(engine, chunks, loss_of, memory=memory)
+        gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
+        if is_deepspeed(wrapped):
+            engine.step()
+        else:
+            sgd.step()
+            sgd.zero_grad()
+        weights = whole_weights(wrapped)
+        weights = dict(model.named_parameters()) if weights is None else weights
+        loss = all_reduce_sum(torch.stack(list(terms.values())).sum())
+        yield loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
+
+
+def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor:
+    """A parameter's gradient as the optimizer sees it, gathered from the ranks' shards where it is sharded."""
+    if is_deepspeed(wrapped):
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter).clone()
+    gradient: Any = parameter.grad
+    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
+
+
+def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """`|found - wanted| / |wanted|` over all tensors as one vector; 0 where this rank holds none."""
+    if not found:
+        return 0.0
+    pairs = [(found[name].to(wanted[name].device).double(), wanted[name].double()) for name in wanted]
+    difference = torch.stack([(a - b).norm() for a, b in pairs]).norm()
+    return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()
+
+
+def compare(
+    build: Callable[[], Embedder],
+    engine: str | None,
+    case: Case,
+    device: torch.device,
+    make_objective: MakeObjective = Objective,
+) -> Cell:
+    """One cell of the table. All ranks must call it; all get the same answer.
+
+    Args:
+        build: makes the embedder, the same on every call and rank.
+        engine: its name, or None for one process alone, on the whole batch.
+    """
+    reference, model = build().to(device), build().to(device)
+    problem = compile_layers(model, device, case.bf16) if case.torch_compile else ""
+    if all_reduce_max(len(problem))[0]:
+        raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")
+    batches = case.batches(reference.config.vocab_size)
+    if engine is None:
+        steps, name, ranks = one_process(model, case, batches, device, case.bf16), "plain", 1
+    else:
+        objective = make_objective(case.flags, all_ranks())
+        steps, name, ranks = on_an_engine(model, engine, objective, case, batches, device), engine, world_size()
+    errors, chunks = [], 1
+    for wanted, found in zip(one_process(reference, case, batches, device), steps, strict=True):
+        loss = ((found[0] - wanted[0]).abs() / wanted[0].abs()).item()
+        errors.append((loss, relative_error(found[1], wanted[1]), relative_error(found[2], wanted[2])))
+        chunks = found[3]
+    everywhere = [error for errors_of_rank in gather_objects(errors) for error in errors_of_rank]
+    finite = [[error if math.isfinite(error) else math.inf for error in row] for row in everywhere]
+    return Cell(name, ranks, max(gather_objects(chunks)), case, *map(max, zip(*finite, strict=True)))

@@ -1,0 +1,156 @@
+"""How much disk space a run needs: one checkpoint, and all that stands in --output_dir at its fullest."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from gritlm.errors import UserError
+from gritlm.models.base_files import Base
+from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments
+from gritlm.training.checkpoints import STAGING_FOLDER
+from gritlm.training.rehearsal import build_optimizer, steps_in_all
+
+FLOAT32 = 4  # bytes
+MATRIX, VECTOR = (521, 523), (541,)  # weights on which an optimizer's state is measured; no two sizes are equal
+# Copies of the float32 weights in a checkpoint: the model folder, and what FSDP2 and DeepSpeed store beside it.
+COPIES = {"ddp": 1, "fsdp2": 2, "zero1": 3, "zero2": 3, "zero3": 2}
+
+
+@dataclass
+class DiskSpace:
+    """Bytes.
+
+    model: a model folder. checkpoint: one of them. at_least: the optimizer's state could not be measured.
+    kept: checkpoints in the folder while no save is under way. writing: whether another one is written beside them.
+    """
+
+    model: int
+    checkpoint: int
+    kept: int
+    writing: bool
+    at_least: bool
+
+    @property
+    def fullest(self) -> int:
+        return max((self.kept + self.writing) * self.checkpoint, self.kept * self.checkpoint + self.model)
+
+    def __str__(self) -> str:
+        parts = f"one checkpoint {size(self.checkpoint)}, {self.kept} kept{', one being written' * self.writing}"
+        return f"{'at least ' * self.at_least}{size(self.fullest)} at its fullest ({parts})"
+
+
+def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoch: int) -> list[str]:
+    """What the run will write, in words. Empty if the weights are not known from the config.
+
+    Raises:
+        UserError: --output_dir has less room.
+    """
+    args, model = run.training, run.model
+    shapes = list(Base(model.model_name_or_path, config, model.trust_remote_code).expected.values())
+    if not shapes:
+        return []
+    if model.projection:
+        shapes += [[model.projection, config.hidden_size], [model.projection]]
+    needed = disk_space(args, shapes, engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch))
+    folder = Path(args.output_dir or "")
+    free, there = free_space(folder), bytes_of_checkpoints(folder)
+    if free is None:
+        return [f"  disk: the run needs {needed}"]
+    held = f", {size(there)} of it there already" if there else ""
+    if needed.fullest - there > free:
+        limit = f"lower --save_total_limit (now {args.save_total_limit}), or " if needed.kept > 1 else ""
+        raise UserError(
+            f"--output_dir {folder}: the run needs {needed}{held}, found {size(free)} free; {limit}name another folder"
+        )
+    return [f"  disk: the run needs {needed}{held}; {size(free)} are free in {folder}"]
+
+
+def disk_space(args: EmbeddingTrainingArguments, shapes: list[list[int]], engine: str, steps: int) -> DiskSpace:
+    """What a run of so many steps needs for weights of these shapes."""
+    model = FLOAT32 * sum(map(math.prod, shapes))
+    if engine in ("zero1", "zero2", "zero3"):  # they flatten the weights
+        shapes = [[sum(map(math.prod, shapes))]]
+    state = optimizer_state(args, shapes)
+    saves, limit = count_saves(args, steps), args.save_total_limit or math.inf
+    kept = int(min(saves, limit))
+    return DiskSpace(model, COPIES[engine] * model + (state or 0), kept, saves > kept, state is None)
+
+
+def engine_asked_for(flags: dict[str, Any]) -> str:
+    """The engine that the flags ask for; `plan` starts none."""
+    if path := flags.get("deepspeed"):
+        return f"zero{json.loads(Path(path).read_text(encoding='utf-8'))['zero_optimization']['stage']}"
+    return "fsdp2" if flags.get("fsdp") else "ddp"
+
+
+def count_saves(args: EmbeddingTrainingArguments, steps: int) -> int:
+    """Checkpoints that the run writes: after the first step, at each --save_steps or epoch, after the last step."""
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy == "epoch":
+        return min(1 + math.ceil(args.num_train_epochs), steps)
+    every = math.ceil(args.save_steps * steps) if args.save_steps < 1 else int(args.save_steps)
+    return len({1, steps, *range(every, steps + 1, every)})
+
+
+def optimizer_state(args: EmbeddingTrainingArguments, shapes: list[list[int]]) -> int | None:
+    """Bytes of the optimizer's state, from the state after a step on two small weights; None if it cannot step here."""
+    probe = nn.ParameterList([torch.ones(MATRIX), torch.ones(VECTOR)])
+    try:
+        optimizer = build_optimizer(args, probe)
+        for weight in probe:
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    except Exception:
+        return None
+    states = {weight.dim(): (weight, optimizer.state[weight].values()) for weight in probe}
+    total = 0.0
+    for shape in shapes:
+        weight, state = states[len(shape)]
+        for part in state:
+            if isinstance(part, Tensor) and part.numel() > 1:
+                total += part.element_size() * _scaled(part, weight, shape)
+    return round(total)
+
+
+def _scaled(part: Tensor, weight: Tensor, shape: list[int]) -> float:
+    """The elements that a part of a weight's state has for a weight of this shape."""
+    sizes = dict(zip(weight.shape, shape, strict=True))
+    if all(length in sizes for length in part.shape):
+        return math.prod(sizes[length] for length in part.shape)
+    return part.numel() * math.prod(shape) / weight.numel()  # such as one number for each block of 256
+
+
+def free_space(folder: Path) -> int | None:
+    """Free bytes on the disk of a folder, or of the nearest parent that exists; None if they cannot be read."""
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        return shutil.disk_usage(existing).free
+    except (OSError, StopIteration):
+        return None
+
+
+def bytes_of_checkpoints(folder: Path) -> int:
+    """Bytes of the checkpoints in a folder, the unfinished one included. A run replaces them by newer ones."""
+    names = (f"{PREFIX_CHECKPOINT_DIR}-*", STAGING_FOLDER)
+    files = (path for name in names for found in folder.glob(name) for path in found.rglob("*"))
+    total = 0
+    for path in files:
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:  # a run that is ending may remove it
+            continue
+    return total
+
+
+def size(count: int) -> str:
+    """Bytes for the screen."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

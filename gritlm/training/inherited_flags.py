@@ -1,0 +1,202 @@
+"""Hugging Face's own flags, once: used, refused, or without effect; and which of them a resumed run may change.
+
+A flag that no table here names fails a test. `tests/unit/training/test_inherited_flags.py` tries each one.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
+
+from transformers import TrainingArguments
+
+from gritlm.errors import UserError
+
+
+class Inherited(NamedTuple):
+    """What becomes of one of Hugging Face's flags.
+
+    Attributes:
+        use: used as documented there, refused, or accepted without effect.
+        why: the reason, where it is not used.
+        fixed: whether a run and its continuation must agree on it.
+    """
+
+    use: Literal["used", "refused", "no effect"]
+    why: str = ""
+    fixed: bool = False
+
+
+FIXED = (
+    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("bf16", "seed", "full_determinism"),
+    "include_num_input_tokens_seen",  # a count that starts in the middle of a run would be wrong
+)
+
+FREE = (
+    *("output_dir", "resume_from_checkpoint", "use_cpu", "fsdp", "fsdp_config", "deepspeed"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "disable_tqdm"),
+    *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *("save_strategy", "save_steps", "save_total_limit", "skip_memory_metrics"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    "dataloader_multiprocessing_context",
+    *("ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout"),
+)
+
+NO_EFFECT = {
+    "per_device_train_batch_size": "--global_batch_size decides; a value that contradicts it is refused",
+    "average_tokens_across_devices": "the loss is the mean over the queries of all ranks",
+    "do_train": "gritlm train always trains",
+    "local_rank": "torchrun's environment variable LOCAL_RANK decides",
+    "use_cache": "an encoder keeps no keys and values",
+    "dataloader_persistent_workers": "the workers live as long as the run",
+}
+
+ORDER = "which rows form a batch follows from the seed, the epoch and the step alone"
+NO_EVALUATION = "a run evaluates nothing; each checkpoint is a model folder to evaluate"
+UPLOAD = "upload the folder when it is done (hf upload)"
+
+REFUSED = {
+    "gradient_accumulation_steps": "in-batch negatives make the sum of small batches another loss; memory is bounded "
+    "by --chunk_tokens instead, with the exact gradient of the whole batch",
+    "fp16": "use --bf16 (same speed, no loss scaling)",
+    "tf32": "the loss is exact in float32; --bf16 is faster",
+    "auto_find_batch_size": "the batch is part of the loss; lower --chunk_tokens",
+    "save_only_model": "such a run could not be resumed",
+    "ignore_data_skip": "a resumed run would repeat data",
+    "restore_callback_states_from_checkpoint": "a resumed run restores all that it needs",
+    "save_on_each_node": "--output_dir must be a folder that all nodes share",
+    "log_on_each_node": "the first rank logs for all",
+    "logging_nan_inf_filter": "a NaN must be seen",
+    "data_seed": "--seed also sets the order of the rows",
+    "dataloader_drop_last": "every batch is full; rows left over come in another epoch",
+    "label_smoothing_factor": "it belongs to another loss",
+    "label_names": "the texts are the only inputs",
+    "remove_unused_columns": "this project builds the batches",
+    "neftune_noise_alpha": "both passes would need the same noise",
+    "optim_target_modules": "GaLore and APOLLO are not supported; --optim adafactor needs little memory",
+    "torch_empty_cache_steps": "lower --chunk_tokens or --activation_memory",
+    "accelerator_config": "batches reach the ranks without accelerate",
+    "parallelism_config": "use --fsdp or --deepspeed",
+    "ddp_find_unused_parameters": "every parameter gets a gradient",
+    "ddp_broadcast_buffers": "the model's buffers are constants",
+    "ddp_static_graph": "ranks have different numbers of chunks",
+    "enable_jit_checkpoint": "a run saves on SIGTERM anyway",
+    "debug": "a loss or gradient that is not finite ends the run, and names its step and rows",
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), "it knows no model of this kind; see --torch_compile"),
+    **dict.fromkeys(("train_sampling_strategy", "length_column_name", "dataloader_in_order"), ORDER),
+    **dict.fromkeys(
+        ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"), UPLOAD
+    ),
+    "hub_revision": UPLOAD,
+    **dict.fromkeys(
+        (
+            *("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+            *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches"),
+            *("eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only"),
+            *("bf16_full_eval", "fp16_full_eval"),
+            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        ),
+        NO_EVALUATION,
+    ),
+}
+
+INHERITED: dict[str, Inherited] = {
+    **{name: Inherited("used", fixed=True) for name in FIXED},
+    **{name: Inherited("used") for name in FREE},
+    **{name: Inherited("no effect", why) for name, why in NO_EFFECT.items()},
+    **{name: Inherited("refused", why) for name, why in REFUSED.items()},
+}
+
+LOW_RANK = "it needs --optim_target_modules, which has no place here; --optim adafactor needs little memory"
+IN_BACKWARD = "it steps within a backward, and a step here has one for each chunk"
+OPTIMIZERS = {
+    **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw"), LOW_RANK),
+    **dict.fromkeys(("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"), LOW_RANK),
+    "apollo_adamw_layerwise": LOW_RANK,
+    **dict.fromkeys(("lomo", "adalomo"), IN_BACKWARD),
+    **dict.fromkeys(
+        ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
+        "its weights would have to be averaged before each save",
+    ),
+}
+TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+COUNTS = {"true": "all", "false": "no", "all": "all", "non_padding": "non_padding", "no": "no"}
+
+OF_NEWER_VERSIONS = ("dataloader_multiprocessing_context", "activation_checkpointing")
+
+# (what is wrong with a value of a flag that is used, message). `f` holds the flags before Hugging Face changes them.
+VALUES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
+    (lambda f: f.save_strategy == "best", f"--save_strategy best: not supported, {NO_EVALUATION}"),
+    (
+        lambda f: f.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+        f"--lr_scheduler_type {{lr_scheduler_type}}: not supported, {NO_EVALUATION}",
+    ),
+    (lambda f: f.optim in OPTIMIZERS, "--optim {optim}: not supported, {why_no_optimizer}"),
+    (
+        lambda f: str(f.include_num_input_tokens_seen).lower() not in COUNTS,
+        "--include_num_input_tokens_seen: found {include_num_input_tokens_seen!r}, wanted one of all, non_padding, no",
+    ),
+    (
+        lambda f: f.dataloader_num_workers == 0 and f.dataloader_prefetch_factor is not None,
+        "--dataloader_prefetch_factor {dataloader_prefetch_factor} with --dataloader_num_workers 0: nothing is read "
+        "ahead",
+    ),
+    (
+        lambda f: f.dataloader_num_workers == 0 and f.dataloader_multiprocessing_context is not None,
+        "--dataloader_multiprocessing_context {dataloader_multiprocessing_context} with --dataloader_num_workers 0: "
+        "no process is started",
+    ),
+    (
+        lambda f: f.use_cpu and f.ddp_timeout != TrainingArguments.ddp_timeout,
+        "--ddp_timeout {ddp_timeout}: has no effect with --use_cpu; --hang_timeout has",
+    ),
+    (
+        lambda f: bool(f.gradient_checkpointing) and f.activation_checkpointing is False,
+        "--gradient_checkpointing and --activation_checkpointing False: two names of one flag contradict each other",
+    ),
+)
+
+
+def check_inherited(flags: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse what has no place here, before Hugging Face's TrainingArguments are made of the flags.
+
+    Args:
+        flags: values by name, as parsed.
+        defaults: what each flag is where it is not given.
+    Raises:
+        UserError: naming the flag, and why.
+    """
+    facts = SimpleNamespace(**(dict.fromkeys(OF_NEWER_VERSIONS) | flags))
+    for is_wrong, message in VALUES:
+        if is_wrong(facts):
+            raise UserError(message.format_map(vars(facts) | {"why_no_optimizer": OPTIMIZERS.get(str(facts.optim))}))
+    for name, why in REFUSED.items():
+        if name in flags and flags[name] != defaults[name]:  # older versions of transformers lack some
+            raise UserError(f"--{name}: not supported, {why}")
+    for name in TRACKIO:
+        if flags.get(name) != defaults.get(name) and "trackio" not in str(flags["report_to"]):
+            instead = "; wandb reads the environment variable WANDB_PROJECT" if name == "project" else ""
+            raise UserError(f"--{name} {flags[name]}: only --report_to trackio reads it{instead}")
+
+
+def normalised(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags with values that Hugging Face's parser does not take: several loggers, a count as a yes or no."""
+    report_to = [name.strip() for name in str(flags["report_to"]).split(",") if name.strip()]
+    count = COUNTS[str(flags["include_num_input_tokens_seen"]).lower()]
+    return flags | {"report_to": report_to or "none", "include_num_input_tokens_seen": count}
+
+
+def inherited_flag_table() -> str:
+    """The table in docs/training.md of Hugging Face's flags that are not used, in Markdown."""
+    rows = ["| flag of Hugging Face | here |", "|---|---|"]
+    for use in ("refused", "no effect"):
+        names_by_why: dict[str, list[str]] = {}
+        for name, row in INHERITED.items():
+            if row.use == use:
+                names_by_why.setdefault(row.why, []).append(f"`--{name}`")
+        rows += [f"| {', '.join(names)} | {use}: {why} |" for why, names in names_by_why.items()]
+    return "\n".join(rows)

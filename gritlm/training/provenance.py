@@ -1,0 +1,99 @@
+"""What run.json records of a start, so that the run can be repeated: command, flags, versions, machine."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gritlm import __version__
+from gritlm.training.arguments import RunArguments
+from gritlm.training.checkpoints import differing
+from gritlm.training.environment import recorded_environment
+from gritlm.training.flag_parser import PATHS
+from gritlm.training.inherited_flags import REFUSED
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed")
+OF_THE_DATA = ("data", "num_samples", "order of the rows, version")
+
+
+def resolved_flags(run: RunArguments) -> dict[str, Any]:
+    """Every flag of the run by name, as `gritlm train run.json` reads it: with the base's settings, paths absolute."""
+    settled = vars(run.model) | vars(run.data)
+    parsed = {name: value for name, value in run.command.parsed.items() if name not in REFUSED}
+    flags = {name: settled.get(name) if value is None else value for name, value in parsed.items()}
+    flags["projection"] = flags["projection"] or 0  # else the base would decide again
+    for name in PATHS:
+        path: str = flags.get(name) or ""
+        if path and (name == "output_dir" or Path(path).exists()):
+            flags[name] = os.path.abspath(path)
+    return flags
+
+
+def describe_start(run: RunArguments) -> dict[str, Any]:
+    """The command, the flags that were given, ranks, versions, the machine of the first rank, its environment."""
+    args = run.training
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(["gritlm", "train", *run.command.words]),
+        "folder": os.getcwd(),
+        "given": run.command.given,
+        "ranks": args.world_size,
+        "versions": versions(),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "device": device(args.device),
+        "environment": recorded_environment(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"gritlm": __version__, "python": platform.python_version()}
+    if commit := git_commit(Path(__file__).parents[2]):
+        found["gritlm commit"] = commit
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str:
+    """The commit of the repository at a folder, with -dirty where files differ from it; empty if there is none."""
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def device(kind: torch.device) -> str:
+    if kind.type != "cuda":
+        return kind.type
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def unlike(run: RunArguments, run_settings: dict[str, Any]) -> list[str]:
+    """What keeps a run from repeating that of the run.json it was started from, where no flag asked for it."""
+    before = run.command.repeats
+    if not before:
+        return []
+    words, lines = run.command.words, []
+    own = {name: run_settings[name] for name in OF_THE_DATA if name in run_settings}
+    asked = any(word.startswith(("--train_data", "--train-data", "--num_samples", "--num-samples")) for word in words)
+    if not asked and (difference := differing(before["flags"], own)):
+        lines.append(f"{words[0]}: this is not the same run: {difference}")
+    starts = before.get("starts") or [{}]
+    ranks = starts[-1].get("ranks", starts[0].get("ranks"))
+    if ranks != run.training.world_size:
+        now = run.training.world_size
+        lines.append(f"{words[0]}: that run had {ranks} ranks, this one has {now}; its sums round otherwise")
+    return lines

@@ -1,0 +1,267 @@
+"""Build the optimizer, the schedule and the loggers of a run once on one number, before data or weights are read.
+
+What cannot work says so within a second: what is not installed, options that do not exist, a login that is missing.
+"""
+
+import inspect
+import math
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import DynamoBackend
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import SchedulerType, Trainer
+from transformers.integrations import get_reporting_integration_callbacks
+
+from gritlm.errors import UserError
+from gritlm.training.arguments import EmbeddingTrainingArguments
+
+SOME_STEPS = 1000  # of a run whose epochs have not been counted yet
+ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+NO_SCHEDULE_OPTIONS = ("constant", "constant_with_warmup")
+OF_TRANSFORMERS = ("every_n_layers", "offload")  # it takes these out of the options of checkpointing
+
+
+@contextmanager
+def naming(flags: str) -> Iterator[None]:
+    """Whatever a library raises within becomes one line that begins with the flags."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{flags}: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def rehearse(args: EmbeddingTrainingArguments) -> None:
+    """Refuse an optimizer, a schedule, checkpointing or a logger that cannot be built.
+
+    Raises:
+        UserError: in one line, naming the flag.
+    """
+    optimizer = _check_optimizer(args)
+    schedule(args, args.max_steps if args.max_steps > 0 else SOME_STEPS, optimizer)
+    _check_checkpointing(args)
+    _check_start_methods(args)
+    if args.process_index == 0:  # the one that logs
+        _check_loggers(args)
+
+
+# ---- optimizer and schedule
+
+
+def build_optimizer(
+    args: EmbeddingTrainingArguments, model: nn.Module | None = None, **changed: Any
+) -> torch.optim.Optimizer:
+    """The Trainer's optimizer for a model, by default a linear layer, without a Trainer."""
+    trainer: Any = object.__new__(Trainer)
+    trainer.args, trainer.model = _Changed(args, changed), model or nn.Linear(1, 1)
+    trainer.optimizer = trainer.optimizer_cls_and_kwargs = None
+    return trainer.create_optimizer()
+
+
+class _Changed:
+    """The flags, some with other values."""
+
+    def __init__(self, args: EmbeddingTrainingArguments, changed: dict[str, Any]):
+        self.__dict__.update(changed)
+        self._args = args
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._args, name)
+
+
+def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+
+
+def _check_optimizer(args: EmbeddingTrainingArguments) -> torch.optim.Optimizer:
+    """Build it, and refuse options of it that it does not read."""
+    flag = f"--optim {args.optim.value}"
+    given = dict(_optim_args(args.optim_args))
+    with naming(flag + (f" with --optim_args {args.optim_args}" if given else "")):
+        optimizer = build_optimizer(args)
+    options = _options(optimizer)
+    for name, value in given.items():
+        rest = ",".join(f"{key}={text}" for key, text in given.items() if key != name)
+        if _options(build_optimizer(args, optim_args=rest)) == options and not _is(options.get(name), value):
+            instead = "; use --weight_decay" if name == "weight_decay" else ""
+            raise UserError(f"--optim_args {args.optim_args}: {flag} does not read {name}{instead}")
+    for name in ADAM:
+        default = type(args).__dataclass_fields__[name].default
+        if getattr(args, name) != default and _options(build_optimizer(args, None, **{name: default})) == options:
+            raise UserError(f"--{name} {getattr(args, name)}: {flag} does not read it")
+    return optimizer
+
+
+def _is(value: Any, text: str) -> bool:
+    """Whether an option has the value that a text says."""
+    try:
+        return value is not None and float(value) == float(text)
+    except (TypeError, ValueError):
+        return str(value).lower() == text.lower()
+
+
+def _optim_args(text: str | None) -> Iterator[tuple[str, str]]:
+    for pair in (text or "").replace(" ", "").split(",") if text else ():
+        name, _, value = pair.partition("=")
+        if not name or not value or "=" in value:
+            raise UserError(f"--optim_args {text}: found {pair!r}, wanted name=value,name=value")
+        yield name, value
+
+
+def schedule(
+    args: EmbeddingTrainingArguments, steps: int, optimizer: torch.optim.Optimizer | None = None
+) -> Callable[[int], float]:
+    """The share of --learning_rate at each step of a run of so many steps.
+
+    Raises:
+        UserError: the schedule lacks an option, has one that does not exist, or gives a rate that is none.
+    """
+    kind = SchedulerType(args.lr_scheduler_type).value
+    options = args.lr_scheduler_kwargs
+    given = f" with --lr_scheduler_kwargs {options}" if options else " without --lr_scheduler_kwargs"
+    if options and kind in NO_SCHEDULE_OPTIONS:
+        raise UserError(f"--lr_scheduler_kwargs {options}: --lr_scheduler_type {kind} has no options")
+    default = type(args).__dataclass_fields__["warmup_steps"].default
+    if kind == "constant" and args.warmup_steps not in (0, default):
+        raise UserError(
+            f"--warmup_steps {args.warmup_steps}: --lr_scheduler_type constant has no warm-up; use constant_with_warmup"
+        )
+    trainer: Any = object.__new__(Trainer)
+    trainer.args, trainer.lr_scheduler = args, None
+    with naming(f"--lr_scheduler_type {kind}{given}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = trainer.create_scheduler(steps, optimizer or torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
+        share: Callable[[int], float] = built.lr_lambdas[0]
+        for step in sorted({0, 1, steps // 2, steps - 1}):
+            if not 0 <= share(step) < math.inf:
+                raise ValueError(f"the learning rate of step {step + 1} of {steps} would be {share(step)} of its peak")
+    return share
+
+
+def steps_in_all(args: EmbeddingTrainingArguments, steps_per_epoch: int) -> int:
+    """Steps of the run, as the Trainer counts them."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+
+
+def describe_schedule(args: EmbeddingTrainingArguments, steps: int) -> list[str]:
+    """Warnings about a learning rate that never comes near what --learning_rate says.
+
+    Raises:
+        UserError: see `schedule`.
+    """
+    share, warm_up = schedule(args, steps), args.get_warmup_steps(steps)
+    if args.learning_rate == 0:
+        return ["--learning_rate 0: no weight will change"]
+    if warm_up < steps or args.lr_scheduler_type == "constant":
+        return []
+    peak = max(share(0), share(steps - 1)) * args.learning_rate
+    return [
+        f"--warmup_steps {args.warmup_steps:g}: the warm-up takes {warm_up} steps, the run has {steps}; its learning "
+        f"rate reaches {peak:.3g}, not --learning_rate {args.learning_rate:g}"
+    ]
+
+
+# ---- checkpointing, processes, compiler
+
+
+def _check_checkpointing(args: EmbeddingTrainingArguments) -> None:
+    name, kwargs = "--gradient_checkpointing", "--gradient_checkpointing_kwargs (--activation_checkpointing_kwargs)"
+    options: Any = args.gradient_checkpointing_kwargs
+    if not options:
+        return
+    if not args.gradient_checkpointing:
+        raise UserError(f"{kwargs} {options}: has no effect without {name}")
+    known = {n for n, p in inspect.signature(checkpoint).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = (known | {"use_reentrant", "preserve_rng_state", *OF_TRANSFORMERS}) - {"context_fn"}
+    for option in options:
+        if option not in known:
+            raise UserError(f"{kwargs}: found {option!r}, wanted some of {', '.join(sorted(known))}")
+    with naming(f"{kwargs} {options}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        every = options.get("every_n_layers", 1)
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every_n_layers: found {every!r}, wanted a whole number above 0")
+        for option, value in options.items():
+            if option not in ("every_n_layers", "determinism_check") and not isinstance(value, bool):
+                raise ValueError(f"{option}: found {value!r}, wanted true or false")
+        passed_on = {n: v for n, v in options.items() if n not in OF_TRANSFORMERS} or {"use_reentrant": False}
+        if passed_on.get("use_reentrant", True) and (
+            unread := passed_on.keys() - {"use_reentrant", "preserve_rng_state"}
+        ):
+            raise ValueError(f'{", ".join(sorted(unread))}: only read beside "use_reentrant": false')
+        checkpoint(nn.Linear(1, 1), torch.ones(1, requires_grad=True), **passed_on).backward()
+
+
+def _check_start_methods(args: EmbeddingTrainingArguments) -> None:
+    name, known = getattr(args, "dataloader_multiprocessing_context", None), multiprocessing.get_all_start_methods()
+    if name is not None and name not in known:
+        raise UserError(f"--dataloader_multiprocessing_context {name}: wanted one of {', '.join(known)}")
+
+
+def check_compiler(backend: str | None, mode: str | None) -> None:
+    """Refuse a compiler that torch or accelerate does not know."""
+    if backend is None and mode is None:
+        return
+    from torch._dynamo import list_backends
+    from torch._inductor import list_mode_options
+
+    backends = [name for name in list_backends(()) if name.upper() in set(DynamoBackend)]  # accelerate reads it, too
+    if backend not in (None, *backends):
+        raise UserError(f"--torch_compile_backend {backend}: wanted one of {', '.join(backends)}")
+    modes = list(list_mode_options())
+    if mode not in (None, *modes):
+        raise UserError(f"--torch_compile_mode {mode}: wanted one of {', '.join(modes)}")
+
+
+# ---- loggers
+
+
+def _check_loggers(args: EmbeddingTrainingArguments) -> None:
+    flag = f"--report_to {','.join(args.report_to or [])}"
+    with naming(flag):
+        callbacks = get_reporting_integration_callbacks(args.report_to)
+    for callback in callbacks:
+        if problem := _why_not(callback):
+            raise UserError(f"{flag}: {problem}")
+    if "wandb" in args.report_to:
+        with naming(flag):
+            _check_wandb()
+
+
+def _why_not(callback: Callable[[], Any]) -> str:
+    """Why a logger cannot be made, or ""."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # a half-built one complains as it goes
+    try:
+        callback()
+        return ""
+    except Exception as error:
+        return _in_one_line(error)
+    finally:
+        sys.unraisablehook = hook
+
+
+def _check_wandb() -> None:
+    """Refuse to start a run that wandb would ask, or fail, at its first step. Asks no server."""
+    import requests
+    import wandb
+
+    settings = wandb.setup().settings
+    online = settings.mode not in ("offline", "dryrun", "disabled")
+    if online and not (
+        settings.api_key or settings.identity_token_file or requests.utils.get_netrc_auth(settings.base_url)
+    ):
+        raise ValueError(
+            "wandb knows no login on this machine; run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline"
+        )

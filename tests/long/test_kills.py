@@ -82,7 +82,7 @@ def test_killed_twenty_times(qwen3_dropout, data, tmp_path):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     yield folder
@@ -95,7 +95,7 @@ def test_a_full_disk(qwen3_dropout, data, tmp_path, small_disk, ranks):
     whole_flags = train_flags(qwen3_dropout, data, tmp_path / "undisturbed", tmp_path / "cache", **options)
     assert run(DRIVER, tmp_path / "rows", "-", *whole_flags, ranks=ranks).returncode == 0
     flags = train_flags(qwen3_dropout, data, small_disk / "out", tmp_path / "cache", **options)
-    failed = run("-m", "gritlm", "train", *flags, ranks=ranks)
+    failed = run(DRIVER, tmp_path / "rows", "fill:3", *flags, ranks=ranks)
     assert failed.returncode != 0
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("gritlm: error:")]
     checkpoints = sorted(path.name for path in (small_disk / "out").glob("checkpoint-*"))

@@ -3,19 +3,21 @@
 usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 
 FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), stop (SIGUSR1 to itself), sleep (for
-ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in), count (no
-fault: says how often the first layer has been called, whether autocast kept its copies of the weights meanwhile, and
-how far the vectors that reach the loss are off unit length). Every run says whether its steps have drawn from the
-global random generators.
+ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in), fill (the
+disk, but for 200 kB), count (no fault: says how often the first layer has been called, whether autocast kept its copies
+of the weights meanwhile, and how far the vectors that reach the loss are off unit length).
 
+Every run says whether its steps have drawn from the global random generators.
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 import transformers
@@ -99,6 +101,9 @@ class AtStepEnd(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if is_due("kill", state.global_step):
             os.kill(os.getpid(), signal.SIGKILL)
+        if is_due("fill", state.global_step):  # another program does; lines of the log still fit
+            free = shutil.disk_usage(args.output_dir).free
+            Path(args.output_dir, "..", "ballast").write_bytes(bytes(free - 200_000))
         if is_due("stop", state.global_step):
             os.kill(os.getpid(), signal.SIGUSR1)
 

@@ -161,6 +161,9 @@ def quieten(deepspeed: bool = False) -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    # New values of --save_steps and --logging_steps do take effect here.
+    outdated = "Warning: The following arguments do not match the ones in the `trainer_state.json`"
+    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: not record.msg.startswith(outdated))
     if not deepspeed:
         logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", message="Can't initialize NVML")

@@ -7,6 +7,7 @@ from pathlib import Path
 from gritlm.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+NO_FILE = "found a pipe, socket or device, wanted a file or a folder"
 
 
 def stem(path: Path) -> str:
@@ -26,6 +27,8 @@ def find_files(train_data: str | Path) -> dict[str, list[Path]]:
     root = Path(train_data)
     if root.is_file():
         return {stem(root): [root]}
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: {NO_FILE}")
     found: dict[str, list[Path]] = {}
     for file in list_files(root):
         if file.name.endswith(SUFFIXES):
@@ -82,7 +85,7 @@ def list_files(root: Path) -> list[Path]:
                 files.append(entry)
             else:
                 entry.stat()  # raises the reason: a link to nothing, a loop of links, no permission
-                raise UserError(f"{entry}: found a pipe, socket or device, wanted a file or a folder")
+                raise UserError(f"{entry}: {NO_FILE}")
 
     try:
         walk(root, ())

@@ -17,6 +17,7 @@ from gritlm import __version__
 from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError
 from gritlm.files import publish
+from gritlm.models.base_files import read_header
 from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
 
 MANIFEST = "checkpoint.json"
@@ -160,7 +161,19 @@ def find_damage(checkpoint: str | Path) -> str:
         found = (folder / name).stat().st_size
         if found != size:
             return f"{name} is cut short: found {found} bytes, wanted {size}"
+        try:
+            _parse(folder / name)
+        except (UserError, ValueError) as error:
+            return f"{name} is damaged ({error})"
     return ""
+
+
+def _parse(path: Path) -> None:
+    """Read a JSON file, or the header of a safetensors file: a disk may lose a file's bytes and keep its size."""
+    if path.suffix == ".safetensors":
+        read_header(path)
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
 
 
 def why_not_resumable(checkpoint: str | Path, run_settings: dict[str, Any], engine: str | None, ranks: int) -> str:

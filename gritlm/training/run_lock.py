@@ -53,10 +53,13 @@ def locked(folder: Path, beat: float = BEAT) -> Iterator[None]:
     """Hold a folder's lock while the block runs.
 
     Raises:
-        RankError: a living run holds it.
+        RankError: a living run holds it, or it is no folder.
     """
     path, own, new = folder / LOCK_FILE, this_run(), not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise RankError(f"--output_dir {folder}: found no folder, wanted a folder or a new name") from error
     _acquire(path, own, beat)
     ended = threading.Event()
     thread = threading.Thread(target=_beat, args=(path, own, beat, ended), daemon=True, name="run lock")

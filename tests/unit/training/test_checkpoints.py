@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gritlm import __version__
 from gritlm.errors import UserError
@@ -41,7 +43,10 @@ def save(run, step: int, files=FILES["ddp"], **header) -> None:
     aside = run / STAGING_FOLDER / f"checkpoint-{step}"
     for name in files:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).write_text(f"{name} of {step}")
+        if name.endswith(".safetensors"):
+            save_file({"step": torch.tensor(step)}, aside / name)
+        else:
+            (aside / name).write_text(json.dumps({"global_step": step}))
     publish_checkpoint(aside, run / aside.name, HEADER | header, [])
 
 
@@ -89,6 +94,14 @@ def test_what_an_engine_needs_is_there_or_nothing_is_published(tmp_path, engine)
     assert listed(tmp_path) == ["checkpoint-2"]
     with pytest.raises(UserError, match=r"rng_state_1\.safetensors is missing"):
         save(tmp_path, 9, FILES[engine], engine=engine, ranks=2)
+
+
+@pytest.mark.parametrize("name", FILES["ddp"])
+def test_lost_bytes_under_the_same_size(tmp_path, name):
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint-2" / name
+    path.write_bytes(bytes(path.stat().st_size))
+    assert find_damage(path.parent).startswith(f"{name} is damaged (")
 
 
 def test_a_manifest_that_lists_too_little(tmp_path):

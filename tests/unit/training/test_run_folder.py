@@ -5,7 +5,9 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import train_flags, write_jsonl
+from safetensors.torch import save_file
 
 from gritlm import __version__
 from gritlm.data.records import load_records
@@ -65,10 +67,10 @@ def save(folder, step: int) -> str:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     needed = ("model.safetensors", "optimizer.safetensors", "scheduler.safetensors", "rng_state_0.safetensors")
-    files = {"trainer_state.json": json.dumps({"global_step": step}), **dict.fromkeys(needed, "x")}
-    for name, text in files.items():
-        (path / name).write_text(text)
-    sizes = {name: len(text) for name, text in files.items()}
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    for name in needed:
+        save_file({"step": torch.tensor(step)}, path / name)
+    sizes = {file.name: file.stat().st_size for file in path.iterdir()}
     manifest = {"format": FORMAT, "engine": "ddp", "ranks": 1, "flags": {"seed": 1}, "served": [], "files": sizes}
     (path / MANIFEST).write_text(json.dumps(manifest))
     return str(path)

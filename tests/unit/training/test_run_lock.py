@@ -115,6 +115,13 @@ def test_a_damaged_lock_is_taken_over(tmp_path, text):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    refused = pytest.raises(RankError, match=r"file: found no folder, wanted a folder or a new name")
+    with refused, locked(tmp_path / "file", BEAT):
+        pass
+
+
 def test_a_refused_run_leaves_no_new_folder(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "a" / "new", BEAT):
         raise ZeroDivisionError

@@ -49,7 +49,7 @@ def guard_screen() -> None:
 
 
 def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Run `main(argv)` and return its exit code. A `UserError` becomes one line on stderr and exit code 2.
+    """Run `main(argv)` and return its exit code. A `UserError` becomes one line on stderr and exit code 2, Ctrl-C 130.
 
     So does an `OSError` that names a file: a missing folder, no permission, a full disk. Where all ranks meet the same
     error, the first rank prints it.
@@ -57,6 +57,9 @@ def run_verb(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     guard_screen()
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
+    except KeyboardInterrupt:
+        print("gritlm: interrupted", file=sys.stderr, flush=True)
+        return 130
     except OSError as error:
         if error.filename is None:
             raise

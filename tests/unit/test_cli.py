@@ -11,7 +11,7 @@ from helpers import ROOT, run
 
 from gritlm import VERBS
 from gritlm.__main__ import HELP, main
-from gritlm.cli import verb_parser
+from gritlm.cli import run_verb, verb_parser
 from gritlm.training.arguments import GROUPS
 from gritlm.training.flag_parser import make_parser
 
@@ -152,3 +152,11 @@ def test_a_checkout_that_is_not_installed_is_imported_from_anywhere(tmp_path):
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "gritlm" / "__init__.py").write_text("")
     assert "No module named 'gritlm.models'" in imported(tmp_path), "control"
+
+
+def test_ctrl_c_is_one_line(capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert run_verb(interrupted, []) == 130
+    assert capsys.readouterr().err == "gritlm: interrupted\n"

@@ -142,7 +142,7 @@ def nvidia_driver() -> tuple[str, tuple[int, int], str]:
 
 
 def _how_to_install(newest: tuple[int, int]) -> str:
-    """The command for the build of torch that a driver runs. A driver runs all CUDA of its own or an older number."""
+    """The command that installs a build of torch for a driver. A driver also runs every older CUDA version."""
     if 0 < newest[0] < 12:
         return f"no build of torch for CUDA {newest[0]} exists any more: update the driver"
     build = "cu126" if newest[0] == 12 else "cu130"

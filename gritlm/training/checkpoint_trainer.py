@@ -1,6 +1,6 @@
 """CheckpointTrainer: Hugging Face's Trainer with our model folder, and checkpoints that are whole or absent.
 
-FSDP2 and DeepSpeed write pickles of their own. Everything else of a checkpoint is read without unpickling.
+FSDP2 and DeepSpeed write pickles. All other files of a checkpoint are read without unpickling.
 """
 
 import shutil

@@ -208,7 +208,7 @@ def by_version(stamped: dict[str, Any]) -> str:
 def differing(before: dict[str, Any], now: dict[str, Any], was: str = "was", is_: str = "now") -> str:
     """The flags in which two runs differ, in words; empty where there are none. A missing flag has its default."""
     defaults = json.loads(json.dumps(fixed_flags(), default=str))
-    earlier = {name: before.get(name, defaults.get(name)) for name in now}
+    earlier = {name: before.get(name, defaults.get(name, now[name])) for name in now}
     names = [name for name in now if earlier[name] != now[name]]
     if not names:
         return ""

@@ -1,4 +1,4 @@
-"""How much disk space a run needs: one checkpoint, and all that stands in --output_dir at its fullest."""
+"""How much disk space a run needs: for one checkpoint, and for --output_dir when it holds the most."""
 
 import json
 import math

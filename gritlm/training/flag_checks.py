@@ -65,6 +65,15 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--train_data {train_data}: no such file or folder",
     ),
     (
+        # The next start would read the run's own files as data.
+        lambda f: _is_within(f.output_dir, f.train_data),
+        "--output_dir {output_dir}: found a folder in --train_data {train_data}, wanted one outside of it",
+    ),
+    (
+        lambda f: bool(f.data_cache) and _is_within(f.data_cache, f.output_dir),
+        "--data_cache {data_cache}: found a folder in --output_dir {output_dir}, wanted one outside of it",
+    ),
+    (
         lambda f: f.chunk_tokens < max(f.query_max_len, f.passage_max_len),
         "--chunk_tokens {chunk_tokens} holds not even one text of {longest} tokens; see --query_max_len and "
         "--passage_max_len, by default those of an embedding model as base",
@@ -120,6 +129,10 @@ MACHINE_RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "{engine}: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)",
     ),
 )
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    return Path(inner).resolve().is_relative_to(Path(outer).resolve())
 
 
 def _is_auto_or_gb(text: str) -> bool:

@@ -6,14 +6,14 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from accelerate.parallelism_config import ParallelismConfig
 from transformers import HfArgumentParser
 
 from gritlm.cli import OneLineErrors, home_expanded
 from gritlm.errors import UserError
-from gritlm.training.arguments import Command
+from gritlm.training.arguments import GROUPS, Command
 from gritlm.training.inherited_flags import REFUSED
 from gritlm.training.old_flags import OLD_FLAGS
 
@@ -25,6 +25,15 @@ PATHS = (
     *("model_name_or_path", "train_data", "num_samples", "data_cache"),
     *("output_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config"),
 )
+
+
+# Flags for which null in a FILE.json is no value.
+NEVER_NONE = {
+    name
+    for group in GROUPS
+    for name, kind in get_type_hints(group).items()
+    if type(None) not in get_args(kind) and kind is not Any
+}
 
 
 class FlagParser(OneLineErrors, HfArgumentParser):
@@ -87,6 +96,8 @@ class FlagParser(OneLineErrors, HfArgumentParser):
             if name not in actions:
                 raise UserError(f"{path}: {self._unknown('--' + key)}")
             if value is None:
+                if name in NEVER_NONE:
+                    raise UserError(f"{path}: {key}: found null, wanted a value, or no such entry")
                 self.set_defaults(**{name: None})
             elif isinstance(value, list) and actions[name].nargs == "+":
                 words += [f"--{name}", *map(str, value)]

@@ -1,5 +1,6 @@
 """The output folder: whose run it holds (run.json), where a run resumes, and the model that is published in it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -48,9 +49,16 @@ def run_settings_of(run: RunArguments, records: list[RecordSet], ranks: int) -> 
     settings["data"] = [f"{len(r)} rows, {r.fingerprint()}" for r in records]
     if Path(run.model.model_name_or_path).is_dir():
         settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
+        settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))
     if not run.objective.negatives_cross_device:
         settings["ranks"] = ranks
     return json.loads(json.dumps(settings, default=str))
+
+
+def _hash_of_base(folder: Path) -> str:
+    """A hash of a model folder's files that a resumed run reads again. Its weights come from the checkpoint."""
+    paths = sorted(path for part in ("config.json", "*token*", "vocab.json", "merges.txt") for path in folder.glob(part))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()[:16]
 
 
 def check_ranks_agree(run_settings: dict[str, Any]) -> None:
@@ -118,6 +126,11 @@ def find_checkpoint(
     """
     folder, named = Path(args.output_dir or ""), args.resume_from_checkpoint
     if named:
+        if named in ("True", "true"):
+            raise UserError(
+                f"--resume_from_checkpoint: found {named}, wanted a checkpoint folder; leave it out, "
+                "a run resumes from its newest checkpoint anyway"
+            )
         problem = find_damage(named) or why_not_resumable(named, run_settings, engine, args.world_size)
         if problem:
             raise UserError(f"--resume_from_checkpoint {named}: {problem}")

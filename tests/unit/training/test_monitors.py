@@ -93,6 +93,7 @@ def wait_while_another_saves(folder: Path) -> None:
     print("went on")
 
 
+@pytest.mark.long
 def test_a_save_that_grows_is_no_hang(tmp_path):
     """As the ranks that wait see it. Control: one that stands still."""
     folders = tmp_path / "grows", tmp_path / "stands still"

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -29,10 +30,10 @@ PATHS = (
 
 # Flags for which null in a FILE.json is no value.
 NEVER_NONE = {
-    name
+    f.name
     for group in GROUPS
-    for name, kind in get_type_hints(group).items()
-    if type(None) not in get_args(kind) and kind is not Any
+    for f in dataclasses.fields(group)
+    if f.default is not None and type(None) not in get_args(get_type_hints(group)[f.name])
 }
 
 

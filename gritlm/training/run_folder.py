@@ -57,7 +57,8 @@ def run_settings_of(run: RunArguments, records: list[RecordSet], ranks: int) -> 
 
 def _hash_of_base(folder: Path) -> str:
     """A hash of a model folder's files that a resumed run reads again. Its weights come from the checkpoint."""
-    paths = sorted(path for part in ("config.json", "*token*", "vocab.json", "merges.txt") for path in folder.glob(part))
+    patterns = ("config.json", "*token*", "vocab.json", "merges.txt")
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()[:16]
 
 

@@ -65,6 +65,8 @@ def test_the_scripts_recipe_is_the_same(flags):
 
 WRONG = {
     "no model": ({"model_name_or_path": ""}, "--model_name_or_path is missing"),
+    "run in the data": ({"train_data": ".", "output_dir": "out"}, "--output_dir out: found a folder in --train_data ."),
+    "cache in the run": ({"output_dir": "out", "data_cache": "out/c"}, "--data_cache out/c: found a folder in"),
     "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
     "accumulation": (
         {"gradient_accumulation_steps": 4},

@@ -61,6 +61,7 @@ WRONG = {
     "a key twice": ('{"seed": 1, "seed": 2}', r"flags\.json: no JSON: found 'seed' twice"),
     "a wrong type": ({"seed": "x"}, "--seed: invalid int value: 'x'"),
     "a fraction": ({"max_steps": 1e3}, "max-steps: invalid int value: '1000.0'"),
+    "a null": ({"seed": None}, r"flags\.json: seed: found null, wanted a value"),
     "no number": ('{"temperature": NaN}', "--temperature: found nan, wanted a number above 0"),
     "an old run.json": (
         {"format": 1, "version": "0.2.0", "flags": {}},

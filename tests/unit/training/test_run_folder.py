@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +100,12 @@ def test_a_named_checkpoint_is_what_the_user_gets(tmp_path):
     assert find_checkpoint(named, {"seed": 1}, "ddp") == (five, []), "a new start has kept what the folder knew"
 
 
+def test_true_is_no_checkpoint_folder(tmp_path):
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint="True")
+    with pytest.raises(UserError, match="found True, wanted a checkpoint folder; leave it out"):
+        find_checkpoint(args, {}, None)
+
+
 def test_a_finished_run_says_how_to_go_on(tmp_path):
     args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
     settings = {"seed": 1, "num_train_epochs": 1.0, "max_steps": -1}
@@ -128,6 +136,11 @@ def test_a_run_goes_on_with_the_same_rows_under_another_spelling_and_with_no_oth
         assert differing(first, settings(spelled)) == "", spelled
     relative = os.path.relpath(qwen3)
     assert differing(first, settings(str(data), f"{relative}/")) == ""
+    base = Path(shutil.copytree(qwen3, tmp_path / "base"))
+    before = settings(str(data), str(base))
+    config = (base / "config.json").read_text(encoding="utf-8")
+    (base / "config.json").write_text(config.replace('"attention_dropout": 0.0', '"attention_dropout": 0.5'))
+    assert differing(before, settings(str(data), str(base))).startswith("base's config and tokenizer was ")
     times = data.stat()
     data.write_text(data.read_text(encoding="utf-8").replace("river", "RIVER"), encoding="utf-8")
     os.utime(data, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -99,7 +99,7 @@ REFUSED = {
     "half of it": ({"TRAIN_DATA": "/x.jsonl"}, "MODEL_NAME_OR_PATH is empty"),
     "other half": ({"MODEL_NAME_OR_PATH": "m"}, "TRAIN_DATA is empty"),
     "no data": ({"MODEL_NAME_OR_PATH": "m", "TRAIN_DATA": "/absent.jsonl"}, "TRAIN_DATA=/absent.jsonl: no such file"),
-    "no model": ({"MODEL_NAME_OR_PATH": "./absent", "TRAIN_DATA": "."}, "./absent: found no config.json there"),
+    "no model": ({"MODEL_NAME_OR_PATH": "./absent", "TRAIN_DATA": "scripts"}, "./absent: found no config.json there"),
 }
 
 
@@ -124,14 +124,14 @@ def test_a_gpu_in_use_is_refused(checkout, tmp_path):
             f'#!/bin/sh\n[ "$*" = "-m gritlm devices" ] && exec {lines}\nexec "{ROOT}/.venv/bin/python" "$@"\n'
         )
         python.chmod(0o755)
-        done = bash(checkout, PYTHON=python, MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+        done = bash(checkout, PYTHON=python, MODEL_NAME_OR_PATH="./absent", TRAIN_DATA="scripts")
         assert done.returncode == 2
         return done.stderr
 
     assert "GPU 1 has 9000 of 81000 MiB free, wanted 90%" in refusal("9000")
     free = refusal("80500")
     assert "MiB free" not in free and "found no config.json" in free
-    none = bash(checkout, GPUS="0", MODEL_NAME_OR_PATH="./absent", TRAIN_DATA=".")
+    none = bash(checkout, GPUS="0", MODEL_NAME_OR_PATH="./absent", TRAIN_DATA="scripts")
     assert "found no GPU" in none.stderr
 
 

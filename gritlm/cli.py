@@ -89,6 +89,12 @@ def exit_rank(code: int) -> NoReturn:
     os._exit(code)
 
 
+def end_at_once(message: str, code: int = 1) -> NoReturn:
+    """End this process from any of its threads, with one line on stderr."""
+    print(f"gritlm: error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
 class OneLineErrors(argparse.ArgumentParser):
     """A parser whose errors are one line, raised as `UserError`. An unknown flag gets a hint, or the nearest flag.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from gritlm.cli import verb_parser
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line
 
 EXAMPLES = """examples:
   gritlm devices
@@ -83,12 +83,12 @@ def _device(number: int, index: str) -> Device:
         free, total = torch.cuda.mem_get_info(number)
         return Device(index, torch.cuda.get_device_name(number), free >> 20, total >> 20)
     except RuntimeError as error:
-        reason = unusable_reason() or f"torch {torch.__version__} cannot use it: {str(error).strip().splitlines()[0]}"
+        reason = unusable_reason() or f"torch {torch.__version__} cannot use it: {first_line(error)}"
         raise UserError(f"GPU {index}: {reason}; {ON_THE_CPU}") from error
 
 
 def unusable_reason() -> str:
-    """Why torch cannot use the GPU that is here. Empty where there is none, or where nothing speaks against it."""
+    """Why torch cannot use the GPU that is here. Empty if there is no GPU, or no known reason."""
     built = torch.version.cuda
     if torch.version.hip:
         if torch.cuda.device_count() == 0 and Path("/dev/kfd").exists():

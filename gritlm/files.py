@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, brought to the disk, renamed."""
+"""Files that are whole or absent: written under a temporary name, flushed to the disk, renamed."""
 
 import errno
 import glob
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DAY = 24 * 60 * 60  # seconds
-NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what a file system says that knows no fsync
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # errors of a file system without fsync
 NO_FSYNC_OF_FOLDERS = (*NO_FSYNC, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF)
 
 
@@ -34,6 +34,11 @@ def content_hash(path: Path) -> str:
     """A hash of a file's bytes. SHA-256: processors have instructions for it (2 GB/s), but none for BLAKE2."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_text(count: float) -> str:
+    """Bytes for the screen."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def check_name(path: str | Path) -> None:
@@ -63,9 +68,9 @@ def publish(aside: Path, target: Path) -> None:
 
 @contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or a folder at: published at the end, or nothing is left of it.
+    """A temporary path beside `target` for a file or a folder. Renamed on success, removed on failure.
 
-    What a killed process leaves there is hidden, and goes when the same target is written a day later.
+    A killed process leaves a hidden file, which is removed when the same target is written a day later.
 
     Raises:
         OSError: with `target` as its filename: no room, no permission.

@@ -18,9 +18,9 @@ from transformers.integrations.fsdp import is_fsdp_enabled
 from transformers.modeling_utils import set_zero3_state
 
 from gritlm.distributed import rank
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line, one_line
 from gritlm.models.attention import PACKED
-from gritlm.models.base_files import one_line, unreadable
+from gritlm.models.base_files import unreadable
 from gritlm.models.checks import check_base, find_adapter
 from gritlm.models.hub import DECODER, model_folder
 
@@ -93,7 +93,7 @@ def load_backbone(
             **options,
         )
     except (OSError, ImportError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
+        why = first_line(error)
         if isinstance(error, ImportError) or "attn_implementation" in why:
             raise UserError(f"--attn_implementation {attn_implementation}: {why}; packed works everywhere") from error
         raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
-from gritlm.errors import UserError
+from gritlm.errors import UserError, one_line
 from gritlm.models.hub import CONFIG, DECODER, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -126,7 +126,3 @@ def refuse_lfs_pointer(path: Path) -> None:
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{path}: found a git-lfs pointer, wanted the file itself: run git lfs pull")
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

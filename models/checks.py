@@ -11,17 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from gritlm.errors import UserError
-from gritlm.models.base_files import (
-    INDEX,
-    WEIGHTS,
-    Base,
-    find_file,
-    one_line,
-    read_json,
-    refuse_lfs_pointer,
-    unreadable,
-)
+from gritlm.errors import UserError, one_line
+from gritlm.models.base_files import INDEX, WEIGHTS, Base, find_file, read_json, refuse_lfs_pointer, unreadable
 
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")

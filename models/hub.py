@@ -14,10 +14,10 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import WeakFileLock, filter_repo_objects, validate_repo_id
 
-from gritlm.errors import UserError
+from gritlm.errors import UserError, one_line
 
-SECONDS = 3  # that the hub has to answer in
-# What is read of a decoder: all but its weights, and all.
+SECONDS = 3  # the hub has to answer within this time
+# The files of a decoder: without its weights, and with them.
 CONFIG = (
     *("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.py"),
     *("modules.json", "*sentence*.json", "*_*/config.json", "*_Dense/model.safetensors"),
@@ -58,8 +58,7 @@ def model_folder(name_or_path: str, files: tuple[str, ...] = CONFIG) -> str:
                     name_or_path, allow_patterns=[*files], ignore_patterns=[*OTHER_FORMATS], endpoint=constants.ENDPOINT
                 )
     except Exception as error:  # errors of the library, the hub, the network and the disk have no common class
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name_or_path}: the download broke off: {why[:300]}") from error
+        raise UserError(f"{name_or_path}: the download broke off: {one_line(error)[:300]}") from error
     if not (folder := snapshot(name_or_path)):
         raise UserError(f"{name_or_path}: found no config.json on the hub, wanted a model")
     return str(folder)
@@ -135,8 +134,7 @@ def ask(name: str, kind: Literal["model", "dataset"] = "model") -> str:
         except RepositoryNotFoundError:
             answers.append(f"{constants.ENDPOINT} has no such {kind}, or shows it after a login only (hf auth login)")
         except Exception as error:  # of the network, a proxy, the library
-            why = " ".join(str(error).split()) or type(error).__name__
-            answers.append(f"{constants.ENDPOINT}: {why[:200]}")
+            answers.append(f"{constants.ENDPOINT}: {one_line(error)[:200]}")
 
     # In a thread, because looking up an address has no time limit.
     thread = Thread(target=look_up, daemon=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line
 from gritlm.models.checks import check_tokenizer_files
 from gritlm.models.hub import model_folder
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract
@@ -43,7 +43,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name_or_path}: no tokenizer there: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{name_or_path}: no tokenizer there: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{name_or_path}: found a slow tokenizer, wanted a fast one (tokenizer.json)")
     if tokenizer.pad_token is None:

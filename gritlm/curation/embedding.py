@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from gritlm.data.records import RecordSet
 from gritlm.data.rows import text_id
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line
 from gritlm.files import written_aside
 from gritlm.gritlm import GritLM
 from gritlm.models.hub import ANY_MODEL, model_folder
@@ -104,7 +104,7 @@ def _load_sentence_transformer(name: str) -> Encode:
     try:
         model = SentenceTransformer(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model {name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--model {name}: cannot be loaded: {first_line(error)}") from error
 
     def encode(texts: list[Text]) -> np.ndarray:
         joined = [text.instruction + text.text for text in texts]

@@ -25,7 +25,7 @@ from gritlm.curation.rules import Rules
 from gritlm.data.records import Record, RecordSet, load_records
 from gritlm.data.rows import text_id
 from gritlm.data.texts import read_texts
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line
 from gritlm.evaluation.search import nearest
 from gritlm.files import content_hash, publish, written_aside
 from gritlm.models.hub import ANY_MODEL, model_folder
@@ -102,7 +102,7 @@ def load_rescorer(name: str) -> Rescore:
     try:
         model = CrossEncoder(model_folder(name, ANY_MODEL))
     except (OSError, ValueError) as error:
-        raise UserError(f"--cross_encoder {name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--cross_encoder {name}: cannot be loaded: {first_line(error)}") from error
     return lambda query, texts: model.predict([(query, text) for text in texts], show_progress_bar=False)
 
 

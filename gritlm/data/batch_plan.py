@@ -4,15 +4,14 @@ A batch holds rows of one data set. The rows left over from all sets are shuffle
 from those are not used in this epoch. No query and no positive appears twice in a batch.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from gritlm.data.no_repeats import PostponedRows, RowTexts
 from gritlm.errors import UserError
+from gritlm.strict_json import read_json_object
 
 MIXED = "(mixed)"
 VERSION = 2  # raise it with every change that gives other batches for the same seed
@@ -242,14 +241,7 @@ def read_num_samples(path: str | None) -> dict[str, int]:
     """
     if not path:
         return {}
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--num_samples {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--num_samples {path}: no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"--num_samples {path}: found {type(found).__name__}, wanted an object of data set: rows")
+    found = read_json_object(path, "--num_samples", "an object of data set: rows")
     for name, rows in found.items():
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
             raise UserError(f"--num_samples {path}: {name}: found {rows!r}, wanted a number of rows")

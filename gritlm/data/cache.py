@@ -11,7 +11,7 @@ import pyarrow as pa
 from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
-from gritlm.data.folders import SUFFIXES, stem
+from gritlm.data.folders import stem
 from gritlm.data.parallel import in_order
 from gritlm.data.rows import FORMAT_VERSION, SCHEMA, parse_block, read_blocks, unread_columns
 from gritlm.errors import UserError
@@ -24,8 +24,8 @@ LARGE_FILE = 16 << 20  # bytes; several processes read a larger file
 def open_cache(cache: str | Path | None = None) -> Path:
     """The folder of the cached files, made for its owner alone if it does not exist.
 
-    None is beside the cache of the datasets library. Where users share that one and another came first, it is an own
-    folder there.
+    None: a folder in the cache of the datasets library. If that folder belongs to another user, one of this user's own
+    beside it.
 
     Raises:
         UserError: it cannot be made.
@@ -46,8 +46,8 @@ def cached_form(path: Path, folder: Path) -> Path:
     """The cached form of a file. The first call converts the file; later calls find the result.
 
     A hash of the file's bytes and FORMAT_VERSION name it. It is renamed when it is complete, so processes may race for
-    it. Let one rank of each machine go first all the same: it saves the work. Who may not read the file may not read
-    its cached form.
+    it. Let one rank of each machine go first all the same: it saves the work. A user who may not read the file may not
+    read its cached form either.
 
     Raises:
         UserError: the file or a row is bad, or the folder cannot be written.
@@ -80,7 +80,7 @@ def _convert(path: Path, folder: Path) -> Path:
         digest = _hash(path, before, folder)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    suffix = path.name.removeprefix(stem(path))
     reader = "" if public else f"|{os.geteuid()}"  # a private form, since other users could not read this one
     target = folder / f"{stem(path)}-{_short(f'{digest}|{suffix}|{FORMAT_VERSION}{reader}')}.arrow"
     if target.exists():
@@ -117,18 +117,18 @@ def _short(key: str) -> str:
 
 
 def _state(path: Path) -> tuple[int, int, int, int, int]:
-    """Device, inode, size and times of a file. A network file system says what is true now to who opens the file."""
+    """Device, inode, size and times of a file. Opening the file makes a network file system look again."""
     with open(path, "rb") as file:
         state = os.fstat(file.fileno())
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _hash(path: Path, state: tuple[int, ...], folder: Path) -> str:
-    """The hash of a file's bytes. It is noted in the folder for as long as the file stays as it is.
+    """The hash of a file's bytes, kept in the folder until the file changes.
 
-    Size and modification time do not say that: in images, archives and git trees the time is a fixed one. The time of
-    the last change of the inode (ctime) does, which nobody sets. It counts where it is a clock's time, with a fraction
-    of a second, and so old that a later change gets another one.
+    Size and modification time do not show each change: images, archives and git trees carry fixed times. The time at
+    which the inode changed (ctime) does, since no program sets it. It is trusted if it has a fraction of a second, and
+    if it is so old that a later change gets another one.
     """
     note, changed = folder / f".{_short(repr(state))}.sha256", state[-1]
     trusted = changed % 10**9 and time.time_ns() - changed > 2 * 10**9

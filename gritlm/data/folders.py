@@ -12,8 +12,7 @@ NO_FILE = "found a pipe, socket or device, wanted a file or a folder"
 
 def stem(path: Path) -> str:
     """A file's name without its suffix; a folder's whole name."""
-    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
-    return path.name.removesuffix(suffix)
+    return next((path.name.removesuffix(suffix) for suffix in SUFFIXES if path.name.endswith(suffix)), path.name)
 
 
 def find_files(train_data: str | Path) -> dict[str, list[Path]]:

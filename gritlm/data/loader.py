@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from gritlm.data.batches import Batch, BatchBuilder
-from gritlm.errors import RankError, UserError
+from gritlm.errors import RankError, UserError, first_line, one_line
 
 
 class StepSampler(BatchSampler):
@@ -80,7 +80,7 @@ def batch_or_error(item: Batch | Exception) -> Batch:
     """What a `StepLoader` gave. Raises the error that the batch met, as one of this rank alone."""
     if not isinstance(item, Exception):
         return item
-    message = str(item) or type(item).__name__
+    message = one_line(item)
     if isinstance(item, OSError) and item.filename is not None:
         message = f"{item.filename}: {item.strerror}"
     raise RankError(message) from item
@@ -110,7 +110,7 @@ ADVICE = {  # a part of an error's text -> what to do
 
 def explain_workers(error: BaseException) -> str:
     """What has happened and what to do, where a data worker has died or could not start; empty for other errors."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    text = first_line(error).rstrip(".")
     starting = isinstance(error, OSError) and any(
         frame.f_globals.get("__name__", "").startswith("multiprocessing.")
         for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from gritlm.data.rows import decode, read_blocks
-from gritlm.errors import UserError
+from gritlm.errors import UserError, one_line
 
 # Usual column names, by preference.
 QUERY = ("query", "anchor", "question", "sentence1", "claim", "title")
@@ -233,7 +233,7 @@ def read_hub(name: str, config: str | None, split: str, columns: Columns) -> Ite
     try:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # errors of the library, the hub and the network have no common class
-        why = "; ".join(filter(None, (reason, " ".join(str(error).split()) or type(error).__name__)))
+        why = "; ".join(filter(None, (reason, one_line(error))))
         raise UserError(f"hub:{name}: cannot be read: {why[:300]}") from error
     rows = ((f"hub:{name}:{number}", row) for number, row in enumerate(data, start=1))
     yield from _examples(rows, f"hub:{name}", data.column_names, columns)

@@ -10,13 +10,14 @@ import json
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line
 from gritlm.models.text import Text
+from gritlm.strict_json import parse_json
 
 FIELDS = ("query", "pos", "neg")
 BLOCK_BYTES = 1 << 20  # bytes of a file read at once
@@ -125,18 +126,6 @@ def parse_row(row: Any, where: str) -> dict:
 # ---- one file
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} given twice")
-    return row
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is not JSON")
-
-
 def _decode_line(line: bytes, where: str) -> Any:
     try:
         text = line.decode("utf-8")
@@ -145,7 +134,7 @@ def _decode_line(line: bytes, where: str) -> Any:
     if text.startswith("\ufeff"):
         raise UserError(f"{where}: found a byte order mark, wanted plain UTF-8 (save without BOM)")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_refuse_constant)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: found {error.msg} at column {error.colno}, wanted one JSON object a line") from error
     except (ValueError, RecursionError) as error:
@@ -225,7 +214,7 @@ def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterato
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except pa.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: cannot be read as parquet: {first_line(error)}") from error
     if not rows:
         raise UserError(f"{path}: found no row, wanted at least one")
 

@@ -1,7 +1,7 @@
 """Every flag, once: its name, default, help, and whether it changes what is learnt. Checks are in flag_checks.py.
 
-Defaults are the paper's recipe (arXiv 2601.21192, appendix A), but for what a base that is an embedding model says of
-itself. Hugging Face's own `TrainingArguments` come on top.
+Defaults are the paper's recipe (arXiv 2601.21192, appendix A), except where the base is an embedding model and has its
+own settings. Hugging Face's `TrainingArguments` are flags as well.
 """
 
 import dataclasses
@@ -157,7 +157,7 @@ GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, EmbeddingTrainingAr
 
 @dataclass
 class Command:
-    """What a run was started with, for its run.json.
+    """The command line of a run, as run.json records it.
 
     Attributes:
         words: the command line, without the program.
@@ -215,17 +215,3 @@ def fixed_flags() -> dict[str, Any]:
         return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
     return {f.name: default(f) for group in GROUPS for f in dataclasses.fields(group) if changes_learning(f)}
-
-
-def flag_table() -> str:
-    """The table of this project's flags in docs/training.md, in Markdown."""
-    rows = ["| flag | default | what it does |", "|---|---|---|"]
-    inherited = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-    for group in GROUPS:
-        for f in dataclasses.fields(group):
-            # Hugging Face's switches that are left off are not for users to turn.
-            if f.name in inherited and (f.default == inherited[f.name] or f.metadata["help"].startswith("Left off")):
-                continue
-            default = f"the base's, else `{f.metadata['paper']}`" if "paper" in f.metadata else f"`{f.default}`"
-            rows.append(f"| `--{f.name}` | {default} | {f.metadata['help']} |")
-    return "\n".join(rows)

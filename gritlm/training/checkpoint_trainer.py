@@ -67,7 +67,6 @@ class CheckpointTrainer(Trainer):
         """Write the model folder and everything else that a resume needs. Returns the model folder's files."""
         served = self.write_model(folder)
         self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
             for part in (*self.callback_handler.callbacks, self.control):

@@ -15,8 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from gritlm import __version__
 from gritlm.distributed import ShardsUnsaved
-from gritlm.errors import UserError
-from gritlm.files import publish
+from gritlm.errors import UserError, first_line
+from gritlm.files import publish, size_text
 from gritlm.models.base_files import read_header
 from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
 
@@ -122,15 +122,15 @@ def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
     """Raise a UserError where a checkpoint could not be written for want of room or rights."""
     if isinstance(error, ShardsUnsaved) and error.failures:  # rank -> (error, where)
         error = next(iter(error.failures.values()))[0]
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
     if not writing and not isinstance(error, OSError | SafetensorError):
         return
     whole = sort_checkpoints(str(run))
     last = f"{Path(whole[-1]).name} is whole" if whole else "there is no checkpoint before it"
-    free = shutil.disk_usage(run).free / 2**20
+    free = size_text(shutil.disk_usage(run).free)
     raise UserError(
-        f"{run / name} could not be written ({text}; {free:.0f} MiB are free there); {last}: "
+        f"{run / name} could not be written ({text}; {free} are free there); {last}: "
         "make room and start the same command again"
     ) from error
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gritlm.errors import UserError
+from gritlm.files import size_text
 from gritlm.models.base_files import Base
 from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments
 from gritlm.training.checkpoints import STAGING_FOLDER
@@ -26,25 +27,21 @@ COPIES = {"ddp": 1, "fsdp2": 2, "zero1": 3, "zero2": 3, "zero3": 2}
 
 @dataclass
 class DiskSpace:
-    """Bytes.
+    """What a run stores."""
 
-    model: a model folder. checkpoint: one of them. at_least: the optimizer's state could not be measured.
-    kept: checkpoints in the folder while no save is under way. writing: whether another one is written beside them.
-    """
-
-    model: int
-    checkpoint: int
-    kept: int
-    writing: bool
-    at_least: bool
+    model: int  # bytes of a model folder
+    checkpoint: int  # bytes
+    kept: int  # checkpoints in the folder while no save is under way
+    writing: bool  # whether another one is written beside them
+    at_least: bool  # the optimizer's state could not be measured
 
     @property
     def fullest(self) -> int:
         return max((self.kept + self.writing) * self.checkpoint, self.kept * self.checkpoint + self.model)
 
     def __str__(self) -> str:
-        parts = f"one checkpoint {size(self.checkpoint)}, {self.kept} kept{', one being written' * self.writing}"
-        return f"{'at least ' * self.at_least}{size(self.fullest)} at its fullest ({parts})"
+        parts = f"one checkpoint {size_text(self.checkpoint)}, {self.kept} kept{', one being written' * self.writing}"
+        return f"{'at least ' * self.at_least}{size_text(self.fullest)} at its fullest ({parts})"
 
 
 def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoch: int) -> list[str]:
@@ -64,13 +61,14 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
     free, there = free_space(folder), bytes_of_checkpoints(folder)
     if free is None:
         return [f"  disk: the run needs {needed}"]
-    held = f", {size(there)} of it there already" if there else ""
+    held = f", {size_text(there)} of it there already" if there else ""
     if needed.fullest - there > free:
         limit = f"lower --save_total_limit (now {args.save_total_limit}), or " if needed.kept > 1 else ""
         raise UserError(
-            f"--output_dir {folder}: the run needs {needed}{held}, found {size(free)} free; {limit}name another folder"
+            f"--output_dir {folder}: the run needs {needed}{held}, found {size_text(free)} free; "
+            f"{limit}name another folder"
         )
-    return [f"  disk: the run needs {needed}{held}; {size(free)} are free in {folder}"]
+    return [f"  disk: the run needs {needed}{held}; {size_text(free)} are free in {folder}"]
 
 
 def disk_space(args: EmbeddingTrainingArguments, shapes: list[list[int]], engine: str, steps: int) -> DiskSpace:
@@ -149,8 +147,3 @@ def bytes_of_checkpoints(folder: Path) -> int:
         except OSError:  # a run that is ending may remove it
             continue
     return total
-
-
-def size(count: int) -> str:
-    """Bytes for the screen."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

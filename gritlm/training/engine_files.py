@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from gritlm.errors import UserError
+from gritlm.strict_json import read_json_object
 
 INSTEAD = """put in "torch_autocast": {"enabled": "auto", "dtype": "bfloat16", "lower_precision_safe_modules": []}, \
 and "communication_data_type": "fp32"; --bf16 switches it on"""
@@ -89,14 +89,7 @@ def check_engine_file(name: str, path: str | None, flags: dict[str, Any]) -> Non
     if not path:
         return
     file = f"--{name} {path}"
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file}: no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: found {type(config).__name__}, wanted a JSON object")
+    config = read_json_object(path, f"--{name}")
     checks = DEEPSPEED if name == "deepspeed" else FSDP
     for key, is_right, wanted in checks:
         section, _, inner = key.rpartition(".")

@@ -1,7 +1,7 @@
 """Environment variables: which ones run.json records, and which ones change the maths and are refused.
 
-accelerate, torch and the libraries under it read the environment when they start. A variable that was left there would
-train another run than the flags and run.json say.
+accelerate, torch and the libraries under it read the environment when they start. A variable that another job left
+there would change the run, and neither the flags nor run.json would tell.
 """
 
 import os
@@ -11,12 +11,9 @@ from typing import Any
 
 from gritlm.errors import UserError
 
-RECORDED = tuple(
-    f"{name}_"
-    for name in (
-        *("ACCELERATE", "FSDP", "TORCH", "PYTORCH", "CUDA", "CUBLAS", "NVIDIA", "NCCL", "DS", "DEEPSPEED", "HF"),
-        *("TRANSFORMERS", "WANDB", "OMP", "MKL"),
-    )
+RECORDED = (
+    *("ACCELERATE_", "FSDP_", "TORCH_", "PYTORCH_", "CUDA_", "CUBLAS_", "NVIDIA_", "NCCL_", "DS_", "DEEPSPEED_"),
+    *("HF_", "TRANSFORMERS_", "WANDB_", "OMP_", "MKL_"),
 )
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 OFF = ("", "0", "no", "false", "off", "none", "default", "auto")
@@ -55,8 +52,8 @@ def _compiler(value: str, flags: Flags) -> bool:
     )
 
 
-# (name, what it does, whether a value in lower case agrees with the flags, the flag that does the same). The first row
-# that matches a name counts. "*" stands for any letters.
+# (name, what it does, whether a value in lower case agrees with the flags, the flag that does the same). "*" matches
+# any letters. If several rows match a name, the first one applies.
 CHANGES_THE_MATHS: tuple[tuple[str, str, Callable[[str, Flags], bool], str], ...] = (
     ("ACCELERATE_MIXED_PRECISION", "sets the precision", _precision, "--bf16"),
     ("ACCELERATE_DOWNCAST_BF16", "rounds to bfloat16", _is_off, "--bf16"),

@@ -1,18 +1,18 @@
 """Refuse flags that are missing, wrong, or contradict one another, before data or weights are read."""
 
-import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers import TrainingArguments
 
-from gritlm.errors import UserError
+from gritlm.errors import UserError, one_line
 from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
+from gritlm.strict_json import parse_json
 from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
@@ -75,12 +75,12 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.chunk_tokens < max(f.query_max_len, f.passage_max_len),
-        "--chunk_tokens {chunk_tokens} holds not even one text of {longest} tokens; see --query_max_len and "
-        "--passage_max_len, by default those of an embedding model as base",
+        "--chunk_tokens {chunk_tokens} holds not even one text of {longest} tokens; raise it, or lower "
+        "--query_max_len and --passage_max_len (an embedding model sets their defaults)",
     ),
     (
         lambda f: f.attn == "cc" and f.pooling_method == "cls",
-        "--attn cc with --pooling_method cls: the first token sees no other, every text gets one vector",
+        "--attn cc with --pooling_method cls: the first token sees no other token, and it alone makes the vector",
     ),
     (
         lambda f: f.emb_q_only and f.emb_p_only,
@@ -92,7 +92,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.negatives_ring and not f.negatives_cross_device,
-        "--negatives_ring sends other ranks' passages round, --negatives_cross_device False wants none",
+        "--negatives_ring sends other ranks' passages round, but --negatives_cross_device False uses none; choose one",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),
@@ -177,7 +177,7 @@ def build(
     try:
         groups = parser.parse_dict(flags)
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
     model, data, objective, training = groups[:4]
     rehearse(training)
     base = read_base(model.model_name_or_path)
@@ -236,16 +236,12 @@ def check_ranges(flags: dict[str, Any]) -> None:
                 raise UserError(f"--{name}: found {flags[name]}, wanted {wanted}")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
 def check_object(name: str, text: str | None) -> None:
     """Refuse options of a schedule or of checkpointing that are no JSON object."""
     if not text:
         return
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
+        found = parse_json(text)
     except ValueError as error:
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}: {error}") from error
     if not isinstance(found, dict):

@@ -5,8 +5,6 @@ import copy
 import dataclasses
 import json
 import sys
-from collections import Counter
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from accelerate.parallelism_config import ParallelismConfig
@@ -14,6 +12,7 @@ from transformers import HfArgumentParser
 
 from gritlm.cli import OneLineErrors, home_expanded
 from gritlm.errors import UserError
+from gritlm.strict_json import read_json_object
 from gritlm.training.arguments import GROUPS, Command
 from gritlm.training.inherited_flags import REFUSED
 from gritlm.training.old_flags import OLD_FLAGS
@@ -82,7 +81,7 @@ class FlagParser(OneLineErrors, HfArgumentParser):
 
     def _read_file(self, path: str) -> list[str]:
         """The flags of a JSON file as words, or those of the run whose run.json it is."""
-        content = read_flags(path)
+        content = read_json_object(path, wanted="a JSON object of flags")
         if "format" in content and "flags" in content:
             if "resolved" not in content:
                 raise UserError(
@@ -107,30 +106,6 @@ class FlagParser(OneLineErrors, HfArgumentParser):
             else:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
         return words
-
-
-def read_flags(path: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: there is no such file, or it holds something else.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(key for key, _ in pairs)
-        if pairs and counts.most_common(1)[0][1] > 1:
-            raise ValueError(f"found {counts.most_common(1)[0][0]!r} twice")
-        return dict(pairs)
-
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=once)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, wanted a JSON object of flags")
-    return content
 
 
 def make_parser(verb: str, groups: tuple[type, ...], examples: str) -> FlagParser:

@@ -1,7 +1,7 @@
 """GradCache (Gao et al., arXiv 2101.06983): the exact gradient of a whole-batch loss, encoded in chunks.
 
-Knows nothing of Hugging Face. It holds one chunk's activations, all vectors, and the graphs of as many further chunks
-as fit the memory budget. The other chunks are encoded a second time.
+Knows nothing of Hugging Face. It holds one chunk's activations, all vectors, and the graphs of the further chunks that
+fit the memory budget. The other chunks are encoded a second time.
 """
 
 import functools
@@ -23,7 +23,7 @@ Chunk = dict[str, Any]  # keyword arguments of the model
 T = TypeVar("T")
 log = logging.getLogger("gritlm")
 
-# How allocators and libraries say it, apart from torch.OutOfMemoryError.
+# Messages of allocators and libraries, apart from torch.OutOfMemoryError.
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA's own calls
     "can't allocate memory",  # torch's allocator on a CPU

@@ -26,6 +26,8 @@ class Inherited(NamedTuple):
     fixed: bool = False
 
 
+TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+
 FIXED = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
@@ -39,7 +41,7 @@ FREE = (
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
     *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
     *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "disable_tqdm"),
-    *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    *("report_to", "run_name", *TRACKIO),
     *("save_strategy", "save_steps", "save_total_limit", "skip_memory_metrics"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     "dataloader_multiprocessing_context",
@@ -60,8 +62,8 @@ NO_EVALUATION = "a run evaluates nothing; each checkpoint is a model folder to e
 UPLOAD = "upload the folder when it is done (hf upload)"
 
 REFUSED = {
-    "gradient_accumulation_steps": "in-batch negatives make the sum of small batches another loss; memory is bounded "
-    "by --chunk_tokens instead, with the exact gradient of the whole batch",
+    "gradient_accumulation_steps": "with in-batch negatives, several small batches have another loss than one large "
+    "batch; lower --chunk_tokens to save memory, and the gradient stays exact",
     "fp16": "use --bf16 (same speed, no loss scaling)",
     "tf32": "the loss is exact in float32; --bf16 is faster",
     "auto_find_batch_size": "the batch is part of the loss; lower --chunk_tokens",
@@ -114,16 +116,17 @@ INHERITED: dict[str, Inherited] = {
 LOW_RANK = "it needs --optim_target_modules, which has no place here; --optim adafactor needs little memory"
 IN_BACKWARD = "it steps within a backward, and a step here has one for each chunk"
 OPTIMIZERS = {
-    **dict.fromkeys(("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw"), LOW_RANK),
-    **dict.fromkeys(("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"), LOW_RANK),
-    "apollo_adamw_layerwise": LOW_RANK,
+    **{
+        name + layerwise: LOW_RANK
+        for name in ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "apollo_adamw")
+        for layerwise in ("", "_layerwise")
+    },
     **dict.fromkeys(("lomo", "adalomo"), IN_BACKWARD),
     **dict.fromkeys(
         ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
         "its weights would have to be averaged before each save",
     ),
 }
-TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 COUNTS = {"true": "all", "false": "no", "all": "all", "non_padding": "non_padding", "no": "no"}
 
 OF_NEWER_VERSIONS = ("dataloader_multiprocessing_context", "activation_checkpointing")
@@ -188,15 +191,3 @@ def normalised(flags: dict[str, Any]) -> dict[str, Any]:
     report_to = [name.strip() for name in str(flags["report_to"]).split(",") if name.strip()]
     count = COUNTS[str(flags["include_num_input_tokens_seen"]).lower()]
     return flags | {"report_to": report_to or "none", "include_num_input_tokens_seen": count}
-
-
-def inherited_flag_table() -> str:
-    """The table in docs/training.md of Hugging Face's flags that are not used, in Markdown."""
-    rows = ["| flag of Hugging Face | here |", "|---|---|"]
-    for use in ("refused", "no effect"):
-        names_by_why: dict[str, list[str]] = {}
-        for name, row in INHERITED.items():
-            if row.use == use:
-                names_by_why.setdefault(row.why, []).append(f"`--{name}`")
-        rows += [f"| {', '.join(names)} | {use}: {why} |" for why, names in names_by_why.items()]
-    return "\n".join(rows)

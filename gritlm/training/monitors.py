@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from gritlm.cli import end_at_once
 from gritlm.distributed import all_reduce_sum, gather_objects, rank, shared_store, world_size
 from gritlm.errors import UserError
 
@@ -85,7 +86,7 @@ class FiniteWatch:
             return
         loss, dataset, rows = self.steps[first]
         everyone = gather_objects((loss.item(), dataset, rows))
-        bad = [entry for entry in everyone if not abs(entry[0]) < float("inf")]
+        bad = [entry for entry in everyone if not math.isfinite(entry[0])]
         value, dataset, rows = (bad or everyone)[0]
         what = f"the loss is {value}" if bad else "the gradient is not finite"
         more = f", ... ({len(rows)} in all)" if len(rows) > 8 else ""
@@ -188,16 +189,14 @@ def end_with_torchrun(seconds: float = 2.0) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(seconds)
-        print(f"gritlm: error: rank {os.environ['RANK']}: torchrun was killed; this rank ends", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)
+        end_at_once(f"rank {os.environ['RANK']}: torchrun was killed; this rank ends")
 
     if under_torchrun():
         threading.Thread(target=watch, daemon=True, name="torchrun").start()
 
 
 def fingerprint(folder: Path) -> list[tuple[str, int, int, int]]:
-    """What changes while files are written into a folder, and while the system brings them to the disk."""
+    """Name, size, blocks and time of each file in a folder. One of them changes while the system writes a file."""
     found = []
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -24,31 +24,21 @@ FEW = 0.01  # share of queries from which on a count is a warning
 
 @dataclass
 class Count:
-    """Sums over queries of some batches, or over slices of them.
-
-    queries, batches: looked at.
-    without: queries that no negative is left to.
-    hard, others: negatives of the query's own row, and passages of other rows.
-    rows: the other rows.
-    more_queries, more_passages: what --same_tower contrasts with.
-    queries_once, positives_once: different ones.
-    equal_queries, equal_positives: those that equal another of their batch after the cut only.
-    answers: queries that equal their positive after the cut.
-    """
+    """Sums over the queries looked at, of some batches or of slices of them."""
 
     queries: int = 0
     batches: int = 0
-    without: int = 0
-    hard: int = 0
-    others: int = 0
-    rows: int = 0
-    more_queries: int = 0
+    without: int = 0  # queries that have no negative left
+    hard: int = 0  # negatives of the query's own row
+    others: int = 0  # passages of other rows
+    rows: int = 0  # the other rows
+    more_queries: int = 0  # what --same_tower contrasts with
     more_passages: int = 0
-    queries_once: int = 0
+    queries_once: int = 0  # different queries
     positives_once: int = 0
-    equal_queries: int = 0
+    equal_queries: int = 0  # equal to another of their batch only after the cut
     equal_positives: int = 0
-    answers: int = 0
+    answers: int = 0  # queries that equal their positive after the cut
 
     def __add__(self, other: "Count") -> "Count":
         return Count(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -144,7 +134,7 @@ def count_negatives(
 
 
 def count_batch(builder: BatchBuilder, step: int, args: ObjectiveArguments) -> Count:
-    """Count on the builder's slice of a batch of the first epoch."""
+    """Count the negatives in one batch of the first epoch, for the queries of the builder's rank."""
     batch, group_size = builder[0, step].contrastive, builder.group_size
     count = len(batch.query_id_B)
     vectors_BD, slots_SD = torch.zeros(count, 1), torch.zeros(count * group_size, 1)  # the masks do not read them

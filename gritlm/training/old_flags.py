@@ -67,12 +67,3 @@ OLD_FLAGS: dict[str, str] = {
     "mp_parameters": "leave it out: see --fsdp and --deepspeed for models that do not fit on one GPU",
     "ray_scope": "leave it out: there is no hyper-parameter search",
 }
-
-
-def old_flag_table() -> str:
-    """The table "flags of the original -> here" of docs/training.md, in Markdown. Flags with one hint share a row."""
-    rows = ["| flag | here |", "|---|---|"]
-    for hint in dict.fromkeys(OLD_FLAGS.values()):
-        names = ", ".join(f"`--{name}`" for name, text in OLD_FLAGS.items() if text == hint)
-        rows.append(f"| {names} | {hint} |")
-    return "\n".join(rows)

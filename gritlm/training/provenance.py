@@ -1,17 +1,17 @@
 """What run.json records of a start, so that the run can be repeated: command, flags, versions, machine."""
 
-import importlib.metadata
 import os
 import platform
 import shlex
 import subprocess
 import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gritlm import __version__
+from gritlm.devices import device_name
 from gritlm.training.arguments import RunArguments
 from gritlm.training.checkpoints import differing
 from gritlm.training.environment import recorded_environment
@@ -36,7 +36,7 @@ def resolved_flags(run: RunArguments) -> dict[str, Any]:
 
 
 def describe_start(run: RunArguments) -> dict[str, Any]:
-    """The command, the flags that were given, ranks, versions, the machine of the first rank, its environment."""
+    """The command, the given flags, ranks, versions, and the first rank's machine and environment."""
     args = run.training
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -47,7 +47,7 @@ def describe_start(run: RunArguments) -> dict[str, Any]:
         "versions": versions(),
         "host": platform.node(),
         "system": platform.platform(),
-        "device": device(args.device),
+        "device": device_name(str(args.device)),
         "environment": recorded_environment(),
     }
 
@@ -57,10 +57,8 @@ def versions() -> dict[str, str]:
     if commit := git_commit(Path(__file__).parents[2]):
         found["gritlm commit"] = commit
     for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found
 
 
@@ -75,14 +73,8 @@ def git_commit(folder: Path) -> str:
         return ""
 
 
-def device(kind: torch.device) -> str:
-    if kind.type != "cuda":
-        return kind.type
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-
-
 def unlike(run: RunArguments, run_settings: dict[str, Any]) -> list[str]:
-    """What keeps a run from repeating that of the run.json it was started from, where no flag asked for it."""
+    """Differences between a run and that of the run.json it was started from, except those that a flag asked for."""
     before = run.command.repeats
     if not before:
         return []
@@ -91,9 +83,8 @@ def unlike(run: RunArguments, run_settings: dict[str, Any]) -> list[str]:
     asked = any(word.startswith(("--train_data", "--train-data", "--num_samples", "--num-samples")) for word in words)
     if not asked and (difference := differing(before["flags"], own)):
         lines.append(f"{words[0]}: this is not the same run: {difference}")
-    starts = before.get("starts") or [{}]
-    ranks = starts[-1].get("ranks", starts[0].get("ranks"))
-    if ranks != run.training.world_size:
-        now = run.training.world_size
-        lines.append(f"{words[0]}: that run had {ranks} ranks, this one has {now}; its sums round otherwise")
+    starts, now = before.get("starts") or [{}], run.training.world_size
+    ranks = (starts[0] | starts[-1]).get("ranks")
+    if ranks != now:
+        lines.append(f"{words[0]}: that run had {ranks} ranks, this one has {now}; its sums are rounded differently")
     return lines

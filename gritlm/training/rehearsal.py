@@ -1,9 +1,9 @@
-"""Build the optimizer, the schedule and the loggers of a run once on one number, before data or weights are read.
+"""Build the optimizer, the schedule and the loggers of a run for one small layer, before data or weights are read.
 
-What cannot work says so within a second: what is not installed, options that do not exist, a login that is missing.
+So a package that is not installed, an option that does not exist or a missing login is named within a second.
 """
 
-import inspect
+import copy
 import math
 import multiprocessing
 import sys
@@ -15,32 +15,37 @@ from typing import Any
 import torch
 from accelerate.utils import DynamoBackend
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import SchedulerType, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
-from gritlm.errors import UserError
+from gritlm.errors import UserError, one_line
 from gritlm.training.arguments import EmbeddingTrainingArguments
 
-SOME_STEPS = 1000  # of a run whose epochs have not been counted yet
+SOME_STEPS = 1000  # assumed before the epochs are counted
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 NO_SCHEDULE_OPTIONS = ("constant", "constant_with_warmup")
-OF_TRANSFORMERS = ("every_n_layers", "offload")  # it takes these out of the options of checkpointing
+
+# Options of checkpointing, those of torch and the two that transformers adds: what is wanted, whether a value is that.
+CHECKPOINTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("use_reentrant", "preserve_rng_state", "debug", "early_stop", "offload"),
+        ("true or false", lambda value: isinstance(value, bool)),
+    ),
+    "determinism_check": ("default or none", lambda value: value in ("default", "none")),
+    "every_n_layers": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+}
+NOT_REENTRANT = ("debug", "early_stop", "determinism_check")  # torch reads them only beside "use_reentrant": false
 
 
 @contextmanager
 def naming(flags: str) -> Iterator[None]:
-    """Whatever a library raises within becomes one line that begins with the flags."""
+    """Turn any error raised within into one line that begins with the flags."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{flags}: {_in_one_line(error)}") from error
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{flags}: {one_line(error)}") from error
 
 
 def rehearse(args: EmbeddingTrainingArguments) -> None:
@@ -63,22 +68,12 @@ def rehearse(args: EmbeddingTrainingArguments) -> None:
 def build_optimizer(
     args: EmbeddingTrainingArguments, model: nn.Module | None = None, **changed: Any
 ) -> torch.optim.Optimizer:
-    """The Trainer's optimizer for a model, by default a linear layer, without a Trainer."""
+    """The Trainer's optimizer for a model, by default a linear layer. `changed` flags have these values instead."""
     trainer: Any = object.__new__(Trainer)
-    trainer.args, trainer.model = _Changed(args, changed), model or nn.Linear(1, 1)
+    trainer.args, trainer.model = copy.copy(args), model or nn.Linear(1, 1)
+    vars(trainer.args).update(changed)
     trainer.optimizer = trainer.optimizer_cls_and_kwargs = None
     return trainer.create_optimizer()
-
-
-class _Changed:
-    """The flags, some with other values."""
-
-    def __init__(self, args: EmbeddingTrainingArguments, changed: dict[str, Any]):
-        self.__dict__.update(changed)
-        self._args = args
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._args, name)
 
 
 def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _check_optimizer(args: EmbeddingTrainingArguments) -> torch.optim.Optimizer:
     options = _options(optimizer)
     for name, value in given.items():
         rest = ",".join(f"{key}={text}" for key, text in given.items() if key != name)
-        if _options(build_optimizer(args, optim_args=rest)) == options and not _is(options.get(name), value):
+        if _options(build_optimizer(args, optim_args=rest)) == options and not _equals(options.get(name), value):
             instead = "; use --weight_decay" if name == "weight_decay" else ""
             raise UserError(f"--optim_args {args.optim_args}: {flag} does not read {name}{instead}")
     for name in ADAM:
@@ -104,8 +99,8 @@ def _check_optimizer(args: EmbeddingTrainingArguments) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _is(value: Any, text: str) -> bool:
-    """Whether an option has the value that a text says."""
+def _equals(value: Any, text: str) -> bool:
+    """Whether an option's value is the one that the text gives."""
     try:
         return value is not None and float(value) == float(text)
     except (TypeError, ValueError):
@@ -126,7 +121,7 @@ def schedule(
     """The share of --learning_rate at each step of a run of so many steps.
 
     Raises:
-        UserError: the schedule lacks an option, has one that does not exist, or gives a rate that is none.
+        UserError: the schedule lacks an option, has an unknown one, or gives a rate that is negative or not finite.
     """
     kind = SchedulerType(args.lr_scheduler_type).value
     options = args.lr_scheduler_kwargs
@@ -177,31 +172,18 @@ def describe_schedule(args: EmbeddingTrainingArguments, steps: int) -> list[str]
 
 
 def _check_checkpointing(args: EmbeddingTrainingArguments) -> None:
-    name, kwargs = "--gradient_checkpointing", "--gradient_checkpointing_kwargs (--activation_checkpointing_kwargs)"
-    options: Any = args.gradient_checkpointing_kwargs
-    if not options:
-        return
-    if not args.gradient_checkpointing:
-        raise UserError(f"{kwargs} {options}: has no effect without {name}")
-    known = {n for n, p in inspect.signature(checkpoint).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    known = (known | {"use_reentrant", "preserve_rng_state", *OF_TRANSFORMERS}) - {"context_fn"}
-    for option in options:
-        if option not in known:
-            raise UserError(f"{kwargs}: found {option!r}, wanted some of {', '.join(sorted(known))}")
-    with naming(f"{kwargs} {options}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        every = options.get("every_n_layers", 1)
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every_n_layers: found {every!r}, wanted a whole number above 0")
-        for option, value in options.items():
-            if option not in ("every_n_layers", "determinism_check") and not isinstance(value, bool):
-                raise ValueError(f"{option}: found {value!r}, wanted true or false")
-        passed_on = {n: v for n, v in options.items() if n not in OF_TRANSFORMERS} or {"use_reentrant": False}
-        if passed_on.get("use_reentrant", True) and (
-            unread := passed_on.keys() - {"use_reentrant", "preserve_rng_state"}
-        ):
-            raise ValueError(f'{", ".join(sorted(unread))}: only read beside "use_reentrant": false')
-        checkpoint(nn.Linear(1, 1), torch.ones(1, requires_grad=True), **passed_on).backward()
+    flag = "--gradient_checkpointing_kwargs (--activation_checkpointing_kwargs)"
+    options: Any = args.gradient_checkpointing_kwargs or {}
+    if options and not args.gradient_checkpointing:
+        raise UserError(f"{flag} {options}: has no effect without --gradient_checkpointing")
+    for name, value in options.items():
+        if name not in CHECKPOINTING:
+            raise UserError(f"{flag}: found {name!r}, wanted some of {', '.join(CHECKPOINTING)}")
+        if name in NOT_REENTRANT and options.get("use_reentrant", True):
+            raise UserError(f'{flag} {options}: {name}: only read beside "use_reentrant": false')
+        wanted, is_right = CHECKPOINTING[name]
+        if not is_right(value):
+            raise UserError(f"{flag} {options}: {name}: found {value!r}, wanted {wanted}")
 
 
 def _check_start_methods(args: EmbeddingTrainingArguments) -> None:
@@ -247,13 +229,13 @@ def _why_not(callback: Callable[[], Any]) -> str:
         callback()
         return ""
     except Exception as error:
-        return _in_one_line(error)
+        return one_line(error)
     finally:
         sys.unraisablehook = hook
 
 
 def _check_wandb() -> None:
-    """Refuse to start a run that wandb would ask, or fail, at its first step. Asks no server."""
+    """Refuse a run for which wandb would ask for a login, or fail, at its first step. It asks no server."""
     import requests
     import wandb
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from gritlm.training.run_folder import read_run_file, update_run_file
@@ -15,8 +15,8 @@ from gritlm.training.run_log import is_new, last_logged_step
 WANDB_ID = "wandb id"  # the entry of run.json that names the run on wandb
 
 
-class OneTensorBoardRun(TensorBoardCallback):
-    """Hugging Face's callback, in one folder for the run and its continuations.
+class _NoStepTwice(TrainerCallback):
+    """Passes on what has not been reported before.
 
     Args:
         folder: the output folder.
@@ -25,25 +25,25 @@ class OneTensorBoardRun(TensorBoardCallback):
 
     def __init__(self, folder: Path, flags: dict[str, Any]):
         super().__init__()
-        self.flags, self.last_logged = flags, last_logged_step(folder)
-        self.logging_dir = os.environ.get("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.tb_writer:
-            self.tb_writer.add_text("flags", f"```\n{json.dumps(self.flags, indent=2, default=str)}\n```")
+        self.folder, self.flags, self.last_logged = folder, flags, last_logged_step(folder)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if is_new(logs, state.global_step, self.last_logged):
             super().on_log(args, state, control, logs=logs, **kwargs)
 
 
-class OneWandbRun(WandbCallback):
-    """Hugging Face's callback, in one wandb run for the run and its continuations. Arguments: see above."""
+class OneTensorBoardRun(_NoStepTwice, TensorBoardCallback):
+    """Hugging Face's callback, in one folder for the run and its continuations."""
 
-    def __init__(self, folder: Path, flags: dict[str, Any]):
-        super().__init__()
-        self.folder, self.flags, self.last_logged = folder, flags, last_logged_step(folder)
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.logging_dir = os.environ.get("TENSORBOARD_LOGGING_DIR", str(self.folder / "tensorboard"))
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.tb_writer:
+            self.tb_writer.add_text("flags", f"```\n{json.dumps(self.flags, indent=2, default=str)}\n```")
+
+
+class OneWandbRun(_NoStepTwice, WandbCallback):
+    """Hugging Face's callback, in one wandb run for the run and its continuations."""
 
     def setup(self, args, state, model, **kwargs):
         if state.is_world_process_zero and self._wandb.run is None:
@@ -53,10 +53,6 @@ class OneWandbRun(WandbCallback):
             self._wandb.init(project=project, name=args.run_name, id=name, resume="allow")
             self._wandb.config.update(json.loads(json.dumps(self.flags, default=str)), allow_val_change=True)
         super().setup(args, state, model, **kwargs)
-
-    def on_log(self, args, state, control, model=None, logs=None, **kwargs):
-        if is_new(logs, state.global_step, self.last_logged):
-            super().on_log(args, state, control, model=model, logs=logs, **kwargs)
 
 
 def report_to_one_run(trainer: Trainer, folder: Path, flags: dict[str, Any]) -> None:

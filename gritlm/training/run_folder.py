@@ -33,7 +33,7 @@ from gritlm.training.run_lock import LOCK_FILE
 from gritlm.training.run_log import log
 
 RUN_FILE = "run.json"
-RESUMED_FROM = "resumed from"  # the entry of run.json that names the checkpoint which --resume_from_checkpoint named
+RESUMED_FROM = "resumed from"  # entry of run.json: the checkpoint of --resume_from_checkpoint
 
 
 # ---- whose run it is
@@ -91,7 +91,7 @@ def write_run_file(
     """
     entries: dict[str, Any] = stamp() | {"finished": finished}
     if start is not None:
-        starts = read_run_file(folder).get("starts", []) if (Path(folder) / RUN_FILE).is_file() else []
+        starts = read_run_file(folder).get("starts", [])
         entries["starts"] = [*starts, {n: v for n, v in start.items() if not starts or v != starts[0].get(n)}]
     entries["flags"] = run_settings
     if resolved is not None:
@@ -100,15 +100,16 @@ def write_run_file(
 
 
 def read_run_file(folder: str | Path) -> dict[str, Any]:
-    return json.loads((Path(folder) / RUN_FILE).read_text(encoding="utf-8"))
+    """The entries of run.json; none if there is no such file."""
+    path = Path(folder) / RUN_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def update_run_file(folder: str | Path, **entries: Any) -> None:
     """Set some entries of run.json and keep the others."""
-    path = Path(folder) / RUN_FILE
-    before = read_run_file(folder) if path.is_file() else {}
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(before | entries, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(read_run_file(folder) | entries, indent=2)
+    with written_aside(Path(folder) / RUN_FILE) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 # ---- where it resumes
@@ -192,7 +193,7 @@ def _check_run_file(folder: Path, run_settings: dict[str, Any]) -> dict[str, Any
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"--output_dir {folder} is not empty and holds no run of ours; {kept}")
     try:
-        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        found = read_run_file(folder)
         flags, finished = dict(found["flags"]), bool(found["finished"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RUN_FILE}: found a damaged file ({error}); {kept}") from error

@@ -7,7 +7,6 @@ not reach over every network file system.
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from gritlm.cli import end_at_once
 from gritlm.errors import RankError
 from gritlm.training.run_log import log
 
@@ -92,8 +92,7 @@ def _acquire(path: Path, own: dict[str, Any], beat: float) -> None:
 
 def _create(path: Path, own: dict[str, Any]) -> bool:
     """Write the lock file, whole, if there is none."""
-    aside = path.with_name(f"{LOCK_FILE}.{own['token']}.part")
-    aside.write_text(json.dumps(own), encoding="utf-8")
+    aside = _write_aside(path, own)
     try:
         os.link(aside, path)  # unlike a rename, it fails where the name is taken
     except FileExistsError:
@@ -107,6 +106,12 @@ def _create(path: Path, own: dict[str, Any]) -> bool:
     finally:
         aside.unlink(missing_ok=True)
     return True
+
+
+def _write_aside(path: Path, own: dict[str, Any]) -> Path:
+    aside = path.with_name(f"{LOCK_FILE}.{own['token']}.part")
+    aside.write_text(json.dumps(own), encoding="utf-8")
+    return aside
 
 
 def _remove(path: Path, judged: dict[str, Any], token: str) -> None:
@@ -138,7 +143,7 @@ def _is_alive(path: Path, found: dict[str, Any], own: dict[str, Any], beat: floa
         return False
     if found["job"] and found["job"] == own["job"] and found["restarts"] != own["restarts"]:
         return False  # SLURM ends a job before it starts it again
-    log.info("%s: found the run of host %s; watching whether it lives", path, found["machine"].split()[0])
+    log.info("%s: host %s holds it; waiting for a sign of life", path, found["machine"].split()[0])
     for _ in range(2 * WATCHED_BEATS):
         time.sleep(beat / 2)
         now = _read(path)  # opened anew each time: a network file system then asks its server
@@ -152,15 +157,8 @@ def _beat(path: Path, own: dict[str, Any], beat: float, ended: threading.Event) 
         found = _read(path)
         if found and found.get("token") != own["token"]:
             host = found.get("machine", "?").split()[0]
-            print(
-                f"gritlm: error: {path}: a run on host {host} has taken the folder over; this run ends",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(2)
+            end_at_once(f"{path}: a run on host {host} has taken the folder over; this run ends", 2)
         own["beats"] += 1
         # A full disk or a share that is away for a moment ends no run.
         with suppress(OSError):
-            aside = path.with_name(f"{LOCK_FILE}.{own['token']}.part")
-            aside.write_text(json.dumps(own), encoding="utf-8")
-            os.replace(aside, path)
+            os.replace(_write_aside(path, own), path)

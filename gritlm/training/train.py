@@ -12,20 +12,17 @@ from gritlm.devices import describe_devices, device_name
 from gritlm.distributed import all_ranks, barrier, destroy_process_group, gather_objects
 from gritlm.models.attention import varlen_unavailable_reason
 from gritlm.models.backbone import load_backbone, load_config
-from gritlm.models.checks import check_base, check_tokenizer
+from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import RunArguments
 from gritlm.training.checkpoints import engine_name, is_last
-from gritlm.training.disk_space import check_disk_space
 from gritlm.training.engines import load_weights_once
 from gritlm.training.flag_checks import parse
 from gritlm.training.monitors import end_with_torchrun
-from gritlm.training.negatives import describe_negatives
 from gritlm.training.objective import Objective
 from gritlm.training.provenance import describe_start, resolved_flags, unlike
-from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.reporters import report_to_one_run
 from gritlm.training.run_folder import (
     check_ranks_agree,
@@ -38,16 +35,8 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.setup import (
-    build_text_tokenizer,
-    describe,
-    describe_base,
-    largest_group,
-    make_plan,
-    show_examples,
-    used_sets,
-)
-from gritlm.training.text_report import report_on_texts
+from gritlm.training.setup import largest_group, make_plan
+from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
 
 
@@ -79,19 +68,10 @@ def train(run: RunArguments) -> int:
         log.warning(line)
 
     plan = make_plan(run, records)
-    used = used_sets(plan, records)
-    text_tokenizer = build_text_tokenizer(run, used)
-    check_tokenizer(name, text_tokenizer.tokenizer, config)
-    lines, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
-    warnings += unlike(run, run_settings)
-    warnings += describe_schedule(args, steps_in_all(args, plan.steps_per_epoch))
-    base, planned = describe_base(run, text_tokenizer.contract), describe(plan, run, records, ranks)
-    negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
-    warnings += doubts
-    disk = check_disk_space(run, config, plan.steps_per_epoch)
-    for line in [*base, *planned, *negatives, *disk, *lines, *show_examples(text_tokenizer, used)]:
+    text_tokenizer, lines, warnings = describe_run(run, plan, records, config, ranks)
+    for line in lines:
         log.info(line)
-    for line in warnings:
+    for line in [*warnings, *unlike(run, run_settings)]:
         log.warning(line)
 
     barrier()  # every rank has looked at the output folder before one of them writes there

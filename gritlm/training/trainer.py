@@ -13,13 +13,8 @@ from transformers.trainer_callback import ProgressCallback
 
 from gritlm.data.batches import Batch, BatchBuilder, ContrastiveBatch
 from gritlm.data.loader import StepLoader, batch_or_error, explain_workers
-from gritlm.distributed import (
-    all_reduce_max,
-    all_reduce_sum,
-    lost_a_rank,
-    ranks_on_this_host,
-)
-from gritlm.errors import RankError, UserError
+from gritlm.distributed import all_reduce_max, all_reduce_sum, lost_a_rank, ranks_on_this_host
+from gritlm.errors import RankError, UserError, first_line
 from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
@@ -78,12 +73,11 @@ class EmbeddingTrainer(CheckpointTrainer):
             self._compile()
 
     def _set_up_callbacks(self) -> None:
-        shows_bar = not self.args.disable_tqdm
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         for callback in (self.timer, TrainingCallback(self), SaveTimer(), RunLog(self.args.output_dir)):
             self.add_callback(callback)
-        if shows_bar and is_a_terminal():
+        if not self.args.disable_tqdm and is_a_terminal():
             self.add_callback(ProgressBar)
 
     def train(self, *args, **kwargs):
@@ -189,8 +183,7 @@ class EmbeddingTrainer(CheckpointTrainer):
         ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
         ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
         ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
-        found = (str(error).strip() or "out of memory.").splitlines()[0]
-        return f"{found} Try: {', or '.join(ways)}"
+        return f"{first_line(error).rstrip('.')}. Try: {', or '.join(ways)}"
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)

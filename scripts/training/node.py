@@ -114,7 +114,7 @@ def check_cores(count: int) -> None:
 
 
 def check_gpus(count: int) -> None:
-    """The launch script counted the first node's GPUs. Every node has as many ranks."""
+    """The launch script counted the first node's GPUs. Every node starts that many ranks."""
     import torch
 
     if (found := torch.cuda.device_count()) != count:

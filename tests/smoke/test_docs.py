@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import SIZES
+from flag_tables import flag_table
 from helpers import ROOT, write_jsonl
 from transformers import AutoConfig, AutoModel
 
@@ -210,7 +211,7 @@ def check_flag(code: str) -> None:
         parsed = make_parser("train", (group,), "").parse_args(["--alignment", "0.1"])
         assert parsed.alignment == 0.1
         assert arguments.fixed_flags()["alignment"] == 0.0
-        assert "| `--alignment` | `0.0` |" in arguments.flag_table()
+        assert "| `--alignment` | `0.0` |" in flag_table()
 
 
 def check_loss(code: str) -> None:

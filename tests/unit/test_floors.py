@@ -8,7 +8,7 @@ from helpers import ROOT
 # A room or a file on top, floor by floor. Files of one room may import one another, without a circle.
 FLOORS = (
     ("__init__", "errors", "files", "distributed"),
-    ("models", "cli"),
+    ("models", "cli", "strict_json"),
     ("data", "gritlm", "devices"),
     ("evaluation", "serving"),
     ("training", "curation", "quickstart"),

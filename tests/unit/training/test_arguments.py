@@ -6,20 +6,14 @@ import re
 
 import pytest
 import transformers
+from flag_tables import flag_table, inherited_flag_table, old_flag_table
 from helpers import ROOT, run
 
 from gritlm.errors import UserError
 from gritlm.training import arguments
-from gritlm.training.arguments import (
-    ObjectiveArguments,
-    fixed_flags,
-    flag,
-    flag_table,
-    papers_values,
-)
+from gritlm.training.arguments import ObjectiveArguments, fixed_flags, flag, papers_values
 from gritlm.training.flag_checks import parse
-from gritlm.training.inherited_flags import inherited_flag_table
-from gritlm.training.old_flags import OLD_FLAGS, old_flag_table
+from gritlm.training.old_flags import OLD_FLAGS
 
 PINNED = re.search(r"^transformers==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
 
@@ -70,7 +64,7 @@ WRONG = {
     "no such data": ({"train_data": "absent.jsonl"}, "--train_data absent.jsonl: no such file"),
     "accumulation": (
         {"gradient_accumulation_steps": 4},
-        "--gradient_accumulation_steps: not supported, in-batch negatives",
+        "--gradient_accumulation_steps: not supported, with in-batch negatives",
     ),
     "nothing to go on with": ({"save_only_model": True}, "--save_only_model: not supported"),
     "seed": ({"seed": -1}, "--seed: found -1, wanted 0 to 4294967295"),

@@ -58,7 +58,7 @@ WRONG = {
     "an old flag": ({"gc_chunk_size": 8}, r"flags\.json: --gc_chunk_size: no such flag here; use --chunk_tokens"),
     "no JSON": ("{", r"flags\.json: no JSON"),
     "no object": ("[1]", r"flags\.json: found list, wanted a JSON object of flags"),
-    "a key twice": ('{"seed": 1, "seed": 2}', r"flags\.json: no JSON: found 'seed' twice"),
+    "a key twice": ('{"seed": 1, "seed": 2}', r"flags\.json: no JSON: key 'seed' given twice"),
     "a wrong type": ({"seed": "x"}, "--seed: invalid int value: 'x'"),
     "a fraction": ({"max_steps": 1e3}, "max-steps: invalid int value: '1000.0'"),
     "a null": ({"seed": None}, r"flags\.json: seed: found null, wanted a value"),
@@ -124,7 +124,7 @@ def test_a_run_is_repeated_from_its_run_file(qwen3_dropout, data, tmp_path):
     assert start["given"]["learning_rate"] == 2e-3 and "temperature" not in start["given"]
     assert repeated["starts"][0]["given"] == {"output_dir": str(tmp_path / "again")}
     assert {"gritlm", "python", "torch", "transformers", "accelerate", "datasets", "numpy"} <= start["versions"].keys()
-    assert start["device"] == "cpu" and start["host"]
+    assert start["device"] == "CPU" and start["host"]
     assert start["environment"]["NCCL_DEBUG"] == "WARN" and "a secret" not in json.dumps(found)
     assert "learning_rate" in found["flags"] and "save_steps" not in found["flags"], "which flags are fixed"
     resolved = found["resolved"]
@@ -144,7 +144,7 @@ def test_what_keeps_a_run_from_being_repeated_is_said():
     (line,) = said(data="25 rows, def")
     assert line.startswith("run.json: this is not the same run: data was ")
     assert said("--train_data", "more", data="25 rows, def") == [], "asked for"
-    assert said(ranks=4) == ["run.json: that run had 1 ranks, this one has 4; its sums round otherwise"]
+    assert said(ranks=4) == ["run.json: that run had 1 ranks, this one has 4; its sums are rounded differently"]
 
 
 def test_a_later_start_is_added(tmp_path):

@@ -62,25 +62,26 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_is_above(ignored):
             signal.signal(number, handler)
 
 
-def _rank(seconds: float) -> None:
+def _rank(folder: Path) -> None:
     end_with_torchrun(0.05)
-    time.sleep(seconds)
+    time.sleep(20)
+    (folder / "lived on").touch()
 
 
-def _torchrun(file: str) -> None:
+def _torchrun(folder: Path) -> None:
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "RANK": "3"}
-    rank = multiprocessing.get_context("fork").Process(target=_rank, args=(60,))
+    rank = multiprocessing.get_context("fork").Process(target=_rank, args=(folder,))
     rank.start()
-    with open(file, "w") as out:
-        out.write(str(rank.pid))
+    (folder / "pid").write_text(str(rank.pid))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_rank_ends_when_torchrun_was_killed(tmp_path):
-    Ranks(_torchrun, str(tmp_path / "pid")).wait()
+    Ranks(_torchrun, tmp_path).wait()
     rank = int((tmp_path / "pid").read_text())
     while psutil.pid_exists(rank) and psutil.Process(rank).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.02)
+    assert not (tmp_path / "lived on").exists()
 
 
 def wait_while_another_saves(folder: Path) -> None:

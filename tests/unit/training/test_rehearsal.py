@@ -37,7 +37,7 @@ BROKEN = {
     "no object": ({"lr_scheduler_kwargs": "[1]"}, "--lr_scheduler_kwargs: found '\\[1\\]', wanted a JSON object"),
     "unknown option": ({"lr_scheduler_kwargs": '{"nope": 1}'}, "with --lr_scheduler_kwargs.*keyword argument 'nope'"),
     "option of a wrong type": ({"lr_scheduler_kwargs": '{"num_cycles": "x"}'}, "--lr_scheduler_kwargs.*to float: 'x'"),
-    "no number": ({"lr_scheduler_kwargs": '{"num_cycles": NaN}'}, "--lr_scheduler_kwargs: .*NaN is no number"),
+    "no number": ({"lr_scheduler_kwargs": '{"num_cycles": NaN}'}, "--lr_scheduler_kwargs: .*NaN, which is not JSON"),
     "a root of less than nothing": (
         {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": '{"timescale": -5}'},
         "--lr_scheduler_type inverse_sqrt with --lr_scheduler_kwargs .*math domain error",

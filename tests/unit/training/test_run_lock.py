@@ -69,7 +69,7 @@ def test_another_process_under_the_same_number(tmp_path):
     lock = {**this_run(), "started": this_run()["started"] - 100}
     (tmp_path / LOCK_FILE).write_text(json.dumps(lock))
     with locked(tmp_path, BEAT):
-        pass
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["token"] != lock["token"]
 
 
 def test_a_living_run_of_another_machine(tmp_path):

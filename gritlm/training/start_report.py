@@ -1,0 +1,39 @@
+"""What a run or a plan checks and says between reading its data and loading its weights."""
+
+from transformers import PreTrainedConfig
+
+from gritlm.data.batch_plan import Plan
+from gritlm.data.records import RecordSet
+from gritlm.models.checks import check_tokenizer
+from gritlm.models.tokenizer import TextTokenizer
+from gritlm.training.arguments import RunArguments
+from gritlm.training.disk_space import check_disk_space
+from gritlm.training.negatives import describe_negatives
+from gritlm.training.rehearsal import describe_schedule, steps_in_all
+from gritlm.training.setup import build_text_tokenizer, describe, describe_base, show_examples, used_sets
+from gritlm.training.text_report import report_on_texts
+
+
+def describe_run(
+    run: RunArguments, plan: Plan, records: list[RecordSet], config: PreTrainedConfig, ranks: int
+) -> tuple[TextTokenizer, list[str], list[str]]:
+    """The tokenizer of the run, the lines to print, and the warnings.
+
+    Raises:
+        UserError: the base's tokenizer does not fit, there is nothing to contrast, or the disk has too little room.
+    """
+    used = used_sets(plan, records)
+    text_tokenizer = build_text_tokenizer(run, used)
+    check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
+    texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
+    negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
+    lines = [
+        *describe_base(run, text_tokenizer.contract),
+        *describe(plan, run, records, ranks),
+        *negatives,
+        *check_disk_space(run, config, plan.steps_per_epoch),
+        *texts,
+        *show_examples(text_tokenizer, used),
+    ]
+    steps = steps_in_all(run.training, plan.steps_per_epoch)
+    return text_tokenizer, lines, [*warnings, *doubts, *describe_schedule(run.training, steps)]

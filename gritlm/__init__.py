@@ -18,6 +18,8 @@ VERBS = {
     "mine": "gritlm.curation.mine",
     "prepare": "gritlm.curation.prepare",
     "encode": "gritlm.serving.encode",
+    "export": "gritlm.serving.export",
+    "report": "gritlm.report.report",
     "verify-gradients": "gritlm.training.verify_gradients",
     "devices": "gritlm.devices",
     "quickstart": "gritlm.quickstart",

@@ -13,6 +13,8 @@ HELP = {
     "mine": "find hard negatives for a data set with any embedding model",
     "prepare": "convert public data of a common shape to the training format",
     "encode": "turn texts into vectors with a trained model",
+    "export": "write a model for serving, and prove that it gives the trainer's vectors in every program",
+    "report": "draw a training run, or several side by side, on one HTML page",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
     "devices": "list the GPUs that a run would use, and their free memory",
     "quickstart": "build the task made of this machine's own Python, and report on it",

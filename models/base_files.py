@@ -15,6 +15,7 @@ from gritlm.errors import UserError, one_line
 from gritlm.models.hub import CONFIG, DECODER, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MANIFEST = "checkpoint.json"  # in a checkpoint: lists its files, and those of the model folder in it
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -113,6 +114,28 @@ def read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
             return {name: (value.get_dtype(), value.get_shape()) for name, value in slices.items()}
     except SafetensorError as error:
         raise unreadable(path, "a whole safetensors file", error) from error
+
+
+def find_damaged_file(folder: Path, sizes: dict[str, int]) -> str:
+    """What is wrong with one of the files of a list, such as that of a checkpoint; "" where all are whole.
+
+    Args:
+        sizes: bytes of each file, by its path in the folder.
+    """
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (found := path.stat().st_size) != size:
+            return f"{name} is cut short: found {found} bytes, wanted {size}"
+        try:  # a disk may lose a file's bytes and keep its size
+            if path.suffix == ".safetensors":
+                read_header(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+        except (UserError, ValueError) as error:
+            return f"{name} is damaged ({error})"
+    return ""
 
 
 def unreadable(path: Path, wanted: str, error: Exception) -> UserError:

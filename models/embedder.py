@@ -97,18 +97,21 @@ class Embedder(nn.Module):
         """The backbone's layer classes. accelerate reads this name to decide which modules FSDP shards."""
         return self.backbone._no_split_modules
 
-    def save_weights(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+    def save_weights(
+        self, folder: str | Path, weights: dict[str, Tensor] | None = None, max_shard_size: str = "50GB"
+    ) -> None:
         """Write config.json and safetensors with the base model's keys, and the projection in a subfolder.
 
         Args:
             weights: all weights by name. Needed where the module's own parameters are only shards.
+            max_shard_size: the largest weights file.
         """
         weights = self.state_dict() if weights is None else weights
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
         for name, value in weights.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value.contiguous()
-        self.backbone.save_pretrained(folder, state_dict=parts["backbone"])
+        self.backbone.save_pretrained(folder, state_dict=parts["backbone"], max_shard_size=max_shard_size)
         if self.projection is not None:
             path = Path(folder) / PROJECTION_FOLDER
             path.mkdir(parents=True, exist_ok=True)

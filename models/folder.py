@@ -36,29 +36,37 @@ LOADERS = ("sentence_transformers", "transformers")  # an older sentence-transfo
 
 
 def save_model_folder(
-    embedder: Embedder, text_tokenizer: TextTokenizer, folder: str | Path, weights: dict[str, Tensor] | None = None
+    embedder: Embedder,
+    text_tokenizer: TextTokenizer,
+    folder: str | Path,
+    weights: dict[str, Tensor] | None = None,
+    max_shard_size: str = "50GB",
 ) -> None:
-    """Write all files of a model folder. `modules.json` comes last, so a folder that has it is complete.
+    """Write all files of a model folder but its card. `modules.json` comes last: a folder that has it is complete.
 
     The first save of a tokenizer is read back as each loader reads it, and compared.
 
     Args:
         weights: all weights by name. Needed where the embedder's own parameters are only shards.
+        max_shard_size: the largest weights file, as transformers reads it.
     Raises:
         UserError: a loader would give other tokens.
     """
     folder, contract = Path(folder), text_tokenizer.contract
     folder.mkdir(parents=True, exist_ok=True)
-    embedder.save_weights(folder, weights)
+    embedder.save_weights(folder, weights, max_shard_size)
     complete_config(folder / "config.json")
-    save_tokenizer(text_tokenizer.tokenizer, folder)
+    # safetensors makes files that only their owner can read, and a server runs as another user.
+    for path in folder.rglob("model*.safetensors"):
+        path.chmod((folder / "config.json").stat().st_mode)
+    save_tokenizer(text_tokenizer.tokenizer, folder, contract.longest)
     contract.save(folder)
     _check_once(folder, text_tokenizer)
     _write_sentence_transformers_files(embedder, contract, folder)
 
 
 def _write_sentence_transformers_files(embedder: Embedder, contract: TextContract, folder: Path) -> None:
-    """Pooling, projection, normalisation, prompts and limits, as sentence-transformers reads them; and README.md."""
+    """Pooling, projection, normalisation, prompts and limits, as sentence-transformers reads them."""
 
     def write(name: str, content: object) -> None:
         path = folder / name
@@ -84,10 +92,9 @@ def _write_sentence_transformers_files(embedder: Embedder, contract: TextContrac
         (folder / "3_Normalize").mkdir(exist_ok=True)
         modules.append(("3_Normalize", "Normalize"))
     # sentence-transformers has one limit for queries and passages.
-    longest = max(contract.query_max_len, contract.passage_max_len)
     write(
         "sentence_bert_config.json",
-        {"max_seq_length": longest, "do_lower_case": False, "tokenizer_args": LOADER_OPTIONS},
+        {"max_seq_length": contract.longest, "do_lower_case": False, "tokenizer_args": LOADER_OPTIONS},
     )
     write(
         "config_sentence_transformers.json",
@@ -103,7 +110,6 @@ def _write_sentence_transformers_files(embedder: Embedder, contract: TextContrac
         {"idx": index, "name": str(index), "path": path, "type": _MODULE + kind}
         for index, (path, kind) in enumerate(modules)
     ]
-    (folder / "README.md").write_text(README.format(**_readme_facts(embedder, contract)), encoding="utf-8")
     write("modules.json", listing)
 
 
@@ -130,46 +136,6 @@ def _check_once(folder: Path, text_tokenizer: TextTokenizer) -> None:
         for note in check_saved_tokenizer(folder, text_tokenizer):
             logging.getLogger("gritlm").info("saved tokenizer: %s", note)
         text_tokenizer.checked = saved
-
-
-README = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction]
----
-# Text-embedding model
-
-{attention} {family} backbone, {pooling_method} pooling, {normalized}, {width} dimensions. Trained with gritlm.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer(".")  # this folder
-queries = model.encode_query(["who wrote it"])
-passages = model.encode_document(["She did.", "It rained."])
-print(model.similarity(queries, passages))
-```
-
-- Query prompt: {query_prompt}. Document prompt: {document_prompt}. {pooled}
-- Longest query: {query_max_len} tokens; longest passage: {passage_max_len} tokens.
-- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json{older}.
-- `AutoTokenizer.from_pretrained` needs `tokenizer_type="{tokenizer_type}"`; sentence-transformers passes it by itself.
-"""
-
-
-def _readme_facts(embedder: Embedder, contract: TextContract) -> dict[str, Any]:
-    causal = embedder.config.is_causal
-    return vars(contract) | {
-        "attention": "Causal" if causal else "Bidirectional",
-        "family": embedder.config.model_type,
-        "normalized": "normalised" if contract.normalized else "not normalised",
-        "width": embedder.embedding_dim,
-        "query_prompt": repr(contract.prompts.get("query", "")),
-        "document_prompt": repr(contract.prompts.get("document", "")),
-        "pooled": "Their tokens are pooled." if contract.pool_instruction else "Their tokens are not pooled.",
-        "older": "" if causal else " and give other vectors without a warning",
-        **LOADER_OPTIONS,
-    }
 
 
 def load_model_folder(

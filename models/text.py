@@ -37,6 +37,11 @@ class TextContract:
     append_eos: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def longest(self) -> int:
+        """The limit of programs that have a single one for queries and passages."""
+        return max(self.query_max_len, self.passage_max_len)
+
     def save(self, folder: str | Path) -> None:
         (Path(folder) / CONTRACT_FILE).write_text(
             json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from gritlm.errors import UserError, first_line
 from gritlm.models.checks import check_tokenizer_files
@@ -51,6 +52,7 @@ def load_tokenizer(
             raise UserError(f"{name_or_path}: found a tokenizer without pad and end-of-text tokens, wanted one")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = VERY_LARGE_INTEGER  # each call has its limit; a smaller one warns of longer texts
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -86,11 +88,14 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, append_eos: bool, name: st
     )
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path, model_max_length: int | None = None) -> None:
     """Save the tokenizer so that old and new loaders rebuild it from tokenizer.json.
 
     The generic class is named: a model's own class would rebuild its normalizer and lose the contract. Lists of special
     tokens have the key that transformers 4 reads, too. Nothing of a call's padding or truncation is saved.
+
+    Args:
+        model_max_length: the limit in tokens of a loader that is given none. None keeps the base's.
     """
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
@@ -98,6 +103,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     path = Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if model_max_length is not None:
+        config["model_max_length"] = model_max_length
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for key in ("auto_map", "add_eos_token", "add_bos_token"):  # the template has them

@@ -28,6 +28,7 @@ from gritlm.training.checkpoints import (
 )
 from gritlm.training.engines import whole_weights
 from gritlm.training.monitors import FiniteWatch, Watchdog
+from gritlm.training.run_folder import add_card
 from gritlm.training.run_log import log
 from gritlm.training.state_files import load_state, random_states, restore_random_states, save_state
 
@@ -58,6 +59,7 @@ class CheckpointTrainer(Trainer):
             return []
         check_finite(self.embedder.state_dict() if weights is None else weights)
         save_model_folder(self.embedder, self.processing_class, folder, weights)
+        add_card(folder, self.args.output_dir or "", self.state.global_step)
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

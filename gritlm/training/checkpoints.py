@@ -17,10 +17,9 @@ from gritlm import __version__
 from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError, first_line
 from gritlm.files import publish, size_text
-from gritlm.models.base_files import read_header
+from gritlm.models.base_files import MANIFEST, find_damaged_file
 from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
 
-MANIFEST = "checkpoint.json"
 STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is renamed when it is whole
 FORMAT = 2  # of run.json and checkpoint.json. Checkpoints of format 1 hold pickles, which are not read.
 MODEL, OPTIMIZER, SCHEDULER = "model*.safetensors", "optimizer.safetensors", "scheduler.safetensors"
@@ -123,7 +122,7 @@ def explain_unsaved(error: BaseException, run: Path, name: str) -> None:
     if isinstance(error, ShardsUnsaved) and error.failures:  # rank -> (error, where)
         error = next(iter(error.failures.values()))[0]
     text = first_line(error)
-    writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write"))
+    writing = any(sign in text for sign in ("PytorchStreamWriter", "inline_container", "file write", "os error"))
     if not writing and not isinstance(error, OSError | SafetensorError):
         return
     whole = sort_checkpoints(str(run))
@@ -149,31 +148,13 @@ def find_damage(checkpoint: str | Path) -> str:
         return f"found no {MANIFEST} there, wanted a whole checkpoint folder"
     try:
         manifest = read_manifest(folder)
-        files, version = manifest["files"].items(), manifest.get("format", 0)
+        files, version = dict(manifest["files"]), manifest.get("format", 0)
         missing = find_missing(manifest["files"], manifest["engine"], manifest["ranks"]) if version == FORMAT else ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is damaged ({error})"
     if missing:
         return f"it holds no {missing}"
-    for name, size in files:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        found = (folder / name).stat().st_size
-        if found != size:
-            return f"{name} is cut short: found {found} bytes, wanted {size}"
-        try:
-            _parse(folder / name)
-        except (UserError, ValueError) as error:
-            return f"{name} is damaged ({error})"
-    return ""
-
-
-def _parse(path: Path) -> None:
-    """Read a JSON file, or the header of a safetensors file: a disk may lose a file's bytes and keep its size."""
-    if path.suffix == ".safetensors":
-        read_header(path)
-    elif path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
+    return find_damaged_file(folder, files)
 
 
 def why_not_resumable(checkpoint: str | Path, run_settings: dict[str, Any], engine: str | None, ranks: int) -> str:

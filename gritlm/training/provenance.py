@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from gritlm import __version__
+from gritlm.data.records import RecordSet
 from gritlm.devices import device_name
+from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import RunArguments
 from gritlm.training.checkpoints import differing
 from gritlm.training.environment import recorded_environment
 from gritlm.training.flag_parser import PATHS
 from gritlm.training.inherited_flags import REFUSED
+from gritlm.training.setup import show_examples
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed")
 OF_THE_DATA = ("data", "num_samples", "order of the rows, version")
@@ -35,8 +38,8 @@ def resolved_flags(run: RunArguments) -> dict[str, Any]:
     return flags
 
 
-def describe_start(run: RunArguments) -> dict[str, Any]:
-    """The command, the given flags, ranks, versions, and the first rank's machine and environment."""
+def describe_start(run: RunArguments, records: list[RecordSet], text_tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The command, the given flags, ranks, versions, the first rank's machine and environment, and the data."""
     args = run.training
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -49,6 +52,8 @@ def describe_start(run: RunArguments) -> dict[str, Any]:
         "system": platform.platform(),
         "device": device_name(str(args.device)),
         "environment": recorded_environment(),
+        "data sets": [{"name": r.name, "rows": len(r), "fingerprint": r.fingerprint()} for r in records],
+        "examples": show_examples(text_tokenizer, records),
     }
 
 

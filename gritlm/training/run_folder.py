@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from gritlm.data.batch_plan import VERSION as PLAN_VERSION
 from gritlm.data.batch_plan import read_num_samples
 from gritlm.data.records import RecordSet
 from gritlm.distributed import barrier, destroy_process_group, gather_objects, rank
-from gritlm.errors import UserError
+from gritlm.errors import UserError, first_line
 from gritlm.files import written_aside
 from gritlm.models.folder import move_model_folder
+from gritlm.report.card import CARD, read_facts, write_card
 from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, fixed_flags
 from gritlm.training.checkpoints import (
     STAGING_FOLDER,
@@ -220,12 +222,27 @@ def finish(run: RunArguments, run_settings: dict[str, Any], write: Callable[[Pat
     barrier()
     write(staged)
     if first:
+        add_card(staged, folder)
         move_model_folder(staged, folder)
         write_run_file(folder, run_settings, finished=True)
     log.info("model saved to %s", folder)
     barrier()
     destroy_process_group()
     return 0
+
+
+def add_card(model: Path, folder: str | Path, step: int | None = None) -> None:
+    """Write the card of a model of the run in `folder`. The disk may end a run here, what a card is made of may not.
+
+    Args:
+        step: of a checkpoint; None is the model that is published.
+    """
+    try:
+        write_card(model, replace(read_facts(folder), step=step))
+    except OSError:
+        raise
+    except Exception as error:  # a log or a card of a base that somebody has edited, in one of many ways
+        log.warning("%s was not written: %s", CARD, first_line(error))
 
 
 def copy_served(checkpoint: str, target: Path) -> None:

@@ -35,7 +35,7 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.setup import largest_group, make_plan
+from gritlm.training.setup import largest_group, make_plan, used_sets
 from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
 
@@ -76,7 +76,8 @@ def train(run: RunArguments) -> int:
 
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
-        write_run_file(args.output_dir, run_settings, False, resolved_flags(run), describe_start(run))
+        described = describe_start(run, used_sets(plan, records), text_tokenizer)
+        write_run_file(args.output_dir, run_settings, False, resolved_flags(run), described)
         if checkpoint and checkpoint == args.resume_from_checkpoint:
             for line in go_back_to(checkpoint, Path(args.output_dir)):
                 log.info(line)

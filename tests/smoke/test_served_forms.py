@@ -25,6 +25,7 @@ from gritlm.models.folder import save_model_folder
 from gritlm.models.pooling import POOLING
 from gritlm.models.text import Text, TextContract
 from gritlm.models.tokenizer import LOADER_OPTIONS, PROBES, TextTokenizer, check_saved_tokenizer, load_tokenizer
+from gritlm.report.card import CardFacts, write_card
 
 TEXTS = [*PROBES[:14], *PROBES[16:], *WORDS, *(" ".join(WORDS[i : i + 9]) for i in range(9))]
 BEGIN = "<|begin|>"
@@ -88,14 +89,24 @@ def vectors_of(embedder: Embedder, text_tokenizer: TextTokenizer) -> np.ndarray:
         return torch.cat([embedder(**chunk) for chunk in chunks])[row_of_text].numpy()
 
 
-def readme_block(folder: Path, monkeypatch) -> SentenceTransformer:
-    """The model as the code block of the folder's README.md makes it."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+def run_card(folder: Path, monkeypatch) -> dict[str, np.ndarray]:
+    """The vectors of `TEXTS` as the code blocks of the folder's card make them."""
+    write_card(folder, CardFacts())
+    blocks = re.findall(r"With ([a-z-]+):\n\n```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert [library for library, _ in blocks] == ["sentence-transformers", "transformers", "gritlm"]
     monkeypatch.chdir(folder)
-    names: dict = {}
-    exec(code, names)
-    assert names["queries"].shape[0] == 1
-    return names["model"]
+    found = {}
+    for library, code in blocks:
+        names: dict = {}
+        exec(code, names)
+        assert names["queries"].shape[0] == 1
+        encode = {
+            "sentence-transformers": lambda model=names["model"]: model.encode_query(TEXTS),
+            "transformers": lambda names=names: names["encode"](TEXTS, INSTRUCTION, 48).numpy(),
+            "gritlm": lambda model=names["model"]: model.encode_queries(TEXTS),
+        }
+        found[f"card, {library}"] = encode[library]()
+    return found
 
 
 @pytest.mark.parametrize("append_eos", [False, True], ids=["", "eos"])
@@ -109,8 +120,7 @@ def test_the_saved_folder_gives_the_embedders_vectors(base, tmp_path, monkeypatc
         "GritLM": ours.encode_queries(TEXTS),
         "GritLM, saved again": GritLM(tmp_path / "again").encode_queries(TEXTS),
         "sentence-transformers": SentenceTransformer(str(tmp_path / "out"), device="cpu").encode_query(TEXTS),
-        "README": readme_block(tmp_path / "again", monkeypatch).encode_query(TEXTS),
-    }
+    } | run_card(tmp_path / "again", monkeypatch)
     for name, vectors in found.items():
         worst = (vectors * wanted).sum(1).min()
         assert worst > 0.9999, f"{name}: {TEXTS[int((vectors * wanted).sum(1).argmin())]!r} {worst}"
@@ -136,11 +146,12 @@ def test_the_special_tokens_around_a_text(base, tmp_path):
 
 
 def test_plain_auto_tokenizer_differs_for_qwen2_alone(base, tmp_path, request):
-    """And only in white space at the end of a text, which is what the folder's README.md says."""
+    """And only in white space at the end of a text, which is what the folder's card says."""
     _, text_tokenizer = make_folder(base, tmp_path / "out")
     notes = check_saved_tokenizer(tmp_path / "out", text_tokenizer)
     model_type = json.loads((base / "config.json").read_text())["model_type"]
     assert bool(notes) == (model_type == "qwen2")
+    write_card(tmp_path / "out", CardFacts())
     assert 'tokenizer_type="modernbert"' in (tmp_path / "out" / "README.md").read_text()
     plain = AutoTokenizer.from_pretrained(tmp_path / "out")
     stripped = [text.rstrip() for text in TEXTS if "<|" not in text and text.strip()]

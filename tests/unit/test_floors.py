@@ -9,7 +9,7 @@ from helpers import ROOT
 FLOORS = (
     ("__init__", "errors", "files", "distributed"),
     ("models", "cli", "strict_json"),
-    ("data", "gritlm", "devices"),
+    ("data", "report", "gritlm", "devices"),
     ("evaluation", "serving"),
     ("training", "curation", "quickstart"),
     ("benchmark", "__main__"),

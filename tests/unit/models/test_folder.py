@@ -1,10 +1,13 @@
 """The model folder: what it holds, that it is read back as it was, and what is refused."""
 
 import json
+import logging
 
 import pytest
 import torch
 from helpers import make_embedder, make_model_folder
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from gritlm.errors import UserError
 from gritlm.models.folder import load_model_folder, move_model_folder
@@ -37,6 +40,22 @@ def test_the_folder_tells_every_loader_what_it_needs(qwen3, tmp_path):
     assert all((tmp_path / path).is_dir() for path in listed)
     assert {"model.safetensors", "tokenizer.json", CONTRACT_FILE} <= {path.name for path in tmp_path.iterdir()}
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".py")]
+
+
+def test_a_server_can_read_the_folder(qwen3, tmp_path, monkeypatch, caplog):
+    """Every user may read each file, and a loader that is given no limit cuts where the contract does."""
+    make_model_folder(qwen3, tmp_path / "out", projection=12, query_max_len=40, passage_max_len=24)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert set(modes.values()) == {"0o644"}, modes
+    save_file({"a": torch.zeros(1)}, tmp_path / "control.safetensors")
+    assert oct((tmp_path / "control.safetensors").stat().st_mode & 0o777) == "0o600", "control: safetensors' own mode"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", tokenizer_type="modernbert")
+    assert len(tokenizer("river " * 99, truncation=True).input_ids) == tokenizer.model_max_length == 40
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    load_model_folder(str(tmp_path / "out"))[1].tokenizer("river " * 99)
+    assert "longer than the specified maximum" not in caplog.text
+    tokenizer("river " * 99)
+    assert "longer than the specified maximum" in caplog.text, "control: with the limit of the folder it warns"
 
 
 def test_a_bare_backbone_needs_a_contract_and_is_bidirectional(qwen3):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from gritlm import __version__
 from gritlm.errors import UserError
@@ -14,6 +15,7 @@ from gritlm.training.checkpoints import (
     FORMAT,
     MANIFEST,
     STAGING_FOLDER,
+    explain_unsaved,
     find_damage,
     publish_checkpoint,
     rotate_checkpoints,
@@ -153,3 +155,12 @@ def test_engines_and_ranks_that_cannot_resume(tmp_path):
     assert why_not_resumable(path.parent, {}, "zero2", 2) == ""
     assert "DeepSpeed wrote it on 2 ranks and cannot resume it on 4" in why_not_resumable(path.parent, {}, "zero2", 4)
     assert "written by the engine zero2, this run has fsdp2" in why_not_resumable(path.parent, {}, "fsdp2", 2)
+
+
+def test_a_full_disk_under_the_tokenizer_is_explained(tmp_path):
+    """tokenizers has no class for it."""
+    with pytest.raises(Exception, match="No space left on device") as caught:
+        Tokenizer(models.BPE()).save("/dev/full")
+    with pytest.raises(UserError, match=r"could not be written .*No space left on device.*make room"):
+        explain_unsaved(caught.value, tmp_path, "checkpoint-2")
+    explain_unsaved(ValueError("control: another error goes on"), tmp_path, "checkpoint-2")

@@ -1,0 +1,304 @@
+"""The card of a model folder: README.md, as the Hugging Face hub and sentence-transformers read it.
+
+It says what the folder, its run and its base say. What they do not say is said to be unknown.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+
+from gritlm import __version__
+from gritlm.models.embedder import PROJECTION_FOLDER
+from gritlm.models.hub import is_hub_name, snapshot
+from gritlm.models.text import TextContract
+from gritlm.models.tokenizer import LOADER_OPTIONS
+from gritlm.report.figures import number
+from gritlm.report.markdown import code, one_line, plain, table, value_code
+from gritlm.report.run import Run, find_run
+from gritlm.report.usage import PASSAGES, QUERIES, usage
+
+CARD = "README.md"
+TASKS = {"retrieval": "information-retrieval", "sts": "semantic-similarity", "classification": "text-classification"}
+LIBRARIES = ("gritlm", "torch", "transformers", "sentence-transformers", "tokenizers")
+CITATION = """@article{chan2026reasoning,
+  title   = {Do Reasoning Models Enhance Embedding Models?},
+  author  = {Chan, Wun Yu and Chen, Shaojin and Jing, Huihao and Lau, Kwun Hang and Li, Elton Chun-Chai and Wang, Zihao
+             and Li, Haoran and Song, Yangqiu},
+  journal = {arXiv preprint arXiv:2601.21192},
+  year    = {2026}
+}"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says beyond the model folder itself.
+
+    Attributes:
+        run: the run that trained the model.
+        step: the step of a checkpoint; None is the model that the run has published.
+        changed: what was done to the model after its run, such as "cut to 256 dimensions". The run's evaluations are
+            then of another model.
+        parity: (program, what, smallest cosine with the trainer's vectors, or the reason why there is none).
+        parity_note: a sentence before the parity table: the dtype, the cosine that was wanted.
+        scores: what the usage code prints: a row for each of `usage.QUERIES`, a column for each of `usage.PASSAGES`.
+        name: what loads the model: "." in its folder, or its name on the hub.
+        license: of the model. None is that of the base's card, where it has one.
+        language: of the texts it is for, as codes such as "en".
+        datasets: names on the hub of the training data. Empty: those that the cards of `gritlm prepare` name.
+    """
+
+    run: Run | None = None
+    step: int | None = None
+    changed: str = ""
+    parity: Sequence[tuple[str, str, float | str]] = ()
+    parity_note: str = ""
+    scores: list[list[float]] | None = None
+    name: str = "."
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+
+def read_facts(folder: str | Path) -> CardFacts:
+    """The facts on the model in a run's folder, or in one of its checkpoints; none where there is no run.json.
+
+    Raises:
+        UserError: run.json is damaged.
+    """
+    run, step = find_run(Path(folder))
+    return CardFacts(run=run, step=step)
+
+
+def write_card(folder: Path, facts: CardFacts) -> None:
+    """Write README.md into a model folder, in the place of one that is there."""
+    run, base = facts.run, _Base(facts.run)
+    title = facts.name.rpartition("/")[2].strip(".") or (run.name if run else "") or "Text-embedding model"
+    results = [*_model_index(run.results(facts.step))] if run and not facts.changed else []
+    data = ModelCardData(
+        base_model=base.name,
+        license=facts.license or base.card.get("license"),
+        license_name=None if facts.license else base.card.get("license_name"),
+        license_link=None if facts.license else base.card.get("license_link"),
+        language=list(facts.language) or None,
+        datasets=list(facts.datasets) or sources(run) or None,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "gritlm"],
+        model_name=title if results else None,  # the hub wants both or none
+        eval_results=results or None,
+    )
+    sections = {
+        "": _introduction(folder, facts, base),
+        "Use": _usage(folder, facts),
+        "Text contract": _contract(TextContract.load(folder)),
+        "Parity": [facts.parity_note, "", *parity_table(facts.parity)] if facts.parity else [],
+        "Evaluation": _evaluation(facts),
+        "Training": _training(facts),
+        "Training data": _data(facts),
+        "Versions": _versions(facts),
+        "Citation": ["```bibtex", CITATION, "```"],
+    }
+    text = [f"# {plain(title)}", ""]
+    for heading, lines in sections.items():
+        text += [*([f"## {heading}", ""] if heading and lines else []), *lines, *([""] if lines else [])]
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(text)).save(folder / CARD)
+
+
+# ---- sections
+
+
+class _Base:
+    """The base of a run: its name on the hub where that is known, how to call it, and the data of its own card."""
+
+    def __init__(self, run: Run | None):
+        given = str((run.flags if run else {}).get("model_name_or_path") or "")
+        folder = Path(given) if Path(given).is_dir() else (snapshot(given) if is_hub_name(given) else None)
+        self.card: dict[str, Any] = {}
+        if folder and (folder / CARD).is_file():
+            with suppress(Exception):  # whatever is wrong with a card of others: it says nothing
+                self.card = metadata_load(folder / CARD) or {}
+        on_hub = bool(given) and is_hub_name(given) and not Path(given).exists()
+        self.name = given if on_hub else self.card.get("base_model")
+        self.called = code(given) if on_hub else f"the local folder {code(Path(given).name)}" if given else "unknown"
+        if self.name and not on_hub:
+            self.called += f", which was made from {code(self.name)}"
+
+
+def sources(run: Run | None) -> list[str]:
+    """The names on the hub of the training data, from the cards that `gritlm prepare` has written beside it."""
+    given, found = run.flags.get("train_data") if run else None, []
+    for folder in map(Path, [given] if isinstance(given, str) else given or []):
+        for path in (folder / CARD, folder.parent / CARD):
+            with suppress(OSError, ValueError):
+                found += re.findall(r"^- source: hub:(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return sorted(set(found))
+
+
+def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
+    config, contract = json.loads((folder / "config.json").read_text(encoding="utf-8")), TextContract.load(folder)
+    dense, width = folder / PROJECTION_FOLDER / "config.json", config.get("hidden_size")
+    if dense.is_file():
+        width = json.loads(dense.read_text(encoding="utf-8"))["out_features"]
+    causal = config.get("is_causal")
+    license_text = facts.license or base.card.get("license_name") or base.card.get("license")
+    source = "" if facts.license or not license_text else ", that of the base"
+    options = ", ".join(f'{key}="{value}"' for key, value in LOADER_OPTIONS.items())
+    return [
+        f"{'Causal' if causal else 'Bidirectional'} {config.get('model_type')} backbone, {contract.pooling_method} "
+        f"pooling, {'normalised' if contract.normalized else 'not normalised'}, {width} dimensions"
+        f"{', ' + str(config['dtype']) if config.get('dtype') else ''}. "
+        f"Trained with gritlm{f', step {facts.step}' if facts.step is not None else ''}."
+        f"{f' After training: {facts.changed}.' if facts.changed else ''}",
+        "",
+        f"- Base: {base.called}.",
+        f"- Licence: {plain(license_text) + source if license_text else 'unknown; look up those of base and data'}.",
+        f"- Languages: {', '.join(facts.language) or 'unknown'}.",
+        "- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json"
+        f"{'' if causal else ' and give other vectors without a warning'}.",
+        f"- `AutoTokenizer.from_pretrained` needs `{options}`; sentence-transformers passes it by itself.",
+    ]
+
+
+def _usage(folder: Path, facts: CardFacts) -> list[str]:
+    lines = ["Run the code in the model folder, which `.` names." if facts.name == "." else "", ""]
+    for library, text in usage(folder, facts.name).items():
+        lines += [f"With {library}:", "", "```python", text, "```", ""]
+    if facts.scores:
+        rows = [", ".join(f"{value:.4f}" for value in row) for row in facts.scores]
+        texts = f"the {len(QUERIES)} query with the {len(PASSAGES)} passages"
+        lines += [f"Each prints the scores of {texts}, but for rounding: {'; '.join(rows)}.", ""]
+    return lines[:-1]
+
+
+def _contract(contract: TextContract) -> list[str]:
+    pooled = "yes" if contract.pool_instruction else "no"
+    end = "yes" if contract.append_eos else "no"
+    prompts = [contract.prompts.get(side, "") for side in ("query", "document")]
+    rows = [
+        ("Prompt, directly before the text", *(value_code(prompt) if prompt else "none" for prompt in prompts)),
+        ("Longest text in tokens, prompt included", str(contract.query_max_len), str(contract.passage_max_len)),
+        ("Tokens of the prompt are pooled", pooled, pooled),
+        ("An end token is added", end, end),
+    ]
+    named = {name: prompt for name, prompt in contract.prompts.items() if name not in ("query", "document")}
+    more = (
+        ["", *table(["Prompt name", "prompt"], [(plain(n), value_code(p)) for n, p in named.items()])] if named else []
+    )
+    return [*table(["", "queries", "passages"], rows), *more]
+
+
+def parity_table(rows: Sequence[tuple[str, str, float | str]]) -> list[str]:
+    """A line for each kind of text, a column for each program; below, why a program was not run."""
+    cells = {(what, program): found for program, what, found in rows}
+    apart = {program: found for program, what, found in rows if what == "all" and isinstance(found, str)}
+    programs = [program for program in dict.fromkeys(program for program, *_ in rows) if program not in apart]
+    lines = [
+        (plain(what), *(f"{x:.6f}" if isinstance(x := cells.get((what, name), ""), float) else x for name in programs))
+        for what in dict.fromkeys(what for program, what, _ in rows if program not in apart)
+    ]
+    return [*table(["Texts", *map(plain, programs)], lines), *(f"\n{name}: {why}." for name, why in apart.items())]
+
+
+def interval(result: dict[str, Any]) -> str:
+    """The 95% interval of a set's main metric over its queries, or "" where they do not tell it.
+
+    Of a mean: by its standard error. Of Spearman's correlation: by Fisher's z (Bonett & Wright, 2000).
+    """
+    value, values = float(result["metrics"][result["main"]]), [float(v) for v in result.get("values") or []]
+    count = len(values)
+    if count < 4:
+        return ""
+    if result.get("gold") is not None:
+        if abs(value) >= 1:
+            return ""
+        error = 1.96 * math.sqrt((1 + value**2 / 2) / (count - 3))
+        low, high = math.tanh(math.atanh(value) - error), math.tanh(math.atanh(value) + error)
+    else:
+        mean = sum(values) / count
+        error = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count)
+        if not error:  # all queries alike: the error is not zero, it is unknown
+            return ""
+        low, high = max(0.0, mean - error), min(1.0, mean + error)
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def _evaluation(facts: CardFacts) -> list[str]:
+    results = facts.run.results(facts.step) if facts.run else []
+    if not results:
+        return ["Unknown: this run has evaluated no model at this step."]
+    before = {row["name"]: row["metrics"] for row in facts.run.results(0)} if facts.run else {}
+    rows = []
+    for row in results:
+        main = row["main"]
+        base = before.get(row["name"], {}).get(main)
+        count = len(row.get("values") or [])
+        cells = (plain(row["name"]), plain(main), "unknown" if base is None else f"{base:.3f}")
+        rows.append((*cells, f"{row['metrics'][main]:.3f}", interval(row) or "unknown", str(count or "unknown")))
+    verdict = (facts.run.settings.get("evaluation") or {}).get("verdict") if facts.run and facts.step is None else None
+    return [
+        *table(["Set", "metric", "base", "trained", "95% interval", "queries"], rows),
+        "",
+        f"Measured during training{f', before the model was {facts.changed}' if facts.changed else ''}. "
+        "The interval is over queries, not over seeds.",
+        *([f"Against the base: {plain(verdict)}."] if verdict else []),
+    ]
+
+
+def _model_index(results: list[dict[str, Any]]) -> Iterable[EvalResult]:
+    for row in results:
+        kind = TASKS.get(row.get("kind", ""), "feature-extraction")
+        for metric, value in row["metrics"].items():
+            yield EvalResult(kind, "unknown", one_line(row["name"]), metric, round(float(value), 6))
+
+
+def _training(facts: CardFacts) -> list[str]:
+    """The flags that decide what is learnt, and the last losses."""
+    if not facts.run:
+        return ["Unknown: no run.json lies beside the model."]
+    run, start = facts.run, facts.run.starts[-1]
+    recipe = {
+        name: value
+        for name, value in (run.settings.get("flags") or {}).items()
+        if name in run.flags and name != "model_name_or_path"
+        if name in (start.get("given") or {}) or not (value is None or value is False or value in ({}, ""))
+    }
+    curves = {
+        "loss": run.curves.get("loss", {}),
+        **{term: run.curves[term] for term in run.terms if len(run.terms) > 1},
+    }
+    curves |= {f"loss of {name}": curve for name, curve in run.under("loss/").items()}
+    last = run.published_step if facts.step is None else facts.step
+    found = {name: [step for step in curve if step <= last] for name, curve in curves.items()}
+    rows = [(plain(name), str(max(steps)), number(curves[name][max(steps)])) for name, steps in found.items() if steps]
+    return [
+        *table(["Flag", "value"], [(f"`--{name}`", value_code(value)) for name, value in recipe.items()]),
+        "",
+        f"{start.get('ranks', 'An unknown number of')} × {plain(start.get('device') or 'unknown device')}.",
+        "",
+        *(table(["Last logged", "step", "value"], rows) or ["No loss is logged."]),
+    ]
+
+
+def _data(facts: CardFacts) -> list[str]:
+    rows = facts.run.data_sets() if facts.run else []
+    found = [(plain(row["name"] or "name unknown"), str(row["rows"]), code(row["fingerprint"])) for row in rows]
+    return table(["Data set", "rows", "fingerprint of all rows in order"], found) or ["Unknown."]
+
+
+def _versions(facts: CardFacts) -> list[str]:
+    trained = facts.run.starts[-1].get("versions") or {} if facts.run else {}
+    rows = []
+    for name in dict.fromkeys([*LIBRARIES, *trained]):
+        here = __version__ if name == "gritlm" else ""
+        with suppress(PackageNotFoundError):
+            here = here or (version(name) if name in LIBRARIES else "")
+        rows.append((plain(name), plain(trained.get(name, "unknown")), here))
+    return table(["", "trained with", "card written with"], rows)

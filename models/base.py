@@ -38,6 +38,7 @@ class BaseSettings:
     Attributes:
         projection_folder: the folder with the weights of its projection.
         projection_bias: whether they have a bias.
+        rstrip: its tokenizer drops white space at the end of a text.
         prompts: its instructions by name, without empty ones.
         unusable: flag -> what the base has there that this project has not.
         notes: what else it says, and what this project makes of it.
@@ -53,6 +54,7 @@ class BaseSettings:
     passage_max_len: int | None = None
     projection_folder: Path | None = None
     projection_bias: bool = True
+    rstrip: bool = True
     prompts: dict[str, str] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ def read_base(name_or_path: str) -> BaseSettings:
         append_eos=text.append_eos,
         query_max_len=text.query_max_len,
         passage_max_len=text.passage_max_len,
+        rstrip=text.rstrip,
         prompts=_not_empty(text.prompts),
         **projection,
     )

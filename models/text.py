@@ -15,9 +15,9 @@ CONTRACT_FILE = "text_contract.json"
 class TextContract:
     """How a text becomes tokens and a vector. Saved with the model as text_contract.json.
 
-    The instruction is put directly before its text, and the tokenizer drops the white space at the end of both. An
-    instruction that ends in a space therefore has as many tokens alone as it has before a text, and a loader that
-    counts the tokens of the instruction alone finds the text's first token.
+    The instruction is put directly before its text, and with `rstrip` the tokenizer drops the white space at the end of
+    both. An instruction that ends in a space therefore has as many tokens alone as it has before a text, and a loader
+    that counts the tokens of the instruction alone finds the text's first token.
 
     Attributes:
         query_max_len: limit in tokens for a query, its instruction included.
@@ -26,6 +26,7 @@ class TextContract:
         normalized: divide each vector by its Euclidean norm.
         pool_instruction: include the instruction's tokens in pooling.
         append_eos: end each text with the end-of-text token; truncation keeps it.
+        rstrip: drop white space at the end of a text, by the tokenizer's normalizer. llama.cpp runs no normalizer.
         prompts: instruction by name; "query" and "document" are the defaults for queries and passages.
     """
 
@@ -35,6 +36,7 @@ class TextContract:
     normalized: bool = True
     pool_instruction: bool = False
     append_eos: bool = False
+    rstrip: bool = True
     prompts: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import normalizers, processors
+from tokenizers import Tokenizer, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
@@ -30,9 +30,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The model's fast tokenizer, changed to follow the contract.
 
-    It pads and truncates on the right and drops trailing white space. Tokens that the base puts before a text stay.
-    With `append_eos` a text ends with the token that the base puts there, or else with the end-of-text token; without
-    it, with none.
+    It pads and truncates on the right, and with `rstrip` it drops trailing white space. Tokens that the base puts
+    before a text stay. With `append_eos` a text ends with the token that the base puts there, or else with the
+    end-of-text token; without it, with none.
 
     Raises:
         UserError: there is no fast tokenizer, or a token that is needed is missing.
@@ -56,9 +56,7 @@ def load_tokenizer(
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    if "strip_right=True" not in repr(backend.normalizer):
-        steps = [backend.normalizer] if backend.normalizer else []
-        backend.normalizer = normalizers.Sequence([*steps, normalizers.Strip(left=False, right=True)])
+    _set_rstrip(backend, contract.rstrip)
     _set_template(tokenizer, contract.append_eos, name_or_path)
     return tokenizer
 
@@ -68,6 +66,17 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
     whole, inner = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
     start = next(i for i in range(len(whole) + 1) if whole[i : i + len(inner)] == inner)
     return whole[:start], whole[start + len(inner) :]
+
+
+def _set_rstrip(backend: Tokenizer, rstrip: bool) -> None:
+    """Make dropping white space at the end the last step of the normalizer, or take that step off."""
+    step, found = normalizers.Strip(left=False, right=True), backend.normalizer
+    if rstrip and "strip_right=True" not in repr(found):
+        backend.normalizer = normalizers.Sequence([found, step] if found else [step])
+    elif not rstrip and isinstance(found, normalizers.Sequence):
+        steps = [found[i] for i in range(len(found))]
+        if steps and repr(steps[-1]) == repr(step):
+            backend.normalizer = normalizers.Sequence(steps[:-1])
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, append_eos: bool, name: str) -> None:
@@ -195,7 +204,8 @@ class TextTokenizer:
     def prompt_length(self, instruction: str) -> int:
         """Tokens of the instruction alone, as sentence-transformers counts them: without a final special token."""
         if instruction not in self._prompt_lengths:
-            ids = self.tokenizer(instruction).input_ids if instruction else []
+            alone = instruction if self.contract.rstrip else instruction.rstrip()
+            ids = self.tokenizer(alone).input_ids if alone else []
             special = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
             self._prompt_lengths[instruction] = len(ids) - special
         return self._prompt_lengths[instruction]

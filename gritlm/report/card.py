@@ -23,6 +23,7 @@ from gritlm.models.tokenizer import LOADER_OPTIONS
 from gritlm.report.figures import number
 from gritlm.report.markdown import code, one_line, plain, table, value_code
 from gritlm.report.run import Run, find_run
+from gritlm.report.servers import Served, servers_table
 from gritlm.report.usage import PASSAGES, QUERIES, usage
 
 CARD = "README.md"
@@ -100,6 +101,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         "Use": _usage(folder, facts),
         "Text contract": _contract(TextContract.load(folder)),
         "Parity": [facts.parity_note, "", *parity_table(facts.parity)] if facts.parity else [],
+        "Servers": _servers(folder),
         "Evaluation": _evaluation(facts),
         "Training": _training(facts),
         "Training data": _data(facts),
@@ -205,6 +207,13 @@ def parity_table(rows: Sequence[tuple[str, str, float | str]]) -> list[str]:
         for what in dict.fromkeys(what for program, what, _ in rows if program not in apart)
     ]
     return [*table(["Texts", *map(plain, programs)], lines), *(f"\n{name}: {why}." for name, why in apart.items())]
+
+
+def _servers(folder: Path) -> list[str]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    causal, projection = bool(config.get("is_causal")), (folder / PROJECTION_FOLDER).is_dir()
+    model = Served(TextContract.load(folder), config.get("model_type", ""), causal, projection)
+    return table(["Program", "gives these vectors", "with", "known from"], servers_table(model))
 
 
 def interval(result: dict[str, Any]) -> str:

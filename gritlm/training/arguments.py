@@ -12,6 +12,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from gritlm.models.base import BaseSettings
 from gritlm.models.pooling import POOLING
+from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.training.inherited_flags import INHERITED
 
 
@@ -58,6 +59,12 @@ class DataArguments:
     train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
     query_max_len: int = open_flag(512, "Longest query in tokens, instruction included; the end is cut off.")
     passage_max_len: int = open_flag(512, "Longest passage in tokens; the end is cut off.")
+    contract: str | None = flag(
+        None,
+        "Sets pooling, --pool_instruction and --append_eos: paper, or portable, which vLLM, TEI and llama.cpp serve. "
+        "None: the base's, else paper.",
+        choices=("paper", "portable"),
+    )
     pool_instruction: bool = open_flag(False, "Include the instruction's tokens in pooling.")
     append_eos: bool = open_flag(False, "End every text with the tokenizer's end-of-text token.")
     query_prompt: str | None = flag(
@@ -193,6 +200,20 @@ def papers_values(*groups: type) -> dict[str, Any]:
     """The open flags with the paper's values."""
     declared = (f for group in groups or GROUPS for f in dataclasses.fields(group))
     return {f.name: f.metadata["paper"] for f in declared if "paper" in f.metadata}
+
+
+# What --contract portable sets.
+PORTABLE = {"pooling_method": "mean", "pool_instruction": True, "append_eos": True}
+
+
+def contract_values(contract: str | None, base: BaseSettings) -> dict[str, Any]:
+    """The open flags that --contract sets. portable keeps a pooling of the base that every server has."""
+    if contract is None:
+        return {}
+    if contract == "paper":
+        return {name: papers_values()[name] for name in PORTABLE}
+    kept = {"pooling_method": base.pooling_method} if base.pooling_method in PORTABLE_POOLING else {}
+    return PORTABLE | kept
 
 
 EXAMPLES = """examples:

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from gritlm.errors import UserError, one_line
 from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
+from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
 from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
 from gritlm.training.engine_files import check_engine_file
@@ -81,6 +82,21 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.attn == "cc" and f.pooling_method == "cls",
         "--attn cc with --pooling_method cls: the first token sees no other token, and it alone makes the vector",
+    ),
+    (
+        lambda f: f.contract == "portable" and not (f.pool_instruction and f.append_eos),
+        "--contract portable: found --pool_instruction {pool_instruction} and --append_eos {append_eos}, wanted both "
+        "True (vLLM, TEI and llama.cpp pool the instruction); leave them out",
+    ),
+    (
+        lambda f: f.contract == "portable" and f.pooling_method not in PORTABLE_POOLING,
+        "--contract portable: found --pooling_method {pooling_method}, wanted one that every server has: "
+        + ", ".join(PORTABLE_POOLING),
+    ),
+    (
+        lambda f: f.contract == "paper" and (f.pooling_method != "mean" or f.pool_instruction or f.append_eos),
+        "--contract paper: found --pooling_method {pooling_method}, --pool_instruction {pool_instruction} and "
+        "--append_eos {append_eos}, wanted mean, False and False; leave --contract out to choose each",
     ),
     (
         lambda f: f.emb_q_only and f.emb_p_only,
@@ -182,7 +198,8 @@ def build(
     rehearse(training)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
-    run = RunArguments(settle(model, base), settle(data, base), objective, training, base, parser.command)
+    model, data = settle(model, base, data.contract), settle(data, base, data.contract)
+    run = RunArguments(model, data, objective, training, base, parser.command)
     return run, groups[4] if more else None
 
 

@@ -11,7 +11,7 @@ from gritlm.data.records import RecordSet
 from gritlm.models.base import BaseSettings
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
-from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, papers_values
+from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, contract_values, papers_values
 from gritlm.training.rehearsal import steps_in_all
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
@@ -21,15 +21,16 @@ Group = TypeVar("Group", ModelArguments, DataArguments)
 # ---- the base
 
 
-def settle(group: Group, base: BaseSettings) -> Group:
-    """The group with a value for each open flag that was not given: what the base says, else the paper's.
+def settle(group: Group, base: BaseSettings, contract: str | None = None) -> Group:
+    """The group with a value for each open flag that was not given: what --contract or the base says, else the paper's.
 
     A projection of width 0 is None: there is none.
     """
     left = {name: value for name, value in papers_values(type(group)).items() if getattr(group, name) is None}
     said = {name: getattr(base, name) for name in left if getattr(base, name) is not None}
+    chosen = {name: value for name, value in contract_values(contract, base).items() if name in left}
     none = {"projection": None} if getattr(group, "projection", None) == 0 else {}
-    return dataclasses.replace(group, **(left | said | none))
+    return dataclasses.replace(group, **(left | said | chosen | none))
 
 
 def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
@@ -50,6 +51,16 @@ def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
     restore = " ".join(f"--{name} {0 if paper[name] is None else paper[name]}" for name in taken)
     hint = f"; the paper's recipe: {restore}" if restore else ""
     return [f"base: {settings(said, base.prompts)} -> this run: {settings(now, contract.prompts)}{hint}", *lines]
+
+
+def contract_name(run: RunArguments) -> str:
+    """Whose text contract a run has, in words."""
+    if run.data.contract:
+        return run.data.contract
+    if run.base.pool_instruction is not None:
+        return "of the base (--contract replaces it)"
+    flags, paper = run.flags(), contract_values("paper", run.base)
+    return "paper" if paper.items() <= flags.items() else "of the flags"
 
 
 def _list_prompts(prompts: dict[str, str]) -> str:
@@ -149,6 +160,7 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
         normalized=run.model.normalized,
         pool_instruction=run.data.pool_instruction,
         append_eos=run.data.append_eos,
+        rstrip=run.base.rstrip if run.data.contract is None else run.data.contract == "paper",
         prompts=choose_prompts(run, records),
     )
     tokenizer = load_tokenizer(run.model.model_name_or_path, contract, run.model.trust_remote_code)

@@ -6,11 +6,19 @@ from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.tokenizer import TextTokenizer
+from gritlm.report.servers import Served, describe_servers
 from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.negatives import describe_negatives
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
-from gritlm.training.setup import build_text_tokenizer, describe, describe_base, show_examples, used_sets
+from gritlm.training.setup import (
+    build_text_tokenizer,
+    contract_name,
+    describe,
+    describe_base,
+    show_examples,
+    used_sets,
+)
 from gritlm.training.text_report import report_on_texts
 
 
@@ -26,9 +34,11 @@ def describe_run(
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
+    model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
     lines = [
         *describe_base(run, text_tokenizer.contract),
+        *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
         *negatives,
         *check_disk_space(run, config, plan.steps_per_epoch),

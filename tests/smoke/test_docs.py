@@ -48,6 +48,9 @@ NOT_RUN = {
     r"bash scripts/test\.sh.*": "it runs these tests",
     r"bash scripts/download_data\.sh .*|gritlm prepare hub:.*": "it needs a network",
     r"gritlm benchmark --.*": "minutes; tests/smoke/test_scripts.py::test_the_benchmark_beside_its_baseline runs it",
+    r"(vllm|text-embeddings-router|llama-server) .*": "not installed; scripts/serving_check.sh runs what is on PyPI",
+    r"bash scripts/serving_check\.sh.*": "it installs 5 GB; the weekly workflow runs it",
+    r"(from (langchain|llama_index)|import chromadb).*": "not installed; it is compiled",
     r"gritlm verify-gradients .*": "it starts ranks; tests/distributed/test_ranks.py runs it",
 }
 # `gritlm plan` in place of a run: it checks the flags and starts nothing. The rest of such a run is tested elsewhere.
@@ -108,6 +111,10 @@ def commands_of(block: Block) -> list[tuple[str, list[str]]]:
         elif line != "...":
             found[-1][1].append(line)
     return found
+
+
+def not_run(line: str) -> bool:
+    return any(re.fullmatch(pattern, line) for pattern in NOT_RUN)
 
 
 def shape(line: str) -> str:
@@ -172,7 +179,9 @@ class Reader:
         elif block.language == "python" and block.heading in EXAMPLES:
             EXAMPLES[block.heading](block.text)
         elif block.language == "python":
-            exec(block.text, {})
+            code = compile(block.text, "docs", "exec")
+            if not not_run(block.text.split("\n", 1)[0]):
+                exec(code, {})
         elif block.language in ("bash", "console"):
             for command, shown in commands_of(block):
                 self.run(command, shown)
@@ -182,7 +191,7 @@ class Reader:
             self.exported |= dict(word.split("=", 1) for word in shlex.split(command)[1:])
             return
         verb, argv = verb_of(command, self.exported)
-        if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
+        if not_run(command):
             if verb and argv:
                 importlib.import_module(VERBS[verb]).parse(argv)
             return

@@ -127,6 +127,24 @@ def test_the_saved_folder_gives_the_embedders_vectors(base, tmp_path, monkeypatc
     assert (wanted * np.roll(wanted, 1, axis=0)).sum(1).min() < 0.99, "control: all texts have one vector"
 
 
+def test_a_portable_folder_needs_no_option_of_its_loaders(base, tmp_path):
+    """No loader loses anything of its tokenizer, Qwen2's own class included, and all pool what the trainer pools."""
+    portable = {"pool_instruction": True, "append_eos": True, "rstrip": False}
+    embedder, text_tokenizer = make_folder(base, tmp_path / "out", **portable)
+    assert check_saved_tokenizer(tmp_path / "out", text_tokenizer) == []
+    wanted, plain = vectors_of(embedder, text_tokenizer), AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = {
+        "GritLM": GritLM(tmp_path / "out").encode_queries(TEXTS),
+        "sentence-transformers": SentenceTransformer(str(tmp_path / "out"), device="cpu").encode_query(TEXTS),
+    }
+    for name, vectors in found.items():
+        assert (vectors * wanted).sum(1).min() > 0.9999, name
+    for text, tokens in zip(TEXTS, text_tokenizer([Text(INSTRUCTION, text) for text in TEXTS], 48), strict=True):
+        ids = plain(INSTRUCTION + text, truncation=True).input_ids
+        assert (ids, tokens.prompt_length) == (tokens.ids, 0), repr(text)
+        assert tokens.ids[-1] == text_tokenizer.tokenizer("").input_ids[-1], "the end token survives the cut"
+
+
 def test_the_special_tokens_around_a_text(base, tmp_path):
     """A first token stays, an end token is there as the contract says, and a text that is cut keeps it."""
     plain = AutoTokenizer.from_pretrained(base)

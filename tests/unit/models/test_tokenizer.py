@@ -1,11 +1,14 @@
 """Texts to token ids: no token of a text is lost, and every text has a pooled token."""
 
+import shutil
+
 import pytest
 from helpers import INSTRUCTION
 from transformers import AutoTokenizer
 
 from gritlm.errors import UserError
 from gritlm.models.text import Text, TextContract
+from gritlm.models.tiny import build_tokenizer
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer
 
 TEXTS = ["stone", "a", "(x)", " leading space", "\nline", "trailing  \n", "中文", "é", "1", "seven bridges while snow"]
@@ -92,3 +95,34 @@ def test_a_saved_tokenizer_keeps_the_contract(qwen3, tmp_path, eos):
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"found no tokenizer\.json, wanted a model with its tokenizer"):
         load_tokenizer(str(tmp_path), TextContract())
+
+
+@pytest.mark.parametrize("base", ["qwen3", "qwen2"])
+def test_without_rstrip_nothing_rests_on_the_normalizer(request, base, tmp_path):
+    """A loader that runs no normalizer has the same ids. A base that has the step loses it."""
+    folder = request.getfixturevalue(base)
+    stripped = make_text_tokenizer(folder)
+    save_tokenizer(stripped.tokenizer, tmp_path)
+    shutil.copy(folder / "config.json", tmp_path)
+    for name in (folder, tmp_path):
+        kept = make_text_tokenizer(name, rstrip=False, pool_instruction=True, append_eos=True)
+        assert "Strip" not in repr(kept.tokenizer.backend_tokenizer.normalizer)
+        for text in TEXTS:
+            (tokens,) = kept([Text(INSTRUCTION, text)], 64)
+            assert kept.tokenizer.decode(tokens.ids[:-1]) == INSTRUCTION + text
+        (tokens,) = kept([Text(INSTRUCTION, "stone")], 64, pool_instruction=False)
+        assert kept.tokenizer.decode(tokens.ids[tokens.prompt_length :], skip_special_tokens=True).strip() == "stone"
+    (tokens,) = stripped([Text(INSTRUCTION, "trailing  \n")], 64)
+    assert stripped.tokenizer.decode(tokens.ids).endswith("trailing"), "control"
+
+
+def test_without_rstrip_a_tokenizer_without_any_normalizer_stays_so(tmp_path):
+    build_tokenizer(tmp_path, ["stone river "] * 9, vocabulary=300)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    save_tokenizer(make_text_tokenizer(tmp_path).tokenizer, tmp_path)
+    for _ in range(2):
+        kept = make_text_tokenizer(tmp_path, rstrip=False)
+        assert kept.tokenizer("stone ").input_ids != kept.tokenizer("stone").input_ids
+        save_tokenizer(kept.tokenizer, tmp_path)
+    stripped = make_text_tokenizer(tmp_path).tokenizer
+    assert stripped.decode(stripped("stone ").input_ids) == "stone", "control"

@@ -47,6 +47,8 @@ def test_the_card_of_a_run(model, tmp_path):
         '| Prompt, directly before the text | `"Find:  it\\n"` | none |',
         "| Longest text in tokens, prompt included | 24 | 48 |",
         '| hard | `` "a\\|b`c " `` |',
+        "| TEI | no: the instruction is pooled | prompt_name in each request, and normalize false for a model without "
+        "unit norm; Qwen2 needs CUDA and float16 | read: 1.9.3 |",
         "| hard_held_out | ndcg@10 | 0.200 | 0.600 | [0.538, 0.662] | 5 |",
         "Against the base: nDCG@10 0.2 -> 0.6.",
         "| `--learning_rate` | `0.001` |",

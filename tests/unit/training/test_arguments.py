@@ -110,6 +110,21 @@ WRONG = {
     "decay": ({"weight_decay": -0.1}, "--weight_decay: found -0.1"),
     "clipping": ({"max_grad_norm": "nan"}, "--max_grad_norm: found nan"),
     "seed of numpy": ({"seed": 2**32}, "--seed: found 4294967296, wanted 0 to 4294967295"),
+    "portable, left out": (
+        {"contract": "portable", "pool_instruction": False},
+        "--contract portable: found --pool_instruction False and --append_eos True, wanted both True",
+    ),
+    "portable, no end": ({"contract": "portable", "append_eos": False}, "True and --append_eos False, wanted both"),
+    "portable, its pooling": (
+        {"contract": "portable", "pooling_method": "weightedmean"},
+        "found --pooling_method weightedmean, wanted one that every server has: mean, lasttoken, cls",
+    ),
+    "paper, its pooling": ({"contract": "paper", "pooling_method": "cls"}, "--contract paper: found --pooling_method"),
+    "paper, pooled": (
+        {"contract": "paper", "pool_instruction": True},
+        "--pool_instruction True and --append_eos False",
+    ),
+    "no contract": ({"contract": "vllm"}, "argument --contract: invalid choice: 'vllm'"),
     "memory without end": ({"activation_memory": "inf"}, "--activation_memory: found 'inf'"),
 }
 

@@ -12,8 +12,9 @@ from gritlm.models.base import BaseSettings
 from gritlm.training.arguments import ModelArguments, fixed_flags, papers_values
 from gritlm.training.checkpoints import differing
 from gritlm.training.flag_checks import check_base_settings, parse
+from gritlm.training.provenance import resolved_flags
 from gritlm.training.run_folder import run_settings_of
-from gritlm.training.setup import build_text_tokenizer, describe_base, main_instruction
+from gritlm.training.setup import build_text_tokenizer, contract_name, describe_base, main_instruction
 
 PAPER = {"attn": "bb", "pooling_method": "mean", "normalized": True, "projection": None, "pool_instruction": False}
 PAPER |= {"append_eos": False, "query_max_len": 512, "passage_max_len": 512}
@@ -92,6 +93,84 @@ def test_an_old_runs_settings_compare_equal(run_of, qwen3, data):
     assert differing(old, settings) == ""
     assert differing(old | {"attn": "cc"}, settings) == "attn was 'cc', now 'bb'"
     assert "query_prompt" not in fixed_flags(), "the prompt of the folder may be named when a run resumes"
+
+
+# ---- --contract
+
+TEXT = ("pooling_method", "pool_instruction", "append_eos")
+CONTRACTS = {
+    ("plain", None): ("mean", False, False),
+    ("plain", "paper"): ("mean", False, False),
+    ("plain", "portable"): ("mean", True, True),
+    ("embedding", None): ("lasttoken", True, True),
+    ("embedding", "paper"): ("mean", False, False),
+    ("embedding", "portable"): ("lasttoken", True, True),  # a pooling that every server has
+    ("weighted", None): ("weightedmean", False, False),
+    ("weighted", "portable"): ("mean", True, True),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(qwen3, embedding_model, tmp_path_factory):
+    weighted = tmp_path_factory.mktemp("weighted")
+    make_model_folder(qwen3, weighted, pooling_method="weightedmean")
+    return {"plain": qwen3, "embedding": embedding_model, "weighted": weighted}
+
+
+def contract_of(run):
+    return build_text_tokenizer(run, load_records(run.data.train_data, run.data.data_cache)).contract
+
+
+@pytest.mark.parametrize(("base", "name"), CONTRACTS)
+def test_the_contract_decides_where_no_flag_does(run_of, bases, data, base, name):
+    run = run_of(bases[base], data, **({"contract": name} if name else {}))
+    contract = contract_of(run)
+    assert tuple(getattr(contract, field) for field in TEXT) == CONTRACTS[base, name]
+    assert tuple(run.flags()[field] for field in TEXT) == CONTRACTS[base, name]
+    assert contract.rstrip == (name != "portable")
+
+
+def test_a_flag_beside_the_contract_that_fits_it(run_of, qwen3, data):
+    run = run_of(qwen3, data, contract="portable", pooling_method="lasttoken", append_eos=True, query_max_len=24)
+    assert run.flags()["pooling_method"] == "lasttoken" and contract_of(run).query_max_len == 24
+
+
+def test_a_run_and_its_continuation_know_the_contract(run_of, qwen3, data, tmp_path):
+    def settings(**more):
+        run = run_of(qwen3, data, **more)
+        return run_settings_of(run, load_records(data, run.data.data_cache), 1)
+
+    before, after = settings(contract="portable"), settings()
+    assert "contract" in differing(before, after) and "append_eos" in differing(before, after)
+    assert differing(before, settings(contract="portable")) == ""
+    by_hand = settings(pool_instruction=True, append_eos=True)
+    assert differing(before, by_hand) == "contract was 'portable', now None", "white space differs"
+    assert differing({k: v for k, v in after.items() if k != "contract"}, after) == "", (
+        "a run before there was the flag"
+    )
+    model = make_model_folder(qwen3, tmp_path, pool_instruction=True, append_eos=True, rstrip=False)
+    further = contract_of(run_of(tmp_path, data))
+    assert model.contract.rstrip is further.rstrip is False and further.append_eos
+    assert contract_of(run_of(tmp_path, data, contract="paper")).rstrip, "control"
+
+
+@pytest.mark.parametrize("name", [None, "paper", "portable"])
+@pytest.mark.parametrize("base", ["plain", "embedding", "weighted"])
+def test_a_run_that_is_repeated_has_the_same_contract(run_of, bases, data, tmp_path, base, name):
+    run = run_of(bases[base], data, **({"contract": name} if name else {}))
+    resolved = resolved_flags(run)
+    assert resolved["contract"] == name
+    (tmp_path / "flags.json").write_text(json.dumps({key: value for key, value in resolved.items() if value != []}))
+    again = parse([str(tmp_path / "flags.json")])
+    assert contract_of(again) == contract_of(run)
+    assert again.flags()["contract"] == name
+
+
+def test_whose_contract_it_is(run_of, bases, data):
+    assert contract_name(run_of(bases["plain"], data)) == "paper"
+    assert contract_name(run_of(bases["plain"], data, contract="portable")) == "portable"
+    assert contract_name(run_of(bases["plain"], data, append_eos=True)) == "of the flags"
+    assert contract_name(run_of(bases["embedding"], data)) == "of the base (--contract replaces it)"
 
 
 SETTINGS = BaseSettings(projection=8)

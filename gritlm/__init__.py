@@ -18,6 +18,7 @@ VERBS = {
     "mine": "gritlm.curation.mine",
     "prepare": "gritlm.curation.prepare",
     "encode": "gritlm.serving.encode",
+    "evaluate": "gritlm.evaluation.evaluate",
     "verify-gradients": "gritlm.training.verify_gradients",
     "devices": "gritlm.devices",
     "quickstart": "gritlm.quickstart",

@@ -13,6 +13,7 @@ HELP = {
     "mine": "find hard negatives for a data set with any embedding model",
     "prepare": "convert public data of a common shape to the training format",
     "encode": "turn texts into vectors with a trained model",
+    "evaluate": "measure a model on sets of your own or benchmarks of mteb, and compare it with another",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
     "devices": "list the GPUs that a run would use, and their free memory",
     "quickstart": "build the task made of this machine's own Python, and report on it",

@@ -18,6 +18,7 @@ VERBS = {
     "mine": "gritlm.curation.mine",
     "prepare": "gritlm.curation.prepare",
     "encode": "gritlm.serving.encode",
+    "evaluate": "gritlm.evaluation.evaluate",
     "export": "gritlm.serving.export",
     "report": "gritlm.report.report",
     "verify-gradients": "gritlm.training.verify_gradients",

@@ -13,6 +13,7 @@ HELP = {
     "mine": "find hard negatives for a data set with any embedding model",
     "prepare": "convert public data of a common shape to the training format",
     "encode": "turn texts into vectors with a trained model",
+    "evaluate": "measure a model on sets of your own or benchmarks of mteb, and compare it with another",
     "export": "write a model for serving, and prove that it gives the trainer's vectors in every program",
     "report": "draw a training run, or several side by side, on one HTML page",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",

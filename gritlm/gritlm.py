@@ -16,7 +16,9 @@ from gritlm.models.hub import model_folder
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract, list_passages, list_texts
 
-CHUNK_TOKENS = 16384
+CHUNK_TOKENS = 16384  # on a GPU
+# On a CPU a chunk's widest activations then stay in the cache: a quarter faster.
+CPU_CHUNK_TOKENS, CPU_CHUNK_VALUES = 1024, 1 << 20
 TEXTS_AT_ONCE = 16384  # bounds the memory for the tokens of a large corpus
 
 
@@ -80,7 +82,8 @@ class GritLM:
             texts: one text, or many in a list, tuple, array, Series or generator.
             instruction: put before each text without a separator.
             max_length: limit in tokens, instruction included. None is the contract's limit for passages.
-            chunk_tokens: tokens encoded at once, padding included. None is 16384, or follows from `batch_size`.
+            chunk_tokens: tokens encoded at once, padding included. None is 16384 on a GPU, and 1024 on a CPU for all
+                but tiny models, or follows from `batch_size`.
             convert_to_tensor: return a tensor in place of an array.
             show_progress: show a progress bar on stderr.
             batch_size: used if `chunk_tokens` is None, which is then `batch_size * max_length`.
@@ -95,7 +98,10 @@ class GritLM:
         items = [Text(instruction, text) for text in list_texts([texts] if isinstance(texts, str) else texts)]
         limit = max_length or self.contract.passage_max_len
         self.text_tokenizer.check_instruction(instruction, limit, "max_length")
-        chunk_tokens = chunk_tokens or (batch_size * limit if batch_size else CHUNK_TOKENS)
+        usual = CHUNK_TOKENS
+        if self.device.type == "cpu":
+            usual = max(CPU_CHUNK_TOKENS, CPU_CHUNK_VALUES // self.model.config.intermediate_size)
+        chunk_tokens = chunk_tokens or (batch_size * limit if batch_size else usual)
         chunking, pad_id = ChunkConfig(chunk_tokens, self.model.packed), self.text_tokenizer.tokenizer.pad_token_id
         vectors = torch.empty(len(items), self.model.embedding_dim)
         with tqdm(total=len(items), desc="encoding", unit=" texts", disable=not show_progress) as progress:

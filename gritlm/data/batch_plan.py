@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gritlm.data.held_out import NOTHING, HeldOut
 from gritlm.data.no_repeats import PostponedRows, RowTexts
 from gritlm.errors import UserError
 from gritlm.strict_json import read_json_object
 
 MIXED = "(mixed)"
 VERSION = 2  # raise it with every change that gives other batches for the same seed
-_ORDER, _CAP, _DRAW, _SPARE = 0, 1, 2, 3  # each purpose has its random stream
+_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS = range(6)  # each purpose has its random stream
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Plan:
         num_samples: rows per epoch by data set, all rows by default; may exceed the size of the set (rows repeat).
         temperature: sample data sets in proportion to size ** (1 / temperature). The epoch keeps its length.
         row_texts: ids of the queries and positives of all sets' rows, in order. None: a batch may repeat them.
+        held_out: rows that are in no batch, and texts that are no negative in any.
     Raises:
         UserError: there are fewer rows than one batch needs, or `num_samples` names an unknown set.
     """
@@ -58,11 +60,16 @@ class Plan:
         num_samples: Mapping[str, int] | None = None,
         temperature: float = 1.0,
         row_texts: RowTexts | None = None,
+        held_out: HeldOut = NOTHING,
     ):
         self.names, self.sizes, self.seed = list(names), list(sizes), seed
         self.batch_size, self.row_texts = global_batch_size, row_texts
         self.first_row = np.cumsum([0, *self.sizes])
-        self.available = [size if max_per_dataset is None else min(size, max_per_dataset) for size in self.sizes]
+        self.held_out = held_out
+        parts = np.split(held_out.rows, np.searchsorted(held_out.rows, self.first_row[1:-1]))
+        self.held_rows = [part - first for part, first in zip(parts, self.first_row[:-1], strict=True)]
+        left = [size - len(held) for size, held in zip(self.sizes, self.held_rows, strict=True)]
+        self.available = [rows if max_per_dataset is None else min(rows, max_per_dataset) for rows in left]
         self.epoch_sizes = epoch_sizes(self.names, self.available, num_samples or {}, temperature)
         self.full_batches = [rows // global_batch_size for rows in self.epoch_sizes]
         self.mixed_batches = sum(rows % global_batch_size for rows in self.epoch_sizes) // global_batch_size
@@ -73,6 +80,10 @@ class Plan:
                 "lower it"
             )
         self._latest: tuple[int, _Epoch] | None = None
+
+    def training_rows(self, number: int) -> np.ndarray:
+        """The rows of a data set that are not held out."""
+        return np.delete(np.arange(self.sizes[number]), self.held_rows[number])
 
     def steps_with(self, global_batch_size: int) -> int:
         """The steps of an epoch with another batch size."""
@@ -112,12 +123,10 @@ class Plan:
     def _make_epoch(self, epoch: int) -> _Epoch:
         datasets: list[int] = []
         batches, leftovers, reused = [], [], 0
-        for number, (size, available, wanted) in enumerate(
-            zip(self.sizes, self.available, self.epoch_sizes, strict=True)
-        ):
-            rows = np.arange(size)
-            if available < size:
-                rows = np.random.default_rng((self.seed, _CAP, number)).permutation(size)[:available]
+        for number, (available, wanted) in enumerate(zip(self.available, self.epoch_sizes, strict=True)):
+            rows = self.training_rows(number)
+            if available < len(rows):
+                rows = np.random.default_rng((self.seed, _CAP, number)).permutation(rows)[:available]
             rng = np.random.default_rng((self.seed, _ORDER, epoch, number))
             passes = [rng.permutation(rows) for _ in range(-(-wanted // max(available, 1)))]
             order = self.first_row[number] + np.concatenate([rows[:0], *passes])[:wanted]
@@ -197,9 +206,12 @@ class Plan:
     def describe(self, ranks: int) -> list[str]:
         """A summary for the screen: batches of each data set, rows not used, repeats."""
         lines = [f"plan: {self.steps_per_epoch} steps an epoch of {self.batch_size} queries on {ranks} rank(s)"]
-        parts = zip(self.names, self.sizes, self.available, self.epoch_sizes, self.full_batches, strict=True)
-        for name, size, available, wanted, full in parts:
-            taken = "" if wanted == available == size else f", {wanted} taken per epoch"
+        parts = zip(
+            *(self.names, self.sizes, self.held_rows, self.available, self.epoch_sizes, self.full_batches), strict=True
+        )
+        for name, size, held, available, wanted, full in parts:
+            taken = f", {len(held)} held out" if len(held) else ""
+            taken += "" if wanted == available == size - len(held) else f", {wanted} taken per epoch"
             taken += f" ({wanted / available:.2f} times each)" if wanted > available else ""
             lines.append(f"  {name}: {size} rows{taken}, {full} batches, {wanted % self.batch_size} rows left over")
         shares = zip(self.names, self.epoch_sizes, self.full_batches, strict=True)

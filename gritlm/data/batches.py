@@ -156,7 +156,10 @@ class BatchBuilder(Dataset):
         epoch, step = key
         planned = self.plan.batch(epoch, step)
         share = len(planned.rows) // self.ranks
-        rows = planned.rows[self.rank * share : (self.rank + 1) * share]
+        return self.build(planned.rows[self.rank * share : (self.rank + 1) * share], planned.dataset, epoch, step)
+
+    def build(self, rows: list[tuple[int, int]], dataset: str, epoch: int, step: int) -> Batch:
+        """A batch of any rows, (data set number, row number), with passages drawn for this epoch and step."""
         records = [self.records[dataset][row] for dataset, row in rows]
         drawn = [self._draw(epoch, step, *row, record) for row, record in zip(rows, records, strict=True)]
 
@@ -176,7 +179,7 @@ class BatchBuilder(Dataset):
         return Batch(
             chunks=chunks,
             contrastive=contrastive,
-            dataset=planned.dataset,
+            dataset=dataset,
             rows=[f"{self.records[dataset].name}:{row}" for dataset, row in rows],
             real_tokens=sum(len(text.ids) for text in [*queries, *passages]),
             encoded_tokens=sum(int(chunk["lengths"].sum()) for chunk in chunks),
@@ -185,7 +188,10 @@ class BatchBuilder(Dataset):
 
     def _draw(self, epoch: int, step: int, dataset: int, row: int, record: Record) -> tuple[list, list[int]]:
         """The passages that a row contributes to a batch, its positive first, and their ids."""
-        counts = len(record.positives), len(record.negatives)
-        positive, negatives = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - 1)
+        held_out = self.plan.held_out.texts
+        allowed = [i for i, key in enumerate(record.negative_ids) if key not in held_out]
+        counts = len(record.positives), len(allowed)
+        positive, numbers = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - 1)
+        negatives = [allowed[i] for i in numbers]
         texts = [record.positives[positive], *(record.negatives[i] for i in negatives)]
         return texts, [record.positive_ids[positive], *(record.negative_ids[i] for i in negatives)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from gritlm.data.folders import SUFFIXES
 from gritlm.data.rows import decode, read_blocks
 from gritlm.errors import UserError, one_line
 
@@ -18,6 +19,7 @@ from gritlm.errors import UserError, one_line
 QUERY = ("query", "anchor", "question", "sentence1", "claim", "title")
 POSITIVE = ("positive", "pos", "passage", "answer", "document", "sentence2", "positives", "text", "response")
 NEGATIVE = ("negative", "neg", "negatives", "hard_negatives")
+ENDINGS = (*SUFFIXES, ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 csv.field_size_limit(1 << 30)
 
@@ -61,7 +63,7 @@ def read_columns(path: Path, columns: Columns, bad: BadRows, no_header: bool = F
     Raises:
         UserError: the file has no row or lacks a column, or a row is bad and bad rows are not skipped.
     """
-    rows = _read_rows(path, bad, no_header)
+    rows = read_rows(path, bad, no_header)
     try:
         where, first = next(rows)
     except StopIteration:
@@ -97,7 +99,7 @@ def _choose(names: list[str], asked: str | None, usual: tuple[str, ...], kind: s
     )
 
 
-def _read_rows(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tuple[str, dict]]:
+def read_rows(path: Path, bad: BadRows, no_header: bool = False) -> Iterator[tuple[str, dict]]:
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         yield from _separated(path, "\t" if name.endswith(".tsv") else ",", bad, no_header)
@@ -165,14 +167,7 @@ def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[RawExample]:
     if not qrels.is_file():
         found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
         raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
-    texts: dict[str, dict[str, dict]] = {"queries": {}, "corpus": {}}
-    for kind, by_id in texts.items():
-        for place, row in _read_rows(folder / f"{kind}.jsonl", bad):
-            key = str(row.get("_id"))
-            if key in by_id:
-                bad.add(UserError(f"{place}: found the _id {key!r} a second time, wanted it once"))
-            else:
-                by_id[key] = row
+    texts = {kind: {key: row for _, key, row in read_by_id(folder, kind, bad)} for kind in ("queries", "corpus")}
     relevant: dict[str, list[str]] = {}
     where: dict[str, str] = {}
     for number, query, passage, score in read_qrels(qrels, bad):
@@ -187,24 +182,54 @@ def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[RawExample]:
         yield RawExample(where[query], texts["queries"][query].get("text"), positives, [])
 
 
+def read_by_id(folder: Path, kind: str, bad: BadRows) -> Iterator[tuple[str, str, dict]]:
+    """Yield file:line, id and row of the queries or of the corpus of a BEIR folder.
+
+    Raises:
+        UserError: there is no such file or more than one, or a row is bad and bad rows are not skipped.
+    """
+    files = [path for path in sorted(folder.glob(f"{kind}.*")) if path.name.endswith(ENDINGS)]
+    if len(files) != 1:
+        found = " and ".join(path.name for path in files) or f"no {kind}.jsonl"
+        raise UserError(f"{folder}: found {found}, wanted corpus.jsonl, queries.jsonl and qrels/, each once")
+    seen = set()
+    for where, row in read_rows(files[0], bad):
+        given = row.get("_id", row.get("id"))
+        key = str(given)
+        if given in (None, ""):
+            bad.add(UserError(f"{where}: found the keys {', '.join(row)}, wanted _id and text"))
+        elif key in seen:
+            bad.add(UserError(f"{where}: found the _id {key!r} a second time, wanted it once"))
+        else:
+            seen.add(key)
+            yield where, key, row
+
+
 def _passage(row: dict) -> object:
     title, text = row.get("title"), row.get("text")
     return f"{title} {text}" if title and isinstance(text, str) else text  # like models.text.titled, but unchecked
 
 
 def read_qrels(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, float]]:
-    """Yield line number, query id, passage id and relevance of each line of a BEIR qrels file.
+    """Yield line number, query id, passage id and relevance of each line of a qrels file, gzip too.
+
+    It has BEIR's three columns, with any header or none, or TREC's four.
 
     Raises:
         UserError: the file is not UTF-8, or a line is bad and bad rows are not skipped.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
+        data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: found {error}, wanted tab-separated UTF-8 text") from error
     for number, line in enumerate(lines, start=1):
         parts = line.split("\t")
-        if not line.strip() or (number == 1 and parts[-1].strip().lower() == "score"):
+        if len(parts) == 1 and len(trec := line.split()) == 4:
+            parts = trec
+        if len(parts) == 4:
+            parts = [parts[0], *parts[2:]]
+        if not line.strip() or (number == 1 and len(parts) == 3 and not re.search(r"\d", line)):
             continue
         try:
             query, passage, score = parts

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from gritlm.data.cache import cached_form, map_table, open_cache
 from gritlm.data.folders import find_files
 from gritlm.data.no_repeats import RowTexts
+from gritlm.data.rows import text_id
 from gritlm.models.text import Text
 
 _LABEL = re.compile(r"\s*([^\s:][^:\n]{0,30}:)")
@@ -93,6 +94,15 @@ class RecordSet:
         is_query[starts[:-1]] = True
         ids[is_query] = queries
         ids[~is_query] = pc.list_flatten(positives).to_numpy(zero_copy_only=False)
+        return RowTexts(starts, ids)
+
+    @functools.cached_property
+    def texts_without_instructions(self) -> RowTexts:
+        """The ids of each row's query and positives, where a query's id is that of its text alone, as a passage's."""
+        texts = [chunk.field("text") for chunk in self.table["query"].chunks]
+        queries = (text_id(text) for chunk in texts for text in chunk.to_pylist())
+        starts, ids = self.row_texts.starts, self.row_texts.ids.copy()
+        ids[starts[:-1]] = np.fromiter(queries, np.int64, len(self))
         return RowTexts(starts, ids)
 
     def positive_ids(self, row: int) -> np.ndarray:

@@ -1,38 +1,50 @@
-"""Retrieval metrics of vectors: recall@k, MRR@10, nDCG@10."""
+"""Metrics of one query's ranking, as trec_eval defines them. Grades are linear gains; above 0 is relevant."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-DISCOUNT = 1 / np.log2(np.arange(2, 12))
+DEPTH = 100  # ranked passages that a metric may look at
+_DISCOUNT = 1 / np.log2(np.arange(2, DEPTH + 2))
 
-# The metrics of one query: bool (10,), which of the 10 nearest passages are relevant, and how many are in the corpus.
-METRICS: dict[str, Callable[[np.ndarray, int], float]] = {
-    "recall@1": lambda hits, relevant: hits[:1].sum() / relevant,
-    "recall@10": lambda hits, relevant: hits.sum() / relevant,
-    "mrr@10": lambda hits, relevant: 1 / (1 + hits.argmax()) if hits.any() else 0.0,
-    "ndcg@10": lambda hits, relevant: (hits * DISCOUNT[: len(hits)]).sum() / DISCOUNT[:relevant].sum(),
+# (the grades of the ranked passages, best first, 0 if not judged; all positive grades, largest first) -> value.
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _recall(count: int) -> Metric:
+    return lambda ranked, ideal: (ranked[:count] > 0).sum() / len(ideal)
+
+
+def _ndcg(ranked: np.ndarray, ideal: np.ndarray) -> float:
+    """Järvelin & Kekäläinen (2002). The ideal ranking has all judged passages, those missing from the corpus too."""
+    return _dcg(ranked) / _dcg(ideal)
+
+
+def _dcg(grades: np.ndarray) -> float:
+    top = np.maximum(grades[:10], 0)
+    return float(top @ _DISCOUNT[: len(top)])
+
+
+def _reciprocal_rank(ranked: np.ndarray, ideal: np.ndarray) -> float:
+    hits = ranked[:10] > 0
+    return 1 / (1 + hits.argmax()) if hits.any() else 0.0
+
+
+def _average_precision(ranked: np.ndarray, ideal: np.ndarray) -> float:
+    places = np.flatnonzero(ranked[:100] > 0)
+    return float((np.arange(1, len(places) + 1) / (places + 1)).sum() / len(ideal))
+
+
+METRICS: dict[str, Metric] = {
+    "ndcg@10": _ndcg,
+    "recall@1": _recall(1),
+    "recall@10": _recall(10),
+    "recall@100": _recall(100),
+    "mrr@10": _reciprocal_rank,
+    "map@100": _average_precision,
 }
 
 
-def retrieval_metrics(queries: np.ndarray, corpus: np.ndarray, relevant: list[set[int]]) -> dict[str, float]:
-    """Rank the corpus by dot product, ties in corpus order, and average over queries.
-
-    Relevance is binary; nDCG is that of Järvelin & Kekäläinen (2002).
-
-    Args:
-        queries: float32 (Q, D).
-        corpus: float32 (C, D).
-        relevant: the indices of the relevant corpus rows of each query, at least one.
-    Returns:
-        The mean of each of `METRICS`, in [0, 1].
-    """
-    totals = dict.fromkeys(METRICS, 0.0)
-    for start in range(0, len(queries), 1024):
-        scores = queries[start : start + 1024] @ corpus.T
-        ranked = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-        for row, wanted in zip(ranked, relevant[start : start + 1024], strict=True):
-            hits = np.isin(row, list(wanted))
-            for name, metric in METRICS.items():
-                totals[name] += metric(hits, len(wanted))
-    return {name: float(total / len(queries)) for name, total in totals.items()}
+def query_metrics(ranked: np.ndarray, ideal: np.ndarray) -> dict[str, float]:
+    """Every metric of one query; 0 where no passage is relevant."""
+    return {name: float(metric(ranked, ideal)) if len(ideal) else 0.0 for name, metric in METRICS.items()}

@@ -19,9 +19,11 @@ class RetrievalSet:
     Attributes:
         name: of the set.
         queries, query_ids: the judged queries only.
-        corpus, corpus_ids: the passages; a title stands before its text.
+        corpus, corpus_ids: the passages; a title stands before its text. Sorted by id, the largest first: among equal
+            scores trec_eval ranks the larger id first, and `nearest` the passage that comes first.
         grades: for each query, passage id -> grade; above 0 is relevant. An id may be missing from the corpus.
         instructions: one for each query, or None: the model's own query prompt.
+        notes: what the reader of a file left out or found odd, one sentence each, to be printed.
     """
 
     name: str
@@ -31,6 +33,31 @@ class RetrievalSet:
     corpus_ids: list[str]
     grades: list[dict[str, int]]
     instructions: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        order = sorted(range(len(self.corpus)), key=self.corpus_ids.__getitem__, reverse=True)
+        object.__setattr__(self, "corpus", [self.corpus[i] for i in order])
+        object.__setattr__(self, "corpus_ids", [self.corpus_ids[i] for i in order])
+
+
+def own_passages(data: RetrievalSet) -> dict[int, int]:
+    """Query -> the passage that is the query itself. It is left out of the ranking, unless it is judged relevant.
+
+    BEIR leaves out the passage with the query's id: in ArguAna and Quora the queries are passages of the corpus. In
+    other sets an equal id means nothing. Here ids count as shared if most queries whose id a passage has are in its
+    text.
+    """
+    wanted = {key: query for query, key in enumerate(data.query_ids)}
+    same = {wanted[key]: number for number, key in enumerate(data.corpus_ids) if key in wanted}
+    equal = [_words(data.queries[query]) in _words(data.corpus[number]) for query, number in same.items()]
+    if 2 * sum(equal) <= len(equal):
+        return {}
+    return {query: number for query, number in same.items() if data.grades[query].get(data.query_ids[query], 0) <= 0}
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -42,6 +69,7 @@ class StsSet:
     second: list[str]
     scores: list[float]
     instruction: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,7 @@ class ClassificationSet:
     test_texts: list[str]
     test_labels: list[str]
     instruction: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 EvaluationSet = RetrievalSet | StsSet | ClassificationSet

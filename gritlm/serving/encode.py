@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", type=home_expanded, required=True, help="model folder that gritlm train wrote")
     parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default passage")
     parser.add_argument("--instruction", help="in place of the model's own for that side")
-    parser.add_argument("--chunk_tokens", type=int, default=16384, help="tokens encoded at once, default 16384")
+    chunk = "tokens encoded at once, default 16384, and 1024 or more on a CPU"
+    parser.add_argument("--chunk_tokens", type=int, help=chunk)
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
         raise UserError(f"{arguments.output} exists; nothing is overwritten, name another file")

@@ -81,6 +81,12 @@ class DataArguments:
     sampling_temperature: float = flag(
         1.0, "T above 1 samples data sets in proportion to size**(1/T). The epoch keeps its length."
     )
+    eval_data: list[str] | None = flag(
+        None,
+        "Evaluation sets: BEIR folders, rows as for training, STS or classification files, or folders of them.",
+        changes_learning=False,
+    )
+    eval_held_out: int = flag(0, "Keep this many rows of each data set out of training, and evaluate on them.")
     data_cache: str | None = flag(
         None, "Folder for the memory-mapped form of the data. None: beside the datasets cache.", changes_learning=False
     )
@@ -140,6 +146,21 @@ class EmbeddingTrainingArguments(TrainingArguments):
     save_total_limit: int | None = flag(
         2, "How many checkpoints to keep; the oldest goes first. 0: all.", changes_learning=False
     )
+    eval_strategy: str = flag(
+        "steps",
+        "When to evaluate, where there is --eval_data or --eval_held_out: no (only before the first step and after the "
+        "last), steps, epoch.",
+        changes_learning=False,
+        choices=("no", "steps", "epoch"),
+    )
+    eval_steps: float = flag(0.1, "Steps between evaluations, or below 1 a share of all steps.", changes_learning=False)
+    eval_on_start: bool = flag(
+        True, "Evaluate the base before the first step; the verdict compares with it.", changes_learning=False
+    )
+    early_stopping_patience: int | None = flag(
+        None, "End the run after this many evaluations without a better --metric_for_best_model (default eval_mean)."
+    )
+    early_stopping_threshold: float = flag(0.0, "How much better the metric must be for --early_stopping_patience.")
     logging_steps: float = flag(10, "Steps between log lines, or below 1 a share of all steps.", changes_learning=False)
     dataloader_num_workers: int = flag(2, "Processes per rank that read and tokenise ahead.", changes_learning=False)
     logging_nan_inf_filter: bool = flag(False, "Left off: a NaN must be seen.", changes_learning=False)

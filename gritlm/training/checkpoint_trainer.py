@@ -97,7 +97,7 @@ class CheckpointTrainer(Trainer):
             explain_unsaved(error, run, name)
             raise
         if self.args.should_save:
-            rotate_checkpoints(run, self.args.save_total_limit)
+            rotate_checkpoints(run, self.args.save_total_limit, self.state.best_global_step)
             shutil.rmtree(staging, ignore_errors=True)
         barrier()
         self._mark("saved")

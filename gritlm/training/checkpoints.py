@@ -99,11 +99,13 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def rotate_checkpoints(run: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints until `limit` are left. At least one stays."""
+def rotate_checkpoints(run: Path, limit: int | None, best: int | None = None) -> None:
+    """Remove the oldest checkpoints until `limit` are left. The newest stays, and that of the best step."""
     if limit is not None and limit > 0:
-        for path in sort_checkpoints(str(run))[:-limit]:
-            remove_checkpoint(Path(path))
+        found = [Path(path) for path in sort_checkpoints(str(run))]
+        others = [path for path in found[:-1] if best is None or path.name != checkpoint_name(best)]
+        for path in others[: max(len(found) - limit, 0)]:
+            remove_checkpoint(path)
 
 
 def check_finite(weights: dict[str, torch.Tensor]) -> None:
@@ -197,7 +199,17 @@ def differing(before: dict[str, Any], now: dict[str, Any], was: str = "was", is_
     return f"{names[0]} {was} {earlier[names[0]]!r}, {is_} {now[names[0]]!r}{more}"
 
 
-def is_last(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint holds the run's last step."""
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state.global_step >= state.max_steps
+def is_last(state: TrainerState) -> bool:
+    """Whether a checkpoint has the run's last step: all steps are taken, or early stopping has ended it."""
+    return state.global_step >= state.max_steps or has_stopped_early(state)
+
+
+def has_stopped_early(state: TrainerState) -> bool:
+    saved = state.stateful_callbacks.get("EarlyStopping")
+    return bool(saved) and (
+        saved["attributes"]["early_stopping_patience_counter"] >= saved["args"]["early_stopping_patience"]
+    )
+
+
+def read_trainer_state(checkpoint: str | Path) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))

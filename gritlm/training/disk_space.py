@@ -78,6 +78,8 @@ def disk_space(args: EmbeddingTrainingArguments, shapes: list[list[int]], engine
         shapes = [[sum(map(math.prod, shapes))]]
     state = optimizer_state(args, shapes)
     saves, limit = count_saves(args, steps), args.save_total_limit or math.inf
+    if args.metric_for_best_model:
+        limit = max(limit, 2)  # the best and the newest
     kept = int(min(saves, limit))
     return DiskSpace(model, COPIES[engine] * model + (state or 0), kept, saves > kept, state is None)
 
@@ -95,7 +97,8 @@ def count_saves(args: EmbeddingTrainingArguments, steps: int) -> int:
         return 0
     if args.save_strategy == "epoch":
         return min(1 + math.ceil(args.num_train_epochs), steps)
-    every = math.ceil(args.save_steps * steps) if args.save_steps < 1 else int(args.save_steps)
+    share = args.eval_steps if args.save_strategy == "best" else args.save_steps  # at most each evaluation is the best
+    every = math.ceil(share * steps) if share < 1 else int(share)
     return len({1, steps, *range(every, steps + 1, every)})
 
 

@@ -34,7 +34,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             *("train_group_size", "query_max_len", "passage_max_len", "global_batch_size", "chunk_tokens"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
-            *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks"),
+            *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
         ),
     ),
     (
@@ -43,12 +43,17 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
             *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
+            *("eval_held_out", "eval_delay", "early_stopping_threshold"),
         ),
     ),
     ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2")),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
-    (f"{SHARE}, above 0", lambda x: 0 < x < math.inf and (x < 1 or x % 1 == 0), ("save_steps", "logging_steps")),
+    (
+        f"{SHARE}, above 0",
+        lambda x: 0 < x < math.inf and (x < 1 or x % 1 == 0),
+        ("save_steps", "logging_steps", "eval_steps"),
+    ),
     (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
 )
 
@@ -69,6 +74,10 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         # The next start would read the run's own files as data.
         lambda f: _is_within(f.output_dir, f.train_data),
         "--output_dir {output_dir}: found a folder in --train_data {train_data}, wanted one outside of it",
+    ),
+    (
+        lambda f: any(not Path(path).exists() for path in f.eval_data or ()),
+        "--eval_data: found no such file or folder among {eval_data}",
     ),
     (
         lambda f: bool(f.data_cache) and _is_within(f.data_cache, f.output_dir),

@@ -22,7 +22,7 @@ UNREADABLE = (ParallelismConfig | None, dict[str, bool] | None)
 
 # Flags in which ~ is the home folder.
 PATHS = (
-    *("model_name_or_path", "train_data", "num_samples", "data_cache"),
+    *("model_name_or_path", "train_data", "num_samples", "data_cache", "eval_data"),
     *("output_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config"),
 )
 
@@ -77,6 +77,8 @@ class FlagParser(OneLineErrors, HfArgumentParser):
         for name in PATHS:
             if isinstance(value := getattr(found, name, None), str):
                 setattr(found, name, home_expanded(value))
+            elif isinstance(value, list):
+                setattr(found, name, [home_expanded(path) for path in value])
         return found, unknown
 
     def _read_file(self, path: str) -> list[str]:

@@ -32,6 +32,7 @@ FIXED = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("bf16", "seed", "full_determinism"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     "include_num_input_tokens_seen",  # a count that starts in the middle of a run would be wrong
 )
 
@@ -43,6 +44,7 @@ FREE = (
     *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "disable_tqdm"),
     *("report_to", "run_name", *TRACKIO),
     *("save_strategy", "save_steps", "save_total_limit", "skip_memory_metrics"),
+    *("do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     "dataloader_multiprocessing_context",
     *("ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout"),
@@ -58,7 +60,7 @@ NO_EFFECT = {
 }
 
 ORDER = "which rows form a batch follows from the seed, the epoch and the step alone"
-NO_EVALUATION = "a run evaluates nothing; each checkpoint is a model folder to evaluate"
+NO_PREDICTIONS = "an evaluation encodes texts and measures their vectors; see --eval_data"
 UPLOAD = "upload the folder when it is done (hf upload)"
 
 REFUSED = {
@@ -94,15 +96,14 @@ REFUSED = {
         ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"), UPLOAD
     ),
     "hub_revision": UPLOAD,
+    "per_device_eval_batch_size": "--chunk_tokens decides how much is encoded at once",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "an evaluation has the precision of training (--bf16)"),
     **dict.fromkeys(
         (
-            *("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
-            *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches"),
-            *("eval_use_gather_object", "batch_eval_metrics", "include_for_metrics", "prediction_loss_only"),
-            *("bf16_full_eval", "fp16_full_eval"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+            *("do_predict", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+            *("batch_eval_metrics", "include_for_metrics", "prediction_loss_only"),
         ),
-        NO_EVALUATION,
+        NO_PREDICTIONS,
     ),
 }
 
@@ -129,14 +130,42 @@ OPTIMIZERS = {
 }
 COUNTS = {"true": "all", "false": "no", "all": "all", "non_padding": "non_padding", "no": "no"}
 
+PLATEAU = "reduce_lr_on_plateau"
+DEFAULT_METRIC = "eval_mean"
+# Flags of an evaluation, with the value that asks for none.
+EVALUATION: dict[str, Any] = {
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    **dict.fromkeys(("do_eval", "eval_steps", "eval_delay"), None),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), None),
+    **dict.fromkeys(("early_stopping_patience", "early_stopping_threshold"), None),
+}
+
 OF_NEWER_VERSIONS = ("dataloader_multiprocessing_context", "activation_checkpointing")
 
 # (what is wrong with a value of a flag that is used, message). `f` holds the flags before Hugging Face changes them.
 VALUES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
-    (lambda f: f.save_strategy == "best", f"--save_strategy best: not supported, {NO_EVALUATION}"),
     (
-        lambda f: f.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
-        f"--lr_scheduler_type {{lr_scheduler_type}}: not supported, {NO_EVALUATION}",
+        lambda f: f.lr_scheduler_type == "greedy",
+        "--lr_scheduler_type greedy: not supported; reduce_lr_on_plateau follows the evaluations, too",
+    ),
+    (
+        lambda f: f.lr_scheduler_type == PLATEAU and bool(f.deepspeed),
+        "--lr_scheduler_type reduce_lr_on_plateau with --deepspeed: not supported; with --fsdp it is",
+    ),
+    (
+        lambda f: f.eval_strategy == "no" and follows_evaluations(f),
+        "--eval_strategy no: found a flag that follows the evaluations (--load_best_model_at_end, "
+        "--early_stopping_patience, --save_strategy best or --lr_scheduler_type reduce_lr_on_plateau), wanted steps or "
+        "epoch",
+    ),
+    (
+        lambda f: f.load_best_model_at_end and f.save_strategy == "no",
+        "--load_best_model_at_end with --save_strategy no: the best model would not be saved",
+    ),
+    (
+        lambda f: f.early_stopping_threshold != 0 and f.early_stopping_patience is None,
+        "--early_stopping_threshold {early_stopping_threshold}: has no effect without --early_stopping_patience",
     ),
     (lambda f: f.optim in OPTIMIZERS, "--optim {optim}: not supported, {why_no_optimizer}"),
     (
@@ -164,6 +193,33 @@ VALUES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
 )
 
 
+def evaluates(flags: SimpleNamespace) -> bool:
+    """Whether a run has something to evaluate on."""
+    return bool(flags.eval_data or flags.eval_held_out)
+
+
+def follows_evaluations(flags: SimpleNamespace) -> bool:
+    """Whether the results of evaluations decide which weights are learnt or published."""
+    return (
+        flags.load_best_model_at_end
+        or flags.save_strategy == "best"
+        or flags.early_stopping_patience is not None
+        or flags.lr_scheduler_type == PLATEAU
+    )
+
+
+def _check_evaluation(flags: SimpleNamespace, defaults: dict[str, Any]) -> None:
+    """Refuse a flag of an evaluation where there is nothing to evaluate on."""
+    asked = [name for name, none in EVALUATION.items() if getattr(flags, name) not in (defaults[name], none)]
+    asked += ["save_strategy"] * (flags.save_strategy == "best")
+    asked += ["lr_scheduler_type"] * (flags.lr_scheduler_type == PLATEAU)
+    if asked and not evaluates(flags):
+        raise UserError(
+            f"--{asked[0]} {getattr(flags, asked[0])}: found nothing to evaluate on; add --eval_data PATH, or "
+            "--eval_held_out ROWS"
+        )
+
+
 def check_inherited(flags: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Refuse what has no place here, before Hugging Face's TrainingArguments are made of the flags.
 
@@ -174,6 +230,7 @@ def check_inherited(flags: dict[str, Any], defaults: dict[str, Any]) -> None:
         UserError: naming the flag, and why.
     """
     facts = SimpleNamespace(**(dict.fromkeys(OF_NEWER_VERSIONS) | flags))
+    _check_evaluation(facts, defaults)
     for is_wrong, message in VALUES:
         if is_wrong(facts):
             raise UserError(message.format_map(vars(facts) | {"why_no_optimizer": OPTIMIZERS.get(str(facts.optim))}))
@@ -187,7 +244,15 @@ def check_inherited(flags: dict[str, Any], defaults: dict[str, Any]) -> None:
 
 
 def normalised(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags with values that Hugging Face's parser does not take: several loggers, a count as a yes or no."""
+    """The flags with values that Hugging Face's parser does not take: several loggers, a count as a yes or no.
+
+    Without anything to evaluate on, no evaluation; with one, its default metric.
+    """
     report_to = [name.strip() for name in str(flags["report_to"]).split(",") if name.strip()]
     count = COUNTS[str(flags["include_num_input_tokens_seen"]).lower()]
+    facts = SimpleNamespace(**flags)
+    if not evaluates(facts):
+        flags = flags | {"eval_strategy": "no", "eval_on_start": False}
+    elif follows_evaluations(facts) and not flags["metric_for_best_model"]:
+        flags = flags | {"metric_for_best_model": DEFAULT_METRIC}
     return flags | {"report_to": report_to or "none", "include_num_input_tokens_seen": count}

@@ -123,6 +123,10 @@ class Watchdog(threading.Thread):
         self.marks, self.where, self.since, self.growing = self.marks + 1, where, time.monotonic(), growing
         self._moved.set()
 
+    def alive(self) -> None:
+        """This rank makes progress within its part."""
+        self.since = time.monotonic()
+
     def _watch_folder(self) -> None:
         seen: tuple[Path | None, Any] = None, None
         while not self._ended:
@@ -248,6 +252,7 @@ class SaveTimer(TrainerCallback):
     """
 
     def __init__(self, warning: float = SLURM_WARNING):
+        self.evaluation = 0.0
         self.warning: float | None = warning if os.environ.get("SLURM_JOB_ID") else None
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -256,12 +261,17 @@ class SaveTimer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.step_ended = time.monotonic()
 
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.step_ended = time.monotonic()
+        self.evaluation = metrics["eval_seconds"]
+
     def on_save(self, args, state, control, **kwargs):
-        save = time.monotonic() - self.step_ended
+        save = time.monotonic() - self.step_ended + self.evaluation  # the signal may come as an evaluation begins
         needed = save + 2 * (self.step_ended - self.step_began)
         if self.warning is not None and needed > self.warning:
             log.warning(
-                "the first save took %.0f s; SLURM warns %.0f s before the time limit: submit with --signal=USR1@%d",
+                "the first save%s took %.0f s; SLURM warns %.0f s before the time limit: submit with --signal=USR1@%d",
+                " and an evaluation" if self.evaluation else "",
                 save,
                 self.warning,
                 300 * math.ceil(2 * needed / 300),

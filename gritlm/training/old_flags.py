@@ -45,16 +45,16 @@ OLD_FLAGS: dict[str, str] = {
     "group_by_length": "leave it out: the seed, the epoch and the step decide which rows form a batch",
     **dict.fromkeys(("dispatch_batches", "split_batches"), "leave it out: each rank builds its own slice of a batch"),
     "include_tokens_per_second": "leave it out: tokens_per_second is always logged",
+    "evaluation_strategy": "use --eval_strategy",
     **dict.fromkeys(
         (
-            "evaluation_strategy",
             "per_gpu_eval_batch_size",
             "include_inputs_for_metrics",
             "jit_mode_eval",
             "use_legacy_prediction_loop",
             "past_index",
         ),
-        "leave it out: a run evaluates nothing; each checkpoint is a model folder to evaluate",
+        "leave it out: an evaluation encodes texts and measures their vectors; see --eval_data",
     ),
     **dict.fromkeys(
         ("push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token"),

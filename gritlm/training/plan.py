@@ -7,6 +7,7 @@ from gritlm.data.records import load_records
 from gritlm.models.backbone import load_config
 from gritlm.models.checks import check_base
 from gritlm.training.arguments import GROUPS, flag
+from gritlm.training.evaluation_data import gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import build, check
 from gritlm.training.flag_parser import make_parser
 from gritlm.training.run_folder import find_checkpoint, run_settings_of
@@ -39,12 +40,14 @@ def main(argv: list[str]) -> int:
         print(line)
     records = load_records(run.data.train_data, run.data.data_cache)
     plan = make_plan(run, records)
-    _, lines, warnings = describe_run(run, plan, records, config, wanted.ranks)
+    given = given_sets(run)
+    evaluation_data = gather_evaluation_data(run, plan, records, given)
+    _, lines, warnings = describe_run(run, plan, records, config, wanted.ranks, evaluation_data)
     print("\n".join([*lines, *(f"warning: {line}" for line in warnings)]))
     for step in range(min(wanted.batches, plan.steps_per_epoch)):
         batch = plan.batch(0, step)
         rows = [f"{records[dataset].name}:{row}" for dataset, row in batch.rows]
         more = f", ... ({len(rows)} in all)" if len(rows) > 6 else ""
         print(f"batch {step + 1}, {batch.dataset}: rows {', '.join(rows[:6])}{more}")
-    find_checkpoint(run.training, run_settings_of(run, records, wanted.ranks), engine=None)
+    find_checkpoint(run.training, run_settings_of(run, records, wanted.ranks, given), engine=None)
     return 0

@@ -32,8 +32,10 @@ def resolved_flags(run: RunArguments) -> dict[str, Any]:
     flags = {name: settled.get(name) if value is None else value for name, value in parsed.items()}
     flags["projection"] = flags["projection"] or 0  # else the base would decide again
     for name in PATHS:
-        path: str = flags.get(name) or ""
-        if path and (name == "output_dir" or Path(path).exists()):
+        path: Any = flags.get(name) or ""
+        if isinstance(path, list):
+            flags[name] = [os.path.abspath(part) for part in path]
+        elif path and (name == "output_dir" or Path(path).exists()):
             flags[name] = os.path.abspath(path)
     return flags
 

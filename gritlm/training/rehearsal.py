@@ -20,10 +20,12 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from gritlm.errors import UserError, one_line
 from gritlm.training.arguments import EmbeddingTrainingArguments
+from gritlm.training.inherited_flags import PLATEAU
 
 SOME_STEPS = 1000  # assumed before the epochs are counted
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 NO_SCHEDULE_OPTIONS = ("constant", "constant_with_warmup")
+NO_WARM_UP = ("constant", PLATEAU)
 
 # Options of checkpointing, those of torch and the two that transformers adds: what is wanted, whether a value is that.
 CHECKPOINTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -55,6 +57,8 @@ def rehearse(args: EmbeddingTrainingArguments) -> None:
         UserError: in one line, naming the flag.
     """
     optimizer = _check_optimizer(args)
+    if args.lr_scheduler_type == PLATEAU:
+        _choose_direction(args)
     schedule(args, args.max_steps if args.max_steps > 0 else SOME_STEPS, optimizer)
     _check_checkpointing(args)
     _check_start_methods(args)
@@ -115,6 +119,19 @@ def _optim_args(text: str | None) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
+def _choose_direction(args: EmbeddingTrainingArguments) -> None:
+    """Let a schedule that follows a metric know whether a greater one is better. torch's default is that it is not."""
+    mode = "max" if args.greater_is_better else "min"
+    options = {"mode": mode} | (args.lr_scheduler_kwargs or {})
+    if options["mode"] != mode:
+        better = "greater" if args.greater_is_better else "smaller"
+        raise UserError(
+            f"--lr_scheduler_kwargs {args.lr_scheduler_kwargs}: found mode {options['mode']}, wanted {mode}: "
+            f"a {better} --metric_for_best_model {args.metric_for_best_model} is better"
+        )
+    args.lr_scheduler_kwargs = options
+
+
 def schedule(
     args: EmbeddingTrainingArguments, steps: int, optimizer: torch.optim.Optimizer | None = None
 ) -> Callable[[int], float]:
@@ -129,15 +146,16 @@ def schedule(
     if options and kind in NO_SCHEDULE_OPTIONS:
         raise UserError(f"--lr_scheduler_kwargs {options}: --lr_scheduler_type {kind} has no options")
     default = type(args).__dataclass_fields__["warmup_steps"].default
-    if kind == "constant" and args.warmup_steps not in (0, default):
-        raise UserError(
-            f"--warmup_steps {args.warmup_steps}: --lr_scheduler_type constant has no warm-up; use constant_with_warmup"
-        )
+    if kind in NO_WARM_UP and args.warmup_steps not in (0, default):
+        instead = "; use constant_with_warmup" if kind == "constant" else ""
+        raise UserError(f"--warmup_steps {args.warmup_steps}: --lr_scheduler_type {kind} has no warm-up{instead}")
     trainer: Any = object.__new__(Trainer)
     trainer.args, trainer.lr_scheduler = args, None
     with naming(f"--lr_scheduler_type {kind}{given}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         built = trainer.create_scheduler(steps, optimizer or torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
+        if kind == PLATEAU:
+            return lambda step: 1.0  # until a metric stops improving
         share: Callable[[int], float] = built.lr_lambdas[0]
         for step in sorted({0, 1, steps // 2, steps - 1}):
             if not 0 <= share(step) < math.inf:
@@ -159,7 +177,7 @@ def describe_schedule(args: EmbeddingTrainingArguments, steps: int) -> list[str]
     share, warm_up = schedule(args, steps), args.get_warmup_steps(steps)
     if args.learning_rate == 0:
         return ["--learning_rate 0: no weight will change"]
-    if warm_up < steps or args.lr_scheduler_type == "constant":
+    if warm_up < steps or args.lr_scheduler_type in NO_WARM_UP:
         return []
     peak = max(share(0), share(steps - 1)) * args.learning_rate
     return [

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from gritlm.training.run_folder import read_run_file, update_run_file
-from gritlm.training.run_log import is_new, last_logged_step
+from gritlm.training.run_log import is_new, last_logged_steps
 
 WANDB_ID = "wandb id"  # the entry of run.json that names the run on wandb
 
@@ -25,7 +25,7 @@ class _NoStepTwice(TrainerCallback):
 
     def __init__(self, folder: Path, flags: dict[str, Any]):
         super().__init__()
-        self.folder, self.flags, self.last_logged = folder, flags, last_logged_step(folder)
+        self.folder, self.flags, self.last_logged = folder, flags, last_logged_steps(folder)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if is_new(logs, state.global_step, self.last_logged):

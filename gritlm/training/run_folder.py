@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerState
@@ -17,6 +18,7 @@ from gritlm.data.batch_plan import read_num_samples
 from gritlm.data.records import RecordSet
 from gritlm.distributed import barrier, destroy_process_group, gather_objects, rank
 from gritlm.errors import UserError, first_line
+from gritlm.evaluation.sets import EvaluationSet
 from gritlm.files import written_aside
 from gritlm.models.folder import move_model_folder
 from gritlm.report.card import CARD, read_facts, write_card
@@ -31,6 +33,8 @@ from gritlm.training.checkpoints import (
     why_not_resumable,
     why_unreadable,
 )
+from gritlm.training.evaluation_data import fingerprint
+from gritlm.training.inherited_flags import follows_evaluations
 from gritlm.training.run_lock import LOCK_FILE
 from gritlm.training.run_log import log
 
@@ -41,7 +45,9 @@ RESUMED_FROM = "resumed from"  # entry of run.json: the checkpoint of --resume_f
 # ---- whose run it is
 
 
-def run_settings_of(run: RunArguments, records: list[RecordSet], ranks: int) -> dict[str, Any]:
+def run_settings_of(
+    run: RunArguments, records: list[RecordSet], ranks: int, eval_sets: Sequence[EvaluationSet] = ()
+) -> dict[str, Any]:
     """What all ranks, and a run and its continuation, must have in common. JSON values only."""
     values = run.flags()
     settings = {name: values[name] for name in fixed_flags()}
@@ -52,6 +58,9 @@ def run_settings_of(run: RunArguments, records: list[RecordSet], ranks: int) -> 
     if Path(run.model.model_name_or_path).is_dir():
         settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
         settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))
+    if follows_evaluations(SimpleNamespace(**values)):
+        settings |= {name: values[name] for name in ("eval_strategy", "eval_steps", "eval_delay")}
+        settings["evaluation sets"] = [fingerprint(data) for data in eval_sets]
     if not run.objective.negatives_cross_device:
         settings["ranks"] = ranks
     return json.loads(json.dumps(settings, default=str))
@@ -213,8 +222,15 @@ def _check_run_file(folder: Path, run_settings: dict[str, Any]) -> dict[str, Any
 # ---- the model that is published
 
 
-def finish(run: RunArguments, run_settings: dict[str, Any], write: Callable[[Path], object]) -> int:
-    """Publish the model in the output folder. `write` puts its files into a folder; all ranks call it."""
+def finish(
+    run: RunArguments, run_settings: dict[str, Any], write: Callable[[Path], object], more: dict[str, Any]
+) -> int:
+    """Publish the model in the output folder.
+
+    Args:
+        write: puts its files into a folder; all ranks call it.
+        more: entries of run.json.
+    """
     folder = Path(run.training.output_dir or "")
     staged, first = folder / STAGING_FOLDER, run.training.process_index == 0
     if first:
@@ -222,6 +238,7 @@ def finish(run: RunArguments, run_settings: dict[str, Any], write: Callable[[Pat
     barrier()
     write(staged)
     if first:
+        update_run_file(folder, **more)  # the card shows the verdict
         add_card(staged, folder)
         move_model_folder(staged, folder)
         write_run_file(folder, run_settings, finished=True)

@@ -41,26 +41,38 @@ def set_up_logging(first_rank: bool) -> None:
     log.setLevel(logging.INFO if first_rank else logging.WARNING)
 
 
-def last_logged_step(folder: str | Path) -> int:
-    """The last step whose loss is in log.jsonl; 0 where there is none. A line that a kill has cut short is passed over.
+Kind = tuple[str, ...]  # of a log entry: the metrics of an evaluation, or the loss
+
+
+def kind_of(entry: dict[str, Any]) -> Kind:
+    """The kind of an entry. Entries that are neither of a step nor of an evaluation have none."""
+    if "loss" in entry:
+        return ("loss",)
+    return tuple(sorted(name for name in entry if name.startswith("eval_")))
+
+
+def last_logged_steps(folder: str | Path) -> dict[Kind, int]:
+    """The last step of each kind of entry in log.jsonl. A line that a kill has cut short is passed over.
 
     A resumed run takes some steps again, with the same numbers. They are not reported a second time.
     """
     try:
         lines = (Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return 0
-    steps = [0]
+        return {}
+    steps: dict[Kind, int] = {}
     for line in lines:
         with suppress(ValueError):
             entry = json.loads(line)
-            steps += [entry["step"]] * ("loss" in entry)
-    return max(steps)
+            kind = kind_of(entry)
+            steps[kind] = max(steps.get(kind, -1), entry["step"])
+    return steps
 
 
-def is_new(logs: dict[str, Any], step: int, last_logged: int) -> bool:
-    """Whether an entry has not been reported before. `last_logged` is from `last_logged_step` at the start."""
-    return "loss" not in logs or step > last_logged
+def is_new(logs: dict[str, Any], step: int, last_logged: dict[Kind, int]) -> bool:
+    """Whether an entry has not been reported before. `last_logged` is from `last_logged_steps` at the start."""
+    kind = kind_of(logs)
+    return not kind or step > last_logged.get(kind, -1)
 
 
 class RunLog(TrainerCallback):
@@ -70,7 +82,7 @@ class RunLog(TrainerCallback):
     """
 
     def __init__(self, folder: str | Path):
-        self.path, self.last_logged = Path(folder) / LOG_FILE, last_logged_step(folder)
+        self.path, self.last_logged = Path(folder) / LOG_FILE, last_logged_steps(folder)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began, self.first_step = time.monotonic(), state.global_step

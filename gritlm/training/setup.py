@@ -4,10 +4,12 @@ import dataclasses
 from collections import Counter
 from typing import Any, TypeVar
 
-from gritlm.data.batch_plan import Plan, read_num_samples
+from gritlm.data.batch_plan import HELD_OUT, Plan, read_num_samples
 from gritlm.data.folders import describe_folder
+from gritlm.data.held_out import NOTHING, HeldOut, hold_out
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
+from gritlm.errors import UserError
 from gritlm.models.base import BaseSettings
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
@@ -77,6 +79,11 @@ def clip(text: str) -> str:
 
 
 def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
+    """The plan of the run.
+
+    Raises:
+        UserError: the data has too few rows for the flags.
+    """
     return Plan(
         [r.name for r in records],
         list(map(len, records)),
@@ -86,7 +93,34 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
         read_num_samples(run.data.num_samples),
         run.data.sampling_temperature,
         RowTexts.concatenate([r.row_texts for r in records]),
+        hold_out_rows(run, records),
     )
+
+
+def hold_out_rows(run: RunArguments, records: list[RecordSet]) -> HeldOut:
+    """The rows of --eval_held_out, of each data set that the run uses.
+
+    Raises:
+        UserError: a data set would have no row left, or none shares no text with too many others.
+    """
+    count, used = run.data.eval_held_out, read_num_samples(run.data.num_samples)
+    if not count:
+        return NOTHING
+    wanted = [count if used.get(r.name, 1) else 0 for r in records]
+    for record_set, rows in zip(records, wanted, strict=True):
+        if rows >= len(record_set):
+            raise UserError(
+                f"--eval_held_out {count}: found {len(record_set)} rows in data set {record_set.name}, wanted more "
+                "than that"
+            )
+    texts = RowTexts.concatenate([r.texts_without_instructions for r in records])
+    held_out = hold_out(texts, list(map(len, records)), wanted, (run.training.seed, HELD_OUT))
+    if not len(held_out.rows):
+        raise UserError(
+            f"--eval_held_out {count}: found no row that shares no query and no positive with too many others; give "
+            "--eval_data"
+        )
+    return held_out
 
 
 def used_sets(plan: Plan, records: list[RecordSet]) -> list[RecordSet]:

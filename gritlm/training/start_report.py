@@ -9,6 +9,7 @@ from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
 from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
+from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.setup import (
@@ -23,7 +24,12 @@ from gritlm.training.text_report import report_on_texts
 
 
 def describe_run(
-    run: RunArguments, plan: Plan, records: list[RecordSet], config: PreTrainedConfig, ranks: int
+    run: RunArguments,
+    plan: Plan,
+    records: list[RecordSet],
+    config: PreTrainedConfig,
+    ranks: int,
+    evaluation: EvaluationData,
 ) -> tuple[TextTokenizer, list[str], list[str]]:
     """The tokenizer of the run, the lines to print, and the warnings.
 
@@ -33,6 +39,7 @@ def describe_run(
     used = used_sets(plan, records)
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
+    check_instructions(evaluation, text_tokenizer)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
@@ -41,9 +48,10 @@ def describe_run(
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
         *negatives,
+        *evaluation.lines,
         *check_disk_space(run, config, plan.steps_per_epoch),
         *texts,
         *show_examples(text_tokenizer, used),
     ]
     steps = steps_in_all(run.training, plan.steps_per_epoch)
-    return text_tokenizer, lines, [*warnings, *doubts, *describe_schedule(run.training, steps)]
+    return text_tokenizer, lines, [*warnings, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)]

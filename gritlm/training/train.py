@@ -1,15 +1,20 @@
 """The main job: parse, read, plan, build, train, publish. `gritlm train`, or under torchrun `-m gritlm train`."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedConfig, set_seed
+from transformers import PreTrainedConfig, TrainerState, set_seed
 
 from gritlm.cli import quieten
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import load_records
 from gritlm.devices import describe_devices, device_name
 from gritlm.distributed import all_ranks, barrier, destroy_process_group, gather_objects
+from gritlm.errors import UserError
 from gritlm.models.attention import varlen_unavailable_reason
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_base
@@ -17,8 +22,10 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import RunArguments
-from gritlm.training.checkpoints import engine_name, is_last
+from gritlm.training.checkpoints import checkpoint_name, engine_name, find_damage, is_last, read_trainer_state
 from gritlm.training.engines import load_weights_once
+from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
+from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import parse
 from gritlm.training.monitors import end_with_torchrun
 from gritlm.training.objective import Objective
@@ -61,28 +68,33 @@ def train(run: RunArguments) -> int:
     log.info("device: %s", describe_devices(gather_objects(device_name(str(args.device))), args.use_cpu))
     with args.main_process_first(desc="reading the data"):
         records = load_records(run.data.train_data, run.data.data_cache)
-    run_settings = run_settings_of(run, records, ranks)
+    given = given_sets(run)
+    run_settings = run_settings_of(run, records, ranks, given)
     check_ranks_agree(run_settings)
     checkpoint, damaged = find_checkpoint(args, run_settings, engine_name(args))
     for line in damaged:
         log.warning(line)
 
     plan = make_plan(run, records)
-    text_tokenizer, lines, warnings = describe_run(run, plan, records, config, ranks)
+    evaluation_data = gather_evaluation_data(run, plan, records, given)
+    text_tokenizer, lines, warnings = describe_run(run, plan, records, config, ranks, evaluation_data)
     for line in lines:
         log.info(line)
     for line in [*warnings, *unlike(run, run_settings)]:
         log.warning(line)
 
+    state = read_trainer_state(checkpoint) if checkpoint else None
+    folder = Path(args.output_dir)
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
         described = describe_start(run, used_sets(plan, records), text_tokenizer)
         write_run_file(args.output_dir, run_settings, False, resolved_flags(run), described)
         if checkpoint and checkpoint == args.resume_from_checkpoint:
-            for line in go_back_to(checkpoint, Path(args.output_dir)):
+            for line in go_back_to(checkpoint, folder):
                 log.info(line)
-    if checkpoint and is_last(checkpoint):  # killed while it published the model; the Trainer would take one step more
-        return finish(run, run_settings, lambda staged: copy_served(checkpoint, staged))
+        keep_results(folder, state.global_step if state else 0, Path(checkpoint).parent if checkpoint else folder)
+    if checkpoint and state and is_last(state):  # killed while it published; the Trainer would take one step more
+        return publish(run, run_settings, state, checkpoint, lambda staged: copy_served(checkpoint, staged))
 
     embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
@@ -96,8 +108,9 @@ def train(run: RunArguments) -> int:
         processing_class=text_tokenizer,
         attn=run.model.attn,
         run_settings=run_settings,
+        evaluation=evaluation_of(run, evaluation_data, batches),
     )
-    report_to_one_run(trainer, Path(args.output_dir), run.flags())
+    report_to_one_run(trainer, folder, run.flags())
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -107,7 +120,46 @@ def train(run: RunArguments) -> int:
         barrier()
         destroy_process_group()
         return 0
-    return finish(run, run_settings, trainer.write_model)
+    return publish(run, run_settings, trainer.state, checkpoint, trainer.write_model)
+
+
+def evaluation_of(run: RunArguments, data: EvaluationData, batches: BatchBuilder) -> RunEvaluation | None:
+    """What evaluates the run's model, or None where there is nothing to evaluate on."""
+    if not data.sets:
+        return None
+    contract, folder = batches.text_tokenizer.contract, Path(run.training.output_dir or "")
+    about = {"model": run.model.model_name_or_path, "run": str(folder), "contract": dataclasses.asdict(contract)}
+    return RunEvaluation(data, batches, Objective(run.objective), folder, about)
+
+
+def publish(
+    run: RunArguments,
+    run_settings: dict[str, Any],
+    state: TrainerState,
+    resumed: str | None,
+    write_last: Callable[[Path], object],
+) -> int:
+    """Publish the last model, or with --load_best_model_at_end the best one, and say the verdict on it.
+
+    Args:
+        state: at the end of the run.
+        resumed: the checkpoint that the run resumed from.
+        write_last: writes the last model's files into a folder; all ranks call it.
+    """
+    step, write, folder = state.global_step, write_last, Path(run.training.output_dir or "")
+    if run.training.load_best_model_at_end and state.best_global_step not in (None, step):
+        name = checkpoint_name(state.best_global_step)
+        places = [folder / name, *([Path(resumed).parent / name] if resumed else [])]
+        best = next((place for place in places if not find_damage(place)), None)
+        if best is None:
+            raise UserError(f"{places[0]}: found no whole checkpoint of the best step, wanted it for the model")
+        step, chosen = state.best_global_step, str(best)
+        log.info("best model: step %d, %s %.4f", step, run.training.metric_for_best_model, state.best_metric)
+        write = functools.partial(copy_served, chosen)
+    entries = verdict(folder, step) if run.training.process_index == 0 and steps_with_results(folder) else {}
+    if entries:
+        log.info("verdict: %s", entries["verdict"])
+    return finish(run, run_settings, write, {"evaluation": entries} if entries else {})
 
 
 def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> tuple[Embedder, float]:

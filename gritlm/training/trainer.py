@@ -20,8 +20,9 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import EmbeddingTrainingArguments
-from gritlm.training.checkpoint_trainer import CheckpointTrainer
 from gritlm.training.engines import deepspeed_precision, engine_for, fsdp2_precision
+from gritlm.training.evaluation import RunEvaluation
+from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
 from gritlm.training.gradcache import ActivationMemory, is_out_of_memory, two_pass_step
 from gritlm.training.monitors import FiniteWatch, LossMeter, SaveTimer, StepTimer, StopSignals, Watchdog
 from gritlm.training.run_log import ProgressBar, RunLog, is_a_terminal, log
@@ -29,7 +30,7 @@ from gritlm.training.run_log import ProgressBar, RunLog, is_a_terminal, log
 TIMED_PARTS = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
 
 
-class EmbeddingTrainer(CheckpointTrainer):
+class EmbeddingTrainer(EvaluationTrainer):
     """Trains an `Embedder` on the batches of a `BatchBuilder`.
 
     Args:
@@ -40,6 +41,7 @@ class EmbeddingTrainer(CheckpointTrainer):
         processing_class: the tokenizer, saved with the model.
         attn: bb or cc, what the attention probe asks of the model before the first step.
         run_settings: written into each checkpoint, which resumes only a run with the same ones.
+        evaluation: what evaluates the model between steps, or None.
     """
 
     def __init__(
@@ -51,19 +53,27 @@ class EmbeddingTrainer(CheckpointTrainer):
         processing_class: TextTokenizer,
         attn: str,
         run_settings: dict[str, Any],
+        evaluation: RunEvaluation | None = None,
     ):
         if args.deepspeed:
             args.hf_deepspeed_config.config.update(deepspeed_precision(args.bf16))
             args.mixed_precision = "no"  # else accelerate would switch DeepSpeed's own bf16 on
-        super().__init__(model=model, args=args, train_dataset=train_dataset, processing_class=processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=evaluation,
+            processing_class=processing_class,
+        )
         self.embedder, self.objective, self.attn, self.run_settings = model, objective, attn, run_settings
+        self.set_up_evaluation(evaluation, train_dataset.chunking)
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.timer, self.meter = StepTimer(args.device), LossMeter()
         self.tokens: Counter[str] = Counter()
         self.finite = FiniteWatch(args.device)
         self.signals = StopSignals()
         self.watchdog = Watchdog(args.hang_timeout) if args.hang_timeout else None
-        self.stopped, self.first_step = False, 0
+        self.stopped = False
         self._set_up_callbacks()
         # A forward uses each weight once; a cache would hold a bfloat16 copy of all of them until it ends.
         torch.set_autocast_cache_enabled(False)
@@ -211,6 +221,7 @@ class EmbeddingTrainer(CheckpointTrainer):
     def _speed(self) -> dict[str, float]:
         """Tokens per second over all ranks, and the share that is not padding; the first rank's memory and time."""
         seconds = self.timer.read()
+        seconds.pop(EVALUATION, None)
         total = sum(seconds.values()) or 1.0
         counts = [self.tokens[name] for name in ("real", "encoded", "padded")]
         real, encoded, padded = all_reduce_sum(torch.tensor(counts, device=self.args.device)).tolist()
@@ -242,3 +253,5 @@ class TrainingCallback(TrainerCallback):
         first = state.global_step == 1 and args.save_strategy != "no"
         control.should_save = control.should_save or first or self.trainer.stopped
         control.should_training_stop = control.should_training_stop or self.trainer.stopped
+        if self.trainer.evaluation and state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_evaluate or args.eval_strategy != "epoch"  # it follows

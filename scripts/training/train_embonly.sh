@@ -25,6 +25,7 @@ fi
 
 MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # Qwen2 or Qwen3: a hub name or a folder
 TRAIN_DATA=${TRAIN_DATA:-}                   # .jsonl, .jsonl.gz, .parquet, or a folder of them
+EVAL_DATA=${EVAL_DATA:-}                     # evaluate on it while training: a BEIR folder, a file, a folder of them
 OUTPUT_DIR=${OUTPUT_DIR:-}                   # empty: outputs/<model>-<data>
 [ -n "$MODEL_NAME_OR_PATH$TRAIN_DATA" ] || source "$root/scripts/training/recipes/quickstart.sh"
 
@@ -45,6 +46,7 @@ EXTRA_FLAGS=()                               # for example (--pooling_method las
 [ -z "$MODEL_NAME_OR_PATH" ] || [ -n "$TRAIN_DATA" ] || fail "TRAIN_DATA is empty; set it with MODEL_NAME_OR_PATH"
 [ -n "$MODEL_NAME_OR_PATH" ] || [ -z "$TRAIN_DATA" ] || fail "MODEL_NAME_OR_PATH is empty; set it with TRAIN_DATA"
 [ -z "$TRAIN_DATA" ] || [ -e "$TRAIN_DATA" ] || fail "TRAIN_DATA=$TRAIN_DATA: no such file or folder"
+[ -z "$EVAL_DATA" ] || [ -e "$EVAL_DATA" ] || fail "EVAL_DATA=$EVAL_DATA: no such file or folder"
 source "$root/scripts/training/machine.sh"
 choose_python
 count_gpus
@@ -59,7 +61,7 @@ task=
 if [ -z "$MODEL_NAME_OR_PATH" ]; then
   task=outputs/quickstart-task
   "$python" -m gritlm quickstart prepare --folder $task
-  MODEL_NAME_OR_PATH=$task/base TRAIN_DATA=$task/train.jsonl
+  MODEL_NAME_OR_PATH=$task/base TRAIN_DATA=$task/train.jsonl EVAL_DATA=${EVAL_DATA:-$task/held_out}
   if [ -z "$OUTPUT_DIR" ]; then  # resume an interrupted run; never touch a finished one
     OUTPUT_DIR=outputs/quickstart; number=1
     while grep -q '"finished": true' "$OUTPUT_DIR/run.json" 2>/dev/null; do
@@ -72,6 +74,7 @@ OUTPUT_DIR=${OUTPUT_DIR:-outputs/$name}
 
 flags=(
   --model_name_or_path "$MODEL_NAME_OR_PATH" --train_data "$TRAIN_DATA" --output_dir "$OUTPUT_DIR"
+  ${EVAL_DATA:+--eval_data "$EVAL_DATA"}
   --global_batch_size "$GLOBAL_BATCH_SIZE" --train_group_size "$TRAIN_GROUP_SIZE"
   ${QUERY_MAX_LEN:+--query_max_len "$QUERY_MAX_LEN"} ${PASSAGE_MAX_LEN:+--passage_max_len "$PASSAGE_MAX_LEN"}
   --learning_rate "$LEARNING_RATE" --temperature "$TEMPERATURE"

@@ -41,6 +41,13 @@ def go(qwen3_dropout, data, tmp_path):
     return go
 
 
+def evaluations(folder) -> list[dict[str, float]]:
+    """The numbers of each evaluation and its step."""
+    entries = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    numbers = [{k: v for k, v in entry.items() if k == "step" or k.startswith("eval_")} for entry in entries]
+    return [{k: v for k, v in entry.items() if k != "eval_seconds"} for entry in numbers if "eval_mean" in entry]
+
+
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -48,21 +55,28 @@ def weights(folder) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("engine", CASES)
 def test_one_curve_and_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
     for name, on, model in (("ddp", "", qwen3), ("same", engine, qwen3)):  # without dropout: the chunks' order differs
-        done = go(name, on, model=model)
+        done = go(name, on, model=model, eval_held_out=8)
         assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = evaluations(tmp_path / "same"), evaluations(tmp_path / "ddp")
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6), "of the base"
+    assert ours[-1] == pytest.approx(theirs[-1], rel=1e-4)
+    assert ours[-1] != pytest.approx(ours[0], rel=1e-2), "control: something is learnt"
     assert losses(tmp_path / "same") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-4)
 
-    assert go("whole", engine).returncode == 0
-    assert go("cut", engine, "kill:4").returncode != 0
-    resumed = go("cut", engine)
+    more = {"eval_held_out": 8, "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    assert go("whole", engine, **more).returncode == 0
+    assert go("cut", engine, "kill:4", **more).returncode != 0
+    resumed = go("cut", engine, **more)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resuming from" in resumed.stdout
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "cut")
+    best = min(evaluations(tmp_path / "whole")[1:], key=lambda entry: entry["eval_loss"])["step"]
     for folder in ("whole", "whole/checkpoint-6"):
         vectors = SentenceTransformer(str(tmp_path / folder), device="cpu").encode(["a river", "snow"])
         assert vectors.shape == (2, 32)
-    again = weights(tmp_path / "whole" / "checkpoint-6")
+    again = weights(tmp_path / "whole" / f"checkpoint-{best}")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 

@@ -2,10 +2,11 @@
 
 usage: driver.py ROWS_FILE FAULT flags of gritlm train ...
 
-FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), stop (SIGUSR1 to itself), sleep (for
-ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for a time to be killed in), fill (the
-disk, but for 200 kB), count (no fault: says how often the first layer has been called, whether autocast kept its copies
-of the weights meanwhile, and how far the vectors that reach the loss are off unit length).
+FAULT is "-", or FAULT:STEP[:RANK]: oom (out of memory), kill (like kill -9), kill_evaluating (within an evaluation),
+stop (SIGUSR1 to itself), sleep (for ever, before the step), freeze (SIGSTOP), nan (as the loss), slow (every step, for
+a time to be killed in), fill (the disk, but for 200 kB), count (no fault: says how often the first layer has been
+called, whether autocast kept its copies of the weights meanwhile, and how far the vectors that reach the loss are off
+unit length).
 
 Every run says whether its steps have drawn from the global random generators.
 With --deepspeed or --fsdp, accelerate is told that these CPU ranks are GPU ranks, which it asks for; all else is real.
@@ -87,6 +88,11 @@ class Watched(train.EmbeddingTrainer):
             time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGSTOP)
         return batches
+
+    def _alive(self):
+        if is_due("kill_evaluating", self.state.global_step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._alive()
 
     def training_step(self, model, inputs, *args):
         self.calls *= self.state.global_step > 0  # those of the steps, not of the probe before

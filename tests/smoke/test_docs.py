@@ -47,6 +47,8 @@ NOT_RUN = {
     rf"bash {SCRIPT}": "minutes; tests/smoke/test_scripts.py::test_the_embedded_default runs it",
     r"bash scripts/test\.sh.*": "it runs these tests",
     r"bash scripts/download_data\.sh .*|gritlm prepare hub:.*": "it needs a network",
+    r"pip install .*": "it needs a network; scripts/setup.sh installs the same package",
+    r'gritlm evaluate .*("MTEB|NanoBEIR).*': "a network; tests/unit/evaluation/test_mteb_run.py runs local tasks",
     r"gritlm benchmark --.*": "minutes; tests/smoke/test_scripts.py::test_the_benchmark_beside_its_baseline runs it",
     r"(vllm|text-embeddings-router|llama-server) .*": "not installed; scripts/serving_check.sh runs what is on PyPI",
     r"bash scripts/serving_check\.sh.*": "it installs 5 GB; the weekly workflow runs it",
@@ -241,7 +243,7 @@ def check_metric(code: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "METRICS", dict(metrics.METRICS))
         exec(code, dict(vars(metrics)))
-        found = metrics.retrieval_metrics(np.ones((1, 4)), np.eye(20, 4), [{0, 1, 19}])
+        found = metrics.query_metrics(np.array([1.0, 3, -1, *[0] * 10, 1]), np.array([3.0, 1, 1]))
     assert found["precision@10"] == 2 / 10
     assert "precision@10" not in metrics.METRICS, "control"
 
@@ -318,6 +320,9 @@ def workplace(tmp_path_factory) -> Path:
     (place / "triples.tsv").write_text("".join(f"question {n}\tanswer {n}\tother {n}\n" for n in range(5)))
     write_lines(place / "corpus.jsonl", "a text", {"title": "Rain", "text": "It rained."})
     write_lines(place / "queries.jsonl", "who wrote it")
+    pairs = [f"a river {n},a lake {n},{n % 6}" for n in range(12)]
+    (place / "sts.csv").write_text("\n".join(["sentence1,sentence2,score", *pairs]) + "\n")
+    write_lines(place / "topics.jsonl", *({"text": f"text {n}", "label": "ab"[n % 2]} for n in range(12)))
     return place
 
 

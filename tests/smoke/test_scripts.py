@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -79,7 +80,7 @@ def test_the_embedded_default(checkout):
     finished = checkout / "outputs" / "quickstart" / "run.json"
     finished.parent.mkdir(parents=True)
     finished.write_text('{"finished": true}')
-    done = bash(checkout, SCRIPT, MAX_STEPS=2, GPUS="none", GLOBAL_BATCH_SIZE=32)
+    done = bash(checkout, SCRIPT, "--eval_steps", "2", MAX_STEPS=2, GPUS="none", GLOBAL_BATCH_SIZE=32)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [path.name for path in finished.parent.iterdir()] == ["run.json"], "a finished run is left alone"
     assert (checkout / "outputs" / "quickstart-2" / "modules.json").is_file()
@@ -87,12 +88,16 @@ def test_the_embedded_default(checkout):
     assert (flags["query_max_len"], flags["passage_max_len"]) == (64, 64), "of the recipe"
     for word in ("recall@1", "mrr@10", "ndcg@10", "untrained", "GritLM('outputs/quickstart-2')", "->"):
         assert word in done.stdout
-    task = json.loads((checkout / "outputs" / "quickstart-task" / "held_out.json").read_text())
-    assert 800 < len(task["queries"]) <= 950
-    trained = (checkout / "outputs" / "quickstart-task" / "train.jsonl").read_text()
-    rows = [json.loads(line) for line in trained.splitlines()]
-    assert not {row["query"][1] for row in rows} & set(task["queries"])
-    assert not {row["pos"][0] for row in rows} & set(task["corpus"])
+    assert re.findall(r"evaluation at step (\d+)  held_out ndcg@10 0", done.stdout) == ["0", "2"]
+    assert "verdict: nDCG@10 0." in done.stdout
+    task = checkout / "outputs" / "quickstart-task"
+    rows, queries, corpus = (
+        [json.loads(line) for line in (task / name).read_text().splitlines()]
+        for name in ("train.jsonl", "held_out/queries.jsonl", "held_out/corpus.jsonl")
+    )
+    assert 800 < len(queries) == len(corpus) <= 950
+    assert not {row["query"][1] for row in rows} & {row["text"] for row in queries}
+    assert not {row["pos"][0] for row in rows} & {row["text"] for row in corpus}
 
 
 REFUSED = {
@@ -199,6 +204,8 @@ def test_a_wheel_holds_everything(tmp_path):
     assert done.stdout.split() == [
         str(tmp_path / "site" / "gritlm" / name) for name in ("models/backbone.py", "data/batch_plan.py")
     ]
+    held = {path.name for path in (tmp_path / "site" / "gritlm" / "evaluation").glob("*.json")}
+    assert held == {path.name for path in (ROOT / "gritlm" / "evaluation").glob("*.json")} >= {"prompts.json"}
 
 
 @pytest.mark.long

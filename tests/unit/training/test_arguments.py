@@ -92,7 +92,7 @@ WRONG = {
     "other order": ({"train_sampling_strategy": "group_by_length"}, "--train_sampling_strategy: not supported"),
     "accelerate": ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config: not supported"),
     "liger": ({"use_liger_kernel": True}, "--use_liger_kernel: not supported"),
-    "evaluation": ({"eval_strategy": "steps", "eval_steps": 5}, "--eval_strategy: not supported, a run evaluates"),
+    "evaluation": ({"eval_strategy": "epoch", "eval_steps": 5}, "--eval_strategy epoch: found nothing to evaluate on"),
     "hugging face's own": ({"lr_scheduler_type": "sine"}, "invalid choice: 'sine'"),
     "not a number": ({"temperature": "nan"}, "--temperature: found nan, wanted a number above 0"),
     "infinite": ({"temperature": "inf"}, "--temperature: found inf"),

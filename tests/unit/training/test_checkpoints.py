@@ -65,6 +65,14 @@ def test_the_oldest_go_first(tmp_path, limit, left):
     assert all(find_damage(tmp_path / name) == "" for name in listed(tmp_path))
 
 
+@pytest.mark.parametrize("limit, best, left", [(1, 2, {2, 12}), (2, 2, {2, 12}), (2, 9, {9, 12}), (2, 7, {9, 12})])
+def test_the_best_one_stays(tmp_path, limit, best, left):
+    for step in (2, 9, 12):
+        save(tmp_path, step)
+    rotate_checkpoints(tmp_path, limit, best)
+    assert set(listed(tmp_path)) == {f"checkpoint-{step}" for step in left}
+
+
 @pytest.mark.parametrize("what", ["rotated", "written again"])
 def test_cut_off_while_one_is_removed(tmp_path, what, monkeypatch):
     for step in (2, 4):

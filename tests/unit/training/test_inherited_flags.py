@@ -54,7 +54,6 @@ OTHER = {
     "parallelism_config": "{}",
     "liger_kernel_config": "{}",
     "train_sampling_strategy": "group_by_length",
-    "eval_strategy": "steps",
     "hub_strategy": "end",
     "debug": "underflow_overflow",
     "ddp_find_unused_parameters": True,
@@ -150,6 +149,8 @@ RUNS: dict[str, dict[str, object]] = {
         "gradient_checkpointing_kwargs": '{"every_n_layers": 2}',
         "use_cpu": False,
     },
+    "evaluated": {"eval_held_out": 4, "eval_steps": 1, "eval_delay": 2, "eval_on_start": False},
+    "by epoch": {"eval_held_out": 4, "eval_strategy": "epoch"},  # of 2 steps
     "again": {},  # in the folder of a run that was stopped after 2 steps of 6, every third saved and logged
 }
 for flags in RUNS.values():  # an older transformers lacks some
@@ -232,6 +233,7 @@ def outcome(folder: Path, name: str, rank: int = 0) -> SimpleNamespace:
         out=out,
         weights=load_file(out / "model.safetensors"),
         log=[entry for entry in entries if "loss" in entry],
+        evaluated=[entry["step"] for entry in entries if "eval_mean" in entry],
         summary=entries[-1],
         checkpoints=sorted(path.name for path in out.glob("checkpoint-*")),
         flags=json.loads((out / "run.json").read_text())["resolved"],
@@ -296,6 +298,10 @@ EFFECTS = {
     ),
     "save_steps": ("adam", lambda r: r.checkpoints == ["checkpoint-4"]),
     "save_total_limit": ("adam", lambda r: r.checkpoints == ["checkpoint-4"]),
+    "eval_strategy": ("by epoch", lambda r: r.evaluated == [0, 2, 4]),
+    "eval_steps": ("evaluated", lambda r: 3 in r.evaluated),
+    "eval_delay": ("evaluated", lambda r: r.evaluated[:1] == [2]),
+    "eval_on_start": ("evaluated", lambda r: bool(r.evaluated) and 0 not in r.evaluated),
     "skip_memory_metrics": ("adam", lambda r: "train_mem_cpu_alloc_delta" in r.summary),
     "optim": ("sgd", lambda r: r.optimizer == "SGD"),
     "optim_args": ("sgd", lambda r: r.options.get("momentum") == 0.5),
@@ -315,6 +321,11 @@ EFFECTS = {
 ELSEWHERE = {
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed"), "tests/long/test_trainer_on_engines.py"),
     "resume_from_checkpoint": "tests/unit/training/test_run_folder.py",
+    "do_eval": "tests/unit/training/test_evaluation_flags.py",
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        "tests/smoke/test_evaluation_in_runs.py",
+    ),
     "run_name": "tests/smoke/test_train.py",
     **dict.fromkeys(("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), ""),
     **dict.fromkeys(("ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout", "log_level_replica"), ""),

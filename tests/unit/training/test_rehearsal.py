@@ -31,7 +31,7 @@ BROKEN = {
     ),
     "plateau": (
         {"lr_scheduler_type": "reduce_lr_on_plateau"},
-        "--lr_scheduler_type .*: not supported, a run evaluates",
+        "--lr_scheduler_type reduce_lr_on_plateau: found nothing to evaluate on",
     ),
     "no JSON": ({"lr_scheduler_kwargs": "notjson"}, "--lr_scheduler_kwargs: found 'notjson', wanted a JSON object"),
     "no object": ({"lr_scheduler_kwargs": "[1]"}, "--lr_scheduler_kwargs: found '\\[1\\]', wanted a JSON object"),

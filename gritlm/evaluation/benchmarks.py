@@ -20,7 +20,7 @@ from gritlm.errors import UserError
 
 INSTALL = "this needs mteb: pip install 'gritlm[evaluate]'"
 REMARKS = {
-    "BRIGHT": "BRIGHT: mteb's v1.1 tasks leave a query's excluded_ids out of its ranking, as the paper does; "
+    "BRIGHT": "BRIGHT: mteb's v1.1 tasks leave a query's excluded_ids out of its ranking; "
     "instructions differ from the paper's",
 }
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gritlm.errors import UserError
-from gritlm.evaluation.sets import EvaluationSet, SetResult
+from gritlm.evaluation.sets import EvaluationSet, SetResult, fingerprint
 from gritlm.evaluation.verdict import TITLES
 from gritlm.files import written_aside
 from gritlm.strict_json import read_json_object
@@ -94,12 +94,7 @@ def read_results(path: str | Path) -> Results:
 
 def result_path(folder: Path, model: str, identity: dict[str, Any], data: EvaluationSet) -> tuple[Path, dict[str, Any]]:
     """Where the result of a model on a set is kept, and all that it depends on: the model's identity and the set."""
-    texts = hashlib.sha256(data.name.encode())
-    for field in fields(data):
-        value = getattr(data, field.name)
-        for item in value if isinstance(value, list) and field.name != "notes" else ():
-            texts.update(json.dumps(item, sort_keys=True).encode() + b"\n")
-    identity = identity | {"set": texts.hexdigest()[:16]}
+    identity = identity | {"set": fingerprint(data)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     return folder / file_name(Path(model).name) / f"{file_name(data.name)}-{key}.json", identity
 

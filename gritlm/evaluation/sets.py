@@ -1,7 +1,9 @@
 """Evaluation sets: retrieval, sentence similarity (STS) and classification, as plain texts with their answers."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -86,6 +88,16 @@ class ClassificationSet:
 
 
 EvaluationSet = RetrievalSet | StsSet | ClassificationSet
+
+
+def fingerprint(data: EvaluationSet) -> str:
+    """A short hash of a set's name, texts and answers. It is the same on every machine."""
+    found = hashlib.sha256()
+    for part in fields(data):
+        value = getattr(data, part.name)
+        for item in (value if isinstance(value, list) else [value]) if part.name != "notes" else ():
+            found.update(json.dumps(item, sort_keys=True).encode() + b"\n")
+    return found.hexdigest()[:16]
 
 
 @dataclass

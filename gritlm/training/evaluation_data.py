@@ -1,6 +1,5 @@
 """What a run evaluates on: the sets of --eval_data, and the slices of its data that --eval_held_out keeps out."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -100,11 +99,6 @@ def check_instructions(data: EvaluationData, text_tokenizer: TextTokenizer) -> N
         if isinstance(found, RetrievalSet):
             for instruction in sorted(set(found.instructions or ())):
                 text_tokenizer.check_instruction(instruction, limit, f"--eval_data {found.name}: --query_max_len")
-
-
-def fingerprint(data: EvaluationSet) -> str:
-    """A short hash of a set. It is the same on every machine."""
-    return f"{data.name}, {hashlib.sha256(repr(data).encode()).hexdigest()[:16]}"
 
 
 # ---- slices of the training data

@@ -18,7 +18,7 @@ from gritlm.data.batch_plan import read_num_samples
 from gritlm.data.records import RecordSet
 from gritlm.distributed import barrier, destroy_process_group, gather_objects, rank
 from gritlm.errors import UserError, first_line
-from gritlm.evaluation.sets import EvaluationSet
+from gritlm.evaluation.sets import EvaluationSet, fingerprint
 from gritlm.files import written_aside
 from gritlm.models.folder import move_model_folder
 from gritlm.report.card import CARD, read_facts, write_card
@@ -33,7 +33,6 @@ from gritlm.training.checkpoints import (
     why_not_resumable,
     why_unreadable,
 )
-from gritlm.training.evaluation_data import fingerprint
 from gritlm.training.inherited_flags import follows_evaluations
 from gritlm.training.run_lock import LOCK_FILE
 from gritlm.training.run_log import log
@@ -60,7 +59,7 @@ def run_settings_of(
         settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))
     if follows_evaluations(SimpleNamespace(**values)):
         settings |= {name: values[name] for name in ("eval_strategy", "eval_steps", "eval_delay")}
-        settings["evaluation sets"] = [fingerprint(data) for data in eval_sets]
+        settings["evaluation sets"] = [f"{data.name}, {fingerprint(data)}" for data in eval_sets]
     if not run.objective.negatives_cross_device:
         settings["ranks"] = ranks
     return json.loads(json.dumps(settings, default=str))

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from gritlm.data.public_formats import BadRows, read_qrels
+from gritlm.data.beir import read_qrels
+from gritlm.data.raw import BadRows
 from gritlm.data.rows import decode, read_blocks, text_id
 from gritlm.errors import UserError
 

@@ -15,17 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from gritlm.cli import home_expanded, verb_parser
-from gritlm.data.public_formats import (
-    NEGATIVE,
-    POSITIVE,
-    QUERY,
-    BadRows,
-    Columns,
-    RawExample,
-    read_beir,
-    read_columns,
-    read_hub,
-)
+from gritlm.data.beir import read_beir
+from gritlm.data.columns import NEGATIVE, POSITIVE, QUERY, Columns, read_columns
+from gritlm.data.hub import read_hub
+from gritlm.data.raw import BadRows, RawExample
 from gritlm.data.rows import parse_row, text_id
 from gritlm.errors import UserError
 from gritlm.files import written_aside

@@ -12,18 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gritlm.data.beir import read_by_id, read_qrels
+from gritlm.data.columns import POSITIVE, Columns, read_columns
 from gritlm.data.folders import list_files
-from gritlm.data.public_formats import (
-    ENDINGS,
-    POSITIVE,
-    BadRows,
-    Columns,
-    read_by_id,
-    read_columns,
-    read_qrels,
-    read_rows,
-)
+from gritlm.data.raw import BadRows
 from gritlm.data.rows import parse_row, text_id
+from gritlm.data.tables import ENDINGS, read_rows
 from gritlm.errors import UserError
 from gritlm.evaluation.metrics import DEPTH
 from gritlm.evaluation.sets import ClassificationSet, EvaluationSet, RetrievalSet, StsSet, own_passages

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel
 from gritlm import VERBS, __version__
 from gritlm.__main__ import main
 from gritlm.curation.prepare import prepare
-from gritlm.data import public_formats
+from gritlm.data import columns
 from gritlm.data.rows import parse_row
 from gritlm.errors import UserError
 from gritlm.evaluation import metrics
@@ -273,11 +273,11 @@ def check_backbone(code: str) -> None:
 
 
 def check_data_shape(code: str) -> None:
-    names = dict(vars(public_formats))
+    names = dict(vars(columns))
     exec(code, names)
-    (reader,) = names.keys() - vars(public_formats).keys()
+    (reader,) = names.keys() - vars(columns).keys()
     Path("pairs.txt").write_text("first query\nits passage\nsecond query\nanother passage\n")
-    bad = public_formats.BadRows()
+    bad = columns.BadRows()
     rows = prepare(names[reader](Path("pairs.txt"), bad), "", bad).rows
     found = [(row["query"], row["pos"]) for row in rows]
     assert found == [("first query", ["its passage"]), ("second query", ["another passage"])]

@@ -16,6 +16,7 @@ VERBS = {
     "plan": "gritlm.training.plan",
     "check-data": "gritlm.curation.check_data",
     "mine": "gritlm.curation.mine",
+    "filter": "gritlm.curation.filter",
     "prepare": "gritlm.curation.prepare",
     "encode": "gritlm.serving.encode",
     "evaluate": "gritlm.evaluation.evaluate",

@@ -11,6 +11,7 @@ HELP = {
     "plan": "show what a training run would do, without loading a model",
     "check-data": "read all training data and report what is wrong with it",
     "mine": "find hard negatives for a data set with any embedding model",
+    "filter": "keep the rows of a data set whose positives and negatives are right by a model's scores",
     "prepare": "convert public data of a common shape to the training format",
     "encode": "turn texts into vectors with a trained model",
     "evaluate": "measure a model on sets of your own or benchmarks of mteb, and compare it with another",

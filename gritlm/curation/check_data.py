@@ -1,7 +1,8 @@
 """Read all training data and report what is wrong with it, file by file.
 
-Findings (exit code 1): bad rows, duplicate rows, negatives that repeat a positive of their row, queries of an
-evaluation set, instructions that training refuses, instructions or labels that only positives or only negatives have.
+Findings (exit code 1): files that cannot be read, bad rows, equal rows, negatives that repeat a positive of their row,
+queries and relevant documents of an evaluation set, instructions that training refuses, instructions or labels that
+only positives or only negatives have, [instruction, text] in place of a list of passages, unread labels and splits.
 Notes: repeated queries, positives of several queries (a batch never holds two of them), negatives per row,
 instructions, keys that are not read, lengths, truncation, scripts.
 """
@@ -9,29 +10,33 @@ instructions, keys that are not read, lengths, truncation, scripts.
 import argparse
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gritlm.cli import home_expanded, verb_parser
 from gritlm.curation.file_stats import (
+    KINDS,
+    LEAKS,
     BlockReader,
+    FileReport,
     FileStats,
     count_characters,
-    find_duplicates,
+    find_repeats,
+    flat_instructions,
     read_file_stats,
     repeated_texts,
 )
+from gritlm.curation.fix import LOG, fix
 from gritlm.curation.histogram import describe_lengths
-from gritlm.curation.overlap import EvaluationTexts, read_evaluation_queries
-from gritlm.data.folders import SUFFIXES, find_files, list_files, stem
+from gritlm.curation.overlap import EvaluationTexts
+from gritlm.data.folders import describe_folder, find_files
 from gritlm.data.records import revealing_label, spelled_alike
-from gritlm.data.rows import decode, read_blocks
+from gritlm.data.shapes import is_label, unread_notes
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.text import Text, TextContract
@@ -45,74 +50,76 @@ EXAMPLES = """examples:
   gritlm check-data data/ --fix clean/      writes the good rows, and dropped.tsv with all changes"""
 
 SHOWN = 20  # bad rows on the screen; --report lists all
+FIRST = 5  # lines named for each kind of finding
+VARIABLE = re.compile(r"0x\w+|\d+|'[^']*'")  # what differs between the messages of one kind of fault
 
 
-@dataclass
-class FileReport:
-    """The findings and notes on one file."""
-
-    path: Path
-    stats: FileStats
-    problems: list[str]  # of the file as a whole
-    duplicates: np.ndarray  # lines that repeat an earlier row, of this file or of an earlier one
-
-    @property
-    def findings(self) -> int:
-        return len(self.problems) + len(self.dropped()) + len(self.changed()) + len(self.kept())
-
-    def dropped(self) -> list[tuple[int, str]]:
-        """The lines that --fix drops, and why."""
-        why = [(line, "repeats an earlier row") for line in self.duplicates.tolist()]
-        why += [(line, f"the query is in an evaluation set ({match})") for line, match in self.stats.leaked]
-        return why + [(line, message.removeprefix(f"{self.path}:{line}: ")) for line, message in self.stats.bad]
-
-    def changed(self) -> list[tuple[int, str]]:
-        """The lines of which --fix drops negatives, and why."""
-        return [(line, f"{count} negatives repeat a positive") for line, count in self.stats.repeated_positives]
-
-    def kept(self) -> list[tuple[int, str]]:
-        """The lines with a fault that --fix cannot mend, and the fault."""
-        return [(line, "the instructions tell the positives from the negatives") for line in self.stats.revealing]
-
-    def summary(self, unit: str, max_lengths: dict[str, int]) -> Iterator[str]:
-        stats, rows = self.stats, len(self.stats.lines)
-        yield f"{self.path}: {rows + len(stats.bad)} rows"
-        yield from (f"  !! {problem}" for problem in self.problems[:SHOWN])
-        for count, kind in (
-            (len(stats.bad), "bad rows"),
-            (len(self.duplicates), "rows that repeat an earlier row"),
-            (len(stats.repeated_positives), "rows with negatives that repeat a positive"),
-            (len(stats.revealing), "rows whose instructions tell the positives from the negatives (--fix keeps them)"),
-            (len(stats.leaked), f"queries of an evaluation set ({_counts(match for _, match in stats.leaked)})"),
-        ):
-            if count:
-                yield f"  !! {count} {kind}"
-        if not rows:
-            return
-        queries, positives = repeated_texts(stats)
-        yield f"  {queries} rows repeat a query, {positives} positives answer several queries"
-        negatives = np.asarray(stats.negative_counts)
-        yield (
-            f"  negatives per row: {negatives.min()} to {negatives.max()}, median {np.median(negatives):.0f}; "
-            f"{(negatives == 0).mean():.0%} of the rows have none"
-        )
-        for instruction, count in stats.instructions.most_common(3):
-            yield f"  instruction, {count} rows: {instruction!r}"
-        if len(stats.instructions) > 3:
-            yield f"  and {len(stats.instructions) - 3} more instructions"
-        for spellings in spelled_alike(stats.instructions + stats.passage_instructions):
-            yield f"  one instruction in several spellings: {', '.join(map(repr, spellings))}"
-        if stats.unread:
-            keys = ", ".join(f"{json.dumps(key)} ({count} rows)" for key, count in stats.unread.most_common())
-            yield f"  keys that are not read: {keys}"
-        for kind, lengths in (("query", stats.query_lengths), ("passage", stats.passage_lengths)):
-            yield from describe_lengths(kind, np.asarray(lengths), unit, max_lengths[kind])
-        total = max(1, stats.scripts.total())
-        yield "  scripts: " + ", ".join(f"{n} {c / total:.0%}" for n, c in stats.scripts.most_common(4))
+def describe_file(report: FileReport, unit: str, max_lengths: dict[str, int]) -> Iterator[str]:
+    """The findings and notes on a file."""
+    stats, rows = report.stats, len(report.stats.lines)
+    yield f"{report.path}: {_number(report.rows, 'row')}"
+    yield from (f"  !! {problem.removeprefix(f'{report.path}: ')}" for problem in report.problems[:SHOWN])
+    if more := report.problems[SHOWN:]:
+        yield f"  !! and {len(more)} more like these (--report FILE lists all)"
+    for kind, (words, fix_does) in KINDS.items():
+        if lines := [line for line, found, _ in report.stats.found if found == kind]:
+            kept = " (--fix keeps them)" if fix_does == "keeps" else ""
+            words = words.replace("rows", "row", 1) if len(lines) == 1 else words
+            yield f"  !! {len(lines)} {words}{kept}: {_first_lines(lines)}"
+    if not rows:
+        if report.stats.found:
+            yield "  no row is good; gritlm prepare makes this format of other columns and shapes"
+        return
+    queries, positives = repeated_texts(stats)
+    yield f"  rows that repeat a query: {queries}; positives that answer several queries: {positives}"
+    negatives = np.asarray(stats.negative_counts)
+    yield (
+        f"  negatives per row: {negatives.min()} to {negatives.max()}, median {np.median(negatives):.0f}; "
+        f"{(negatives == 0).mean():.0%} of the rows have none"
+    )
+    for instruction, count in stats.instructions.most_common(3):
+        yield f"  instruction of {_number(count, 'row')}: {repr(instruction) if instruction else 'none'}"
+    if len(stats.instructions) > 3:
+        yield f"  and {len(stats.instructions) - 3} more instructions"
+    for spellings in spelled_alike(stats.instructions + stats.passage_instructions):
+        yield f"  one instruction in several spellings: {', '.join(map(repr, spellings))}"
+    for what, count in stats.similar.items():
+        yield f"  {_number(count, 'row')} in which {LEAKS[what].words}, but for a word in 6 (similar; no finding)"
+    if stats.unread:
+        keys = (f"{json.dumps(key)} ({_number(count, 'row')})" for key, count in stats.unread.most_common())
+        yield f"  keys that are not read: {', '.join(keys)}"
+    for kind, lengths in (("query", stats.query_lengths), ("passage", stats.passage_lengths)):
+        yield from describe_lengths(kind, np.asarray(lengths), unit, max_lengths[kind])
+    total = max(1, stats.scripts.total())
+    yield "  scripts: " + ", ".join(f"{n} {c / total:.0%}" for n, c in stats.scripts.most_common(4))
 
 
-def _counts(values: Iterable[str]) -> str:
-    return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}" + "s" * (count != 1)
+
+
+def _first_lines(lines: list[int]) -> str:
+    more = f" and {len(lines) - FIRST} more" if len(lines) > FIRST else ""
+    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:FIRST]))}{more}"
+
+
+def describe_bad_rows(reports: list[FileReport]) -> Iterator[str]:
+    """The first bad rows of all files; then each kind of fault, with the number of rows and its first row."""
+    kinds: dict[str, list[str]] = {}
+    bad = []
+    for report in reports:
+        for line, why in ((line, why) for line, kind, why in report.stats.found if kind == "bad"):
+            bad.append(f"{report.path}:{line}: {why}")
+            kinds.setdefault(VARIABLE.sub("", why), []).append(bad[-1])
+    if bad:
+        yield "\nbad rows" + f", the first {SHOWN} of {len(bad)} (--report FILE lists all)" * (len(bad) > SHOWN) + ":"
+        yield from (f"  {message}" for message in bad[:SHOWN])
+    if len(bad) > SHOWN:
+        yield "\nbad rows by kind of fault:"
+        for rows in sorted(kinds.values(), key=len, reverse=True)[:SHOWN]:
+            yield f"  {_number(len(rows), 'row')} as {rows[0]}"
+        if len(kinds) > SHOWN:
+            yield f"  and {len(kinds) - SHOWN} rarer kinds"
 
 
 # ---- checking
@@ -124,6 +131,7 @@ def check(
     text_tokenizer: "TextTokenizer | None",
     max_lengths: dict[str, int],
     processes: int,
+    ignored: Collection[str] = (),
 ) -> list[FileReport]:
     """Read the files in order and report on each.
 
@@ -133,23 +141,40 @@ def check(
         text_tokenizer: measures the lengths and checks the instructions. None: lengths are in characters.
         max_lengths: tokens per "query" and "passage".
         processes: processes that read a file together.
+        ignored: keys that may stay unread, although they look like a label or a split.
     """
     reader = BlockReader(partial(count_tokens, text_tokenizer) if text_tokenizer else count_characters, evaluation)
     read = [read_file_stats(path, reader, processes) for path in paths]
-    duplicates = find_duplicates([stats for stats, _ in read])
+    find_repeats(paths, [stats for stats, _ in read])
     reports = []
-    for path, (stats, problem), lines in zip(paths, read, duplicates, strict=True):
-        problems = [problem] if problem else []
+    for path, (stats, ended) in zip(paths, read, strict=True):
+        problems = [ended] if ended else []
+        if flat := list(flat_instructions(stats)):  # whose negatives are no repeats
+            stats.found = [found for found in stats.found if found[1] != "negative"]
+            problems += flat
         if label := revealing_label(stats.positive_labels, stats.negative_labels):
             problems.append(f"the label {label!r} tells positives from negatives")
+        problems += find_unread_labels(stats, ignored)
         if text_tokenizer:
             problems += find_bad_instructions(stats, text_tokenizer, max_lengths)
-        reports.append(FileReport(path, stats, problems, lines))
+        stats.found.sort()
+        reports.append(FileReport(path, stats, ended, problems))
     return reports
 
 
 def count_tokens(text_tokenizer: "TextTokenizer", texts: list[Text]) -> list[int]:
     return [len(tokens.ids) for tokens in text_tokenizer(texts, 1 << 30)]
+
+
+def find_unread_labels(stats: FileStats, ignored: Collection[str]) -> Iterator[str]:
+    """A message for each key that seems to say which rows to train on, although training reads no such key."""
+    for name in unread_notes(stats.unread)[1]:
+        if name not in ignored:
+            use = "--label_column if it rates the pairs" if is_label(name) else "--split if it names the split"
+            yield (
+                f"{name}: found a key that training does not read, in {_number(stats.unread[name], 'row')}; use gritlm "
+                f"prepare {use}, or --ignore_columns {name} if all rows are good"
+            )
 
 
 def find_bad_instructions(
@@ -164,74 +189,11 @@ def find_bad_instructions(
                 yield str(error)
 
 
-def skipped_files(folder: Path) -> list[Path]:
-    """The files of a data folder that are not read because of their suffix, without hidden ones."""
-    return [path for path in list_files(folder) if not path.name.endswith(SUFFIXES)]
-
-
-# ---- writing
-
-
 def write_report(reports: list[FileReport], path: Path) -> None:
     with written_aside(path) as aside, open(aside, "w", encoding="utf-8") as out:
         for report in reports:
-            found = [(0, problem) for problem in report.problems]
-            found += report.dropped() + report.changed() + report.kept()
+            found = [(0, problem) for problem in report.problems] + [(line, why) for line, _, why in report.stats.found]
             out.writelines(f"{report.path}\t{line}\t{finding}\n" for line, finding in sorted(found))
-
-
-def fix(reports: list[FileReport], folder: Path, roots: list[Path]) -> None:
-    """Write the good rows of each file to the same sub-folder and name in `folder`, so that data sets stay the same."""
-    lines = []
-    with written_aside(folder) as aside:
-        aside.mkdir(parents=True)
-        with open(aside / "dropped.tsv", "w", encoding="utf-8") as log:
-            for report, root in zip(reports, roots, strict=True):
-                name = report.path.relative_to(root if root.is_dir() else root.parent)
-                base, number = stem(name), 2
-                name = name.with_name(f"{base}.jsonl")
-                while (aside / name).exists():
-                    name, number = name.with_name(f"{base}-{number}.jsonl"), number + 1
-                kept = write_good_rows(report, aside / name, log)
-                if not kept:
-                    (aside / name).unlink()
-                lines.append(f"{report.path}: " + (f"{kept} rows in {folder / name}" if kept else "no good row"))
-    print("\n".join(lines))
-
-
-def write_good_rows(report: FileReport, path: Path, log: TextIO) -> int:
-    """Write the good rows unchanged, but for negatives that repeat a positive. Every change goes to the log.
-
-    Returns:
-        the number of rows written.
-    """
-    dropped, changed, kept = dict(report.dropped()), dict(report.changed()), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as out:
-        try:
-            for block in read_blocks(report.path):
-                for number, raw in block:
-                    if number in dropped:
-                        log.write(f"{report.path}\t{number}\tdropped\t{dropped[number]}\n")
-                        continue
-                    if number in changed:
-                        log.write(f"{report.path}\t{number}\tchanged\t{changed[number]}\n")
-                    if number in changed or not isinstance(raw, bytes):
-                        raw = json.dumps(_without_repeats(decode(report.path, number, raw))).encode()
-                    out.write(raw if raw.endswith(b"\n") else raw + b"\n")
-                    kept += 1
-        except UserError as error:
-            log.write(f"{report.path}\t0\tcut off\t{error}\n")
-    return kept
-
-
-def _without_repeats(row: dict[str, Any]) -> dict[str, Any]:
-    positives = {_string(text) for text in row["pos"]}
-    return row | {"neg": [text for text in row["neg"] if _string(text) not in positives]}
-
-
-def _string(text: str | list[str]) -> str:
-    return (text if isinstance(text, str) else text[1]).rstrip()
 
 
 # ---- the verb
@@ -249,19 +211,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--query_max_len", type=int, default=512, help="tokens per query in training, default 512")
     add("--passage_max_len", type=int, default=512, help="tokens per passage in training, default 512")
     add("--eval", nargs="+", type=Path, default=[], help="BEIR folders or files of queries to keep out of the data")
+    add("--ignore_columns", nargs="+", default=[], help="label- or split-like keys left unread on purpose: a,b or a b")
     add("--report", type=Path, help="write all findings to this new file: file, line, finding, tab-separated")
-    add(
-        "--fix",
-        type=Path,
-        metavar="OUT",
-        help="write the good rows to this new folder, the changes to dropped.tsv",
-    )
+    add("--fix", type=Path, metavar="OUT", help=f"write the good rows to this new folder, the changes to {LOG}")
     add("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
     args = parser.parse_args(argv)
-    if args.fix and args.fix.exists():
-        raise UserError(f"--fix {args.fix} exists; nothing is overwritten, name a new folder")
-    if args.report and args.report.exists():
-        raise UserError(f"--report {args.report} exists; nothing is overwritten, name a new file")
+    args.ignore_columns = [name for names in args.ignore_columns for name in names.split(",") if name]
+    for flag, path in (("--fix", args.fix), ("--report", args.report)):
+        if path and path.exists():
+            raise UserError(f"{flag} {path} exists; nothing is overwritten, choose another name")
     for path in args.paths:
         if args.fix and path.is_dir() and args.fix.resolve().is_relative_to(path.resolve()):
             raise UserError(f"--fix {args.fix} is in {path}, and would be read as data; name a folder elsewhere")
@@ -282,22 +240,26 @@ def main(argv: list[str]) -> int:
     name_or_path, evaluation = args.model_name_or_path, None
     text_tokenizer = load_text_tokenizer(name_or_path, max_lengths) if name_or_path else None
     if args.eval:
-        evaluation = EvaluationTexts(text for path in args.eval for text in read_evaluation_queries(path))
-    reports = check([file for file, _ in found], evaluation, text_tokenizer, max_lengths, args.processes)
+        evaluation = EvaluationTexts.read(args.eval)
+        print(f"--eval: looking for {evaluation.queries} evaluation queries and the documents relevant to them")
+    reports = check(
+        [file for file, _ in found], evaluation, text_tokenizer, max_lengths, args.processes, args.ignore_columns
+    )
 
     for path in (path for path in args.paths if path.is_dir()):
-        if skipped := skipped_files(path):
-            print(f"{path}: skipped because of their suffix: {_counts(file.suffix for file in skipped)}")
+        print("\n".join([f"{path}: {_number(len(find_files(path)), 'data set')}", *describe_folder(path)]))
+    for name in {*args.ignore_columns}.difference(*(report.stats.unread for report in reports)):
+        print(f"--ignore_columns {name}: no row has this key")
     for report in reports:
-        print("\n".join(report.summary("tokens" if text_tokenizer else "characters", max_lengths)))
-    bad = [message for report in reports for _, message in report.stats.bad]
-    if bad:
-        print("\nbad rows" + (f", the first {SHOWN} (all: --report FILE)" if len(bad) > SHOWN else "") + ":")
-        print("\n".join(f"  {message}" for message in bad[:SHOWN]))
+        print("\n".join(describe_file(report, "tokens" if text_tokenizer else "characters", max_lengths)))
+    for line in describe_bad_rows(reports):
+        print(line)
     if args.report:
         write_report(reports, args.report)
     if args.fix:
-        fix(reports, args.fix, [path for _, path in found])
-    rows, findings = sum(len(report.stats.lines) for report in reports), sum(report.findings for report in reports)
-    print(f"{len(reports)} files, {rows} good rows, {findings} findings")
+        print("\n".join(["", *fix(reports, args.fix, [path for _, path in found])]))
+        print(f"{args.fix / LOG} lists the rows that were dropped or changed")
+    rows = sum(len(report.stats.lines) for report in reports)
+    findings = sum(len(report.problems) + len(report.stats.found) for report in reports)
+    print(", ".join((_number(len(reports), "file"), _number(rows, "good row"), _number(findings, "finding"))))
     return int(findings > 0)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,11 +20,37 @@ from gritlm.errors import UserError
 from gritlm.models.text import Text
 
 SAMPLED = 20_000  # rows per file whose lengths and scripts are measured
+LONGEST_INSTRUCTION = 300  # characters, of one that stands in a list of passages
 CountUnits = Callable[[list[Text]], list[int]]  # the length of each text, in tokens or characters
 
 
 def count_characters(texts: list[Text]) -> list[int]:
     return [len(text.instruction) + len(text.text) for text in texts]
+
+
+class Kind(NamedTuple):
+    """A kind of finding on a row: the words after the number of rows, and what --fix does with such a row."""
+
+    words: str
+    fix: str  # drops, changes or keeps
+
+
+LEAKS = {  # as `EvaluationTexts.find_leaks` names them
+    "query": Kind("the query is in an evaluation set", "drops"),
+    "query as positive": Kind("a positive is a query of an evaluation set", "drops"),
+    "document": Kind("a positive is a relevant document of an evaluation set", "keeps"),  # a corpus may be shared
+}
+KINDS = {
+    "bad": Kind("bad rows", "drops"),
+    "repeat": Kind("rows equal to an earlier row", "drops"),
+    **{
+        f"{what}, {kind}": Kind(f"rows in which {leak.words} ({kind})", leak.fix)
+        for what, leak in LEAKS.items()
+        for kind in ("exact", "near")
+    },
+    "negative": Kind("rows with negatives that repeat a positive", "changes"),
+    "revealing": Kind("rows whose instructions tell the positives from the negatives", "keeps"),
+}
 
 
 def _integers() -> array:
@@ -34,10 +61,8 @@ def _integers() -> array:
 class FileStats:
     """Statistics of one block or file. An array has one entry per row, `positive_ids` one per positive."""
 
-    bad: list[tuple[int, str]] = field(default_factory=list)  # line, message
-    leaked: list[tuple[int, str]] = field(default_factory=list)  # line, exact or near
-    repeated_positives: list[tuple[int, int]] = field(default_factory=list)  # line, negatives that repeat a positive
-    revealing: array = field(default_factory=_integers)  # lines whose instructions tell positives from negatives
+    found: list[tuple[int, str, str]] = field(default_factory=list)  # line, kind, what was found
+    first_of_two: Counter[tuple[str, str]] = field(default_factory=Counter)  # see `_count_first_of_two`
     lines: array = field(default_factory=_integers)
     row_keys: array = field(default_factory=_integers)
     query_ids: array = field(default_factory=_integers)
@@ -50,12 +75,28 @@ class FileStats:
     passage_instructions: Counter[str] = field(default_factory=Counter)
     positive_labels: Counter[str] = field(default_factory=Counter)
     negative_labels: Counter[str] = field(default_factory=Counter)
+    similar: Counter[str] = field(default_factory=Counter)  # texts like one of an evaluation set: no finding
     unread: Counter[str] = field(default_factory=Counter)  # keys that are no field of a row
     scripts: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "FileStats") -> None:
         for name, value in vars(other).items():
             getattr(self, name).update(value) if isinstance(value, Counter) else getattr(self, name).extend(value)
+
+
+@dataclass
+class FileReport:
+    """The findings and notes on one file."""
+
+    path: Path
+    stats: FileStats
+    ended: str  # the error that ended the reading, or ""
+    problems: list[str]  # of the file as a whole
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that were read, good and bad."""
+        return len(self.stats.lines) + sum(kind == "bad" for _, kind, _ in self.stats.found)
 
 
 class BlockReader:
@@ -65,12 +106,15 @@ class BlockReader:
         self.count_units, self.evaluation = count_units, evaluation
 
     def __call__(self, path: Path, block: Block, sample_every: int) -> FileStats:
-        stats, sample = FileStats(), []
+        stats, sample, rows = FileStats(), [], []
+        pairs: dict[tuple[str, str], set[str]] = {}  # field and first text -> second texts
         for number, raw in block:
+            where = f"{path}:{number}"
             try:
-                row = parse_row(decode(path, number, raw), f"{path}:{number}")
+                decoded = decode(path, number, raw)
+                row = parse_row(decoded, where, with_id=False)
             except UserError as error:
-                stats.bad.append((number, str(error)))
+                stats.found.append((number, "bad", str(error).removeprefix(f"{where}: ")))
                 continue
             stats.lines.append(number)
             stats.query_ids.append(row["query_id"])
@@ -82,14 +126,25 @@ class BlockReader:
             for name in ("pos", "neg"):
                 stats.passage_instructions.update(row[name]["instruction"])
             stats.unread.update(json.loads(row["unread"] or "[]"))
+            for name in ("pos", "neg"):
+                two = len(texts := decoded[name]) == 2 and type(texts[0]) is type(texts[1]) is str
+                if two and len(texts[0]) < LONGEST_INSTRUCTION:
+                    pairs.setdefault((name, texts[0]), set()).add(texts[1])
             if row["neg_id"] and {*row["pos"]["instruction"]}.isdisjoint(row["neg"]["instruction"]):
-                stats.revealing.append(number)
-            if row["dropped_negatives"]:
-                stats.repeated_positives.append((number, row["dropped_negatives"]))
-            if self.evaluation and (match := self.evaluation.find(row["query"]["text"])):
-                stats.leaked.append((number, match))
+                stats.found.append((number, "revealing", "the instructions tell the positives from the negatives"))
+            if count := row["dropped_negatives"]:
+                message = "1 negative repeats" if count == 1 else f"{count} negatives repeat"
+                stats.found.append((number, "negative", f"{message} a positive"))
             if number % sample_every == 0:
                 sample.append(row)
+            if self.evaluation:  # compares a whole block at once
+                rows.append(row)
+        stats.first_of_two.update({key: len(seconds) for key, seconds in pairs.items() if len(seconds) > 1})
+        for index, what, kind in self.evaluation.find_leaks(rows) if self.evaluation else ():
+            if kind == "similar":
+                stats.similar[what] += 1
+            else:
+                stats.found.append((stats.lines[index], f"{what}, {kind}", f"{LEAKS[what].words} ({kind})"))
         self._measure(sample, stats)
         return stats
 
@@ -161,12 +216,35 @@ def repeated_texts(stats: FileStats) -> tuple[int, int]:
     return len(queries) - len(np.unique(queries)), int((queries_of_positive > 1).sum())
 
 
-def find_duplicates(files: list[FileStats]) -> list[np.ndarray]:
-    """The lines of each file that repeat an earlier row of it or of an earlier file."""
+def flat_instructions(stats: FileStats) -> Iterator[str]:
+    """A message for pos, and one for neg, if their lists are not passages but one [instruction, text].
+
+    Then nearly all rows have two texts, of which the first is the same in many rows: in ten, or in a smaller file in
+    two if it ends as an instruction does.
+    """
+    rows = len(stats.lines)
+    for name in ("pos", "neg"):
+        firsts = Counter({text: count for (field_, text), count in stats.first_of_two.items() if field_ == name})
+        have = rows if name == "pos" else sum(map(bool, stats.negative_counts))
+        if firsts and firsts.total() >= max(0.8 * have, 10 * len(firsts) if rows >= 10 else 2):
+            text, count = firsts.most_common(1)[0]
+            if rows >= 10 or text[-1:] in " \n\t:;,":
+                yield (
+                    f"{name}: found the same text first in {count} of {rows} rows, {text[:60]!r}; "
+                    f"wanted [[instruction, text]], which gritlm prepare makes of it"
+                )
+
+
+def find_repeats(paths: list[Path], files: list[FileStats]) -> None:
+    """Add a finding for each row that repeats an earlier row of its file or of an earlier file."""
     keys = np.concatenate([np.asarray(stats.row_keys, dtype=np.int64) for stats in files])
-    _, first = np.unique(keys, return_index=True)
-    repeated = np.ones(len(keys), dtype=bool)
-    repeated[first] = False
-    ends = np.cumsum([len(stats.row_keys) for stats in files])[:-1]
-    parts = np.split(repeated, ends)
-    return [np.asarray(stats.lines, dtype=np.int64)[part] for stats, part in zip(files, parts, strict=True)]
+    lines = np.concatenate([np.asarray(stats.lines, dtype=np.int64) for stats in files])
+    ends = np.cumsum([len(stats.row_keys) for stats in files])
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    earlier = first[group]
+    repeats = np.flatnonzero(earlier != np.arange(len(keys)))
+    numbers, origins = (np.searchsorted(ends, rows, side="right") for rows in (repeats, earlier[repeats]))
+    for row, number, origin in zip(repeats.tolist(), numbers.tolist(), origins.tolist(), strict=True):
+        line = lines[earlier[row]]
+        place = f"line {line}" if number == origin else f"{paths[origin]}:{line}"
+        files[number].found.append((int(lines[row]), "repeat", f"equals an earlier row ({place})"))

@@ -1,6 +1,6 @@
 """Histograms in one line of text."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,13 @@ def sparkline(counts: Iterable[int]) -> str:
     counts = list(counts)
     largest = max(*counts, 1)
     return "".join(BARS[-int(-8 * count // largest)] for count in counts)
+
+
+def histogram(values: Sequence[float]) -> str:
+    """A histogram of 24 bars over the range of the values, with its ends and the median."""
+    low, high = min(values), max(values)
+    counts, edges = np.histogram(values, 24, (low, max(high, low + 1e-3 * max(1, abs(low)))))
+    return f"|{sparkline(counts)}| from {edges[0]:.2f} to {edges[-1]:.2f}, median {np.median(values):.3f}"
 
 
 def describe_lengths(kind: str, lengths: np.ndarray, unit: str, max_length: int) -> Iterator[str]:

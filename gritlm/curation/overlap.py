@@ -1,105 +1,117 @@
-"""Find the queries of evaluation sets in training data, exactly or nearly equal."""
+"""Find the queries and relevant documents of evaluation sets in training data, exactly or nearly equal."""
 
-import json
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from gritlm.data.beir import read_qrels
+from gritlm.curation.near_copies import NearCopies
+from gritlm.data.beir import BeirFolder, find_beir, read_by_id, read_qrels
+from gritlm.data.cells import TEXT_KEYS, as_list, clip, is_pair, text_of
 from gritlm.data.raw import BadRows
-from gritlm.data.rows import decode, read_blocks, text_id
+from gritlm.data.roles import PARTNER, PASSAGE, QUERY
+from gritlm.data.shapes import normal
+from gritlm.data.tables import read_rows
 from gritlm.errors import UserError
+from gritlm.models.text import titled
 
-SHINGLE = 8  # consecutive words
-SHARE = 0.8  # of the shorter text's shingles: nearly equal texts have this many in common
-
-
-class _Letters(dict):
-    """For `str.translate`: keeps letters, digits and combining marks; everything else becomes a space."""
-
-    def __missing__(self, code: int) -> int:
-        letter = chr(code)
-        self[code] = code if letter.isalnum() or unicodedata.category(letter)[0] == "M" else ord(" ")
-        return self[code]
+LATER = ("title", "instruction", "prompt")  # the query only where nothing else is
+QUERIES = (*(name for name in QUERY if name not in LATER), *TEXT_KEYS, "sentence", "sentence_a", *LATER)
+SECOND = PARTNER | {"sentence_a": "sentence_b"}  # two texts whose similarity is known: both are queries
+POSITIVES = ("positive", "pos", "positives", *PASSAGE)
+KINDS = ("", "similar", "near", "exact")
+SPLITS = ("test", "dev", "validation", "val")
 
 
-_LETTERS = _Letters()
+class Leak(NamedTuple):
+    """A row of training data that holds a text of an evaluation set."""
 
-
-def normal_words(text: str) -> list[str]:
-    """The words of a text in lower case and NFKC form, without punctuation."""
-    return unicodedata.normalize("NFKC", text.casefold()).translate(_LETTERS).split()
+    row: int  # its number among the rows that were looked up
+    what: str  # "query"; "document": a positive is a relevant document; "query as positive": a positive is a query
+    kind: str  # "exact", "near" or "similar"
 
 
 class EvaluationTexts:
-    """The texts of evaluation sets, to look up other texts in.
+    """The queries of evaluation sets and their relevant documents, to look up training data in."""
 
-    A match is "exact" when two texts are equal up to trailing white space. It is "near" when they have the same words
-    in the same order, or have 80% of the shorter one's shingles of 8 words in common.
-    """
+    def __init__(self, queries: Iterable[str], documents: Iterable[str] = ()):
+        queries, documents = [*queries], [*documents]
+        self.queries, self._documents = len(queries), len(documents)
+        self._queries, self._all = NearCopies(queries), NearCopies([*documents, *queries])
 
-    def __init__(self, texts: Iterable[str]):
-        self.exact: set[int] = set()
-        self.normal: set[int] = set()  # hashes of the texts' words
-        self.shingles: dict[int, list[int]] = {}  # shingle -> numbers of the texts that have it
-        self.sizes: list[int] = []  # shingles of each text
-        for text in texts:
-            if text_id(text) in self.exact:
-                continue
-            self.exact.add(text_id(text))
-            words = normal_words(text)
-            self.normal.add(hash(tuple(words)))
-            shingles = _shingles(words)
-            for shingle in shingles:
-                self.shingles.setdefault(shingle, []).append(len(self.sizes))
-            self.sizes.append(len(shingles))
+    @classmethod
+    def read(cls, paths: Iterable[Path]) -> "EvaluationTexts":
+        """Read BEIR folders (their split test, or dev), qrels files in them, and files of queries or pairs.
 
-    def find(self, text: str) -> str:
-        """Look a text up: "exact", "near" or ""."""
-        if text_id(text) in self.exact:
-            return "exact"
-        words = normal_words(text)
-        if words and hash(tuple(words)) in self.normal:
-            return "near"
-        shingles = _shingles(words)
-        shared = Counter(number for shingle in shingles for number in self.shingles.get(shingle, ()))
-        near = any(count >= SHARE * min(len(shingles), self.sizes[number]) for number, count in shared.items())
-        return "near" if near else ""
+        Raises:
+            UserError: a path is neither, or a row of it is bad.
+        """
+        found = [_read_folder(path) if path.is_dir() or _is_qrels(path) else _read_file(path) for path in paths]
+        return cls(*([text for part in found for text in part[side]] for side in (0, 1)))
+
+    def find_leaks(self, rows: Sequence[dict]) -> Iterator[Leak]:
+        """Look up rows, as `parse_row` gives them: at most one leak of each `what` a row, that of the best match."""
+        for number, match in enumerate(self._queries.find_all([row["query"]["text"] for row in rows])):
+            if match.kind:
+                yield Leak(number, "query", match.kind)
+        owners = [number for number, row in enumerate(rows) for _ in row["pos"]["text"]]
+        best: dict[tuple[int, str], str] = {}
+        matches = self._all.find_all([text for row in rows for text in row["pos"]["text"]])
+        for number, match in zip(owners, matches, strict=True):
+            if match.kind:
+                key = number, "document" if match.number < self._documents else "query as positive"
+                best[key] = max(best.get(key, ""), match.kind, key=KINDS.index)
+        yield from (Leak(*key, kind) for key, kind in best.items())
 
 
-def _shingles(words: list[str]) -> set[int]:
-    return {hash(tuple(words[i : i + SHINGLE])) for i in range(len(words) - SHINGLE + 1)}
+# ---- reading evaluation sets: their queries, and the documents that are relevant to them
 
 
-def read_evaluation_queries(path: Path) -> list[str]:
-    """Read the queries of a BEIR folder (the split test, if it has one), or the queries or texts of a file.
-
-    Raises:
-        UserError: the path is neither.
-    """
-    if path.is_dir():
-        queries, qrels = path / "queries.jsonl", path / "qrels" / "test.tsv"
-        if not queries.is_file():
-            raise UserError(f"{path}: found no queries.jsonl in it, wanted a BEIR folder or a file")
-        wanted = {query for _, query, _, _ in read_qrels(qrels, BadRows())} if qrels.is_file() else None
-        found = [text for key, text in _texts(queries) if wanted is None or key in wanted]
-        if not found:
-            raise UserError(f"{qrels}: found no id of {queries} in it, wanted query-id, corpus-id and score a line")
-        return found
-    return [text for _, text in _texts(path)]
+def _is_qrels(path: Path) -> bool:
+    return path.parent.name == "qrels" and path.is_file()
 
 
-def _texts(path: Path) -> Iterable[tuple[str, str]]:
-    for block in read_blocks(path, columns=("_id", "text", "query")):
-        for number, raw in block:
-            row = decode(path, number, raw)
-            key, text = "", row
-            if isinstance(row, dict):
-                key, text = str(row.get("_id", "")), row.get("text", row.get("query"))
-            if isinstance(text, list) and len(text) == 2:  # [instruction, text]
-                text = text[1]
-            if not isinstance(text, str):
-                found = json.dumps(row, ensure_ascii=False, default=str)[:60]
-                raise UserError(f'{path}:{number}: found {found}, wanted a string, or an object with "text" or "query"')
-            yield key, text
+def _read_folder(path: Path) -> tuple[list[str], list[str]]:
+    root = path.parent.parent if _is_qrels(path) else path
+    lone = [] if [*root.glob("corpus*")] else [*root.glob("queries.jsonl")]  # without a corpus
+    splits = {file.stem: [file] for file in root.glob("qrels/*.tsv")} if lone else {}
+    folder = BeirFolder(root, lone, [], splits) if lone else find_beir(root)
+    if folder is None:
+        raise UserError(f"{path}: found no queries and qrels in it, wanted a BEIR folder or a file")
+    split = next((name for name in (*SPLITS, *folder.qrels) if name in folder.qrels), None)
+    qrels = [path] if _is_qrels(path) else folder.qrels[split] if split else []
+    judged = [judgement for file in qrels for judgement in read_qrels(file, BadRows())]
+    wanted = {query for _, query, _, _ in judged}
+    relevant = {passage for _, _, passage, grade in judged if grade > 0}
+    rows = read_by_id(folder.queries, "queries", BadRows())
+    queries = [titled(row | {"title": None}, where) for where, key, row in rows if not qrels or key in wanted]
+    if not queries:
+        found = f"found no id of {folder.queries[0]} in it"
+        raise UserError(f"{qrels[0]}: {found}, wanted query-id, corpus-id and score a line")
+    documents: list[str] = []
+    for where, key, row in read_by_id(folder.corpus, "corpus", BadRows()):
+        if key in relevant:
+            whole = titled(row, where)
+            documents += dict.fromkeys((whole, row["text"] or whole))  # training data has it with its title or without
+    return queries, documents
+
+
+def _read_file(path: Path) -> tuple[list[str], list[str]]:
+    queries: list[str] = []
+    documents: list[str] = []
+    for where, row in read_rows(path, BadRows()):
+        cells = {normal(name): value for name, value in row.items()} if isinstance(row, dict) else {"query": row}
+        usual = [name for name in QUERIES if cells.get(name) is not None]
+        if not usual:
+            raise UserError(f"{where}: found {clip(row)}, wanted a string, or an object with query or text")
+        names = [usual[0], SECOND.get(usual[0], usual[0])]
+        queries += [_text(cells.pop(name), where) for name in dict.fromkeys(names) if cells.get(name) is not None]
+        if usual[0] not in TEXT_KEYS:
+            cell = next((cells[name] for name in POSITIVES if cells.get(name) is not None), [])
+            documents += [_text(item, where) for item in as_list(cell, where)]
+    return queries, documents
+
+
+def _text(item: object, where: str) -> str:
+    """The text of a cell, without its instruction."""
+    item = text_of(item, where, accept_numbers=False) if isinstance(item, dict) else item
+    return titled(item[1] if isinstance(item, list) and is_pair(item) else item, where)

@@ -1,189 +1,150 @@
 """Convert public data to the training format, hold out queries that do not leak into train, and write a card.
 
-IN is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), a .csv, .tsv, .jsonl, .jsonl.gz or .parquet file with named
-columns, or hub:NAME for a data set of the Hugging Face hub. The new folder OUT holds train/NAME.jsonl for TRAIN_DATA,
-held_out/ in BEIR's format, and README.md.
+IN is a file with named columns (.csv, .tsv, .jsonl, .json, .parquet), a folder (BEIR, a clone from the hub), or
+hub:NAME for a data set of the Hugging Face hub. The new folder OUT holds train/NAME.jsonl for TRAIN_DATA, held_out/ in
+BEIR's format, and README.md.
 """
 
 import argparse
-import json
+import math
+import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from gritlm.cli import home_expanded, verb_parser
-from gritlm.data.beir import read_beir
-from gritlm.data.columns import NEGATIVE, POSITIVE, QUERY, Columns, read_columns
-from gritlm.data.hub import read_hub
+from gritlm.curation.held_out_rows import HeldOutRows, choose_held_out, write_held_out
+from gritlm.curation.instructions import Instructions
+from gritlm.curation.row_spool import RowSpool, keep_negatives, text_of
+from gritlm.data.cells import clip
+from gritlm.data.columns import NEGATIVE, POSITIVE, QUERY, Columns
 from gritlm.data.raw import BadRows, RawExample
 from gritlm.data.rows import parse_row, text_id
+from gritlm.data.sources import SOURCE_FLAGS, open_source
 from gritlm.errors import UserError
+from gritlm.evaluation.prompts import TEMPLATE
 from gritlm.files import written_aside
 
 EXAMPLES = """examples:
   gritlm prepare pairs.csv out/ --instruction 'Given a question, retrieve passages that answer it'
   gritlm prepare triples.tsv out/ --no_header --held_out 1000                       MS MARCO: query, positive, negative
+  gritlm prepare stsb.tsv out/ --label_column score --positive_above 3.9
+  gritlm prepare pairs.jsonl out/ --instruction_template 'query: ' --passage_instruction 'passage: '      as E5 has them
   gritlm prepare beir/scifact out/ --split train
-  gritlm prepare hub:sentence-transformers/natural-questions out/ --licence cc-by-sa-3.0 --held_out 500
-  TRAIN_DATA=out/train MODEL_NAME_OR_PATH=... bash scripts/training/train_embonly.sh"""
+  gritlm prepare hub:sentence-transformers/natural-questions out/ --licence cc-by-sa-3.0 --held_out 500"""
 
-# ---- selecting rows
+# ---- reading
 
 
 @dataclass
-class Prepared:
-    """Checked rows in the training format, and counts of everything left out."""
+class Counts:
+    """What became of the rows and their texts."""
 
-    rows: list[dict] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # messages of bad rows
-    repeated: int = 0
-    merged: int = 0
-    dropped_negatives: int = 0
+    dropped_negatives: int = 0  # they repeat a positive
     repeated_negatives: int = 0
+    rows: int = 0  # of train, as the rest
+    positives: int = 0
+    least_negatives: int = 0
+    most_negatives: int = 0
 
 
-def prepare(examples: Iterable[RawExample], instruction: str, bad: BadRows) -> Prepared:
-    """Check every example as training would. Examples with equal query and positives become one row.
+def training_row(example: RawExample, instructions: Instructions) -> dict:
+    """An example in the training format, not yet checked."""
+    positives, negatives = (
+        [instructions.before_passage(text, example.where) for text in texts]
+        for texts in (example.positives, example.negatives)
+    )
+    row: dict = {"query": instructions.before_query(example), "pos": positives, "neg": negatives}
+    scores = {"pos_scores": example.positive_scores, "neg_scores": example.negative_scores}
+    return row | {name: values for name, values in scores.items() if values is not None}
+
+
+def check_row(row: dict, where: str, counts: Counts) -> dict:
+    """Check a row as training does, and remove negatives that repeat a text of the row.
+
+    Returns:
+        what `parse_row` makes of it.
+    Raises:
+        UserError: training would refuse the row, or its scores are not in step with its texts.
+    """
+    checked = parse_row(row, where)
+    for name in row.keys() & {"pos_scores", "neg_scores"}:
+        scores, texts = row[name], row[name.removesuffix("_scores")]
+        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+        if len(scores) != len(texts) or not numbers:
+            raise UserError(f"{where}: {name}: found {clip(scores)}, wanted {len(texts)} numbers, one for each text")
+    if count := len(row["neg"]):
+        first: dict[int, int] = {}
+        for place, text in enumerate(row["neg"]):
+            first.setdefault(text_id(text_of(text)), place)
+        keep_negatives(row, [place for key, place in first.items() if key not in checked["pos_id"]])
+        counts.dropped_negatives += checked["dropped_negatives"]
+        counts.repeated_negatives += count - checked["dropped_negatives"] - len(row["neg"])
+    return checked
+
+
+def spool_rows(
+    examples: Iterable[RawExample], instructions: Instructions, bad: BadRows, spool: RowSpool, counts: Counts
+) -> None:
+    """Check all examples and keep the good ones.
 
     Raises:
         UserError: at the first bad row, unless bad rows are skipped.
     """
-    prepared, first = Prepared(skipped=bad.messages), {}
     for example in tqdm(examples, "reading", unit=" rows", delay=2):
-        query = [instruction, example.query] if instruction else example.query
-        row = {"query": query, "pos": example.positives, "neg": example.negatives}
+        row = training_row(example, instructions)
         try:
-            checked = parse_row(row, example.where)
+            checked = check_row(row, example.where, counts)
         except UserError as error:
             bad.add(error)
-            continue
-        prepared.dropped_negatives += checked["dropped_negatives"]
-        by_id = dict(zip(_ids(row, "neg"), row["neg"], strict=True))
-        negatives = {key: text for key, text in by_id.items() if key not in checked["pos_id"]}
-        prepared.repeated_negatives += len(row["neg"]) - checked["dropped_negatives"] - len(negatives)
-        row_key = (checked["query_id"], *sorted(set(checked["pos_id"])))
-        if row_key not in first:
-            first[row_key] = len(prepared.rows)
-            prepared.rows.append(row | {"neg": list(negatives.values())})
-            continue
-        earlier = prepared.rows[first[row_key]]
-        known = set(_ids(earlier, "neg"))
-        earlier["neg"] += [text for key, text in negatives.items() if key not in known]
-        if negatives.keys() <= known:
-            prepared.repeated += 1
         else:
-            prepared.merged += 1
-    return prepared
-
-
-def hold_out(rows: list[dict], wanted: int, seed: int) -> tuple[list[dict], list[dict], int]:
-    """Hold out at most `wanted` rows; none of their queries and positives is in the training rows.
-
-    Rows that share a query or a positive, directly or through other rows, form a group and stay together. Groups are
-    held out in random order; a group larger than a tenth of `wanted` is not.
-
-    Returns:
-        training rows, held-out rows, and the number of negatives removed from the training rows.
-    """
-    leader = list(range(len(rows)))
-
-    def find(row: int) -> int:
-        while leader[row] != row:
-            leader[row] = leader[leader[row]]
-            row = leader[row]
-        return row
-
-    first_with: dict[int, int] = {}
-    for number, row in enumerate(rows):
-        for key in _ids(row, "query", "pos"):
-            leader[find(number)] = find(first_with.setdefault(key, number))
-    by_leader: dict[int, list[int]] = {}
-    for number in range(len(rows)):
-        by_leader.setdefault(find(number), []).append(number)
-    held_out: set[int] = set()
-    groups = list(by_leader.values())
-    for number in np.random.default_rng(seed).permutation(len(groups)):
-        group = groups[number]
-        if len(group) <= max(1, wanted // 10) and len(held_out) + len(group) <= wanted:
-            held_out.update(group)
-    held = [rows[number] for number in sorted(held_out)]
-    held_ids = {key for row in held for key in _ids(row, "query", "pos")}
-    train, removed = [], 0
-    for number, row in enumerate(rows):
-        if number not in held_out:
-            negatives = [text for key, text in zip(_ids(row, "neg"), row["neg"], strict=True) if key not in held_ids]
-            removed += len(row["neg"]) - len(negatives)
-            train.append(row | {"neg": negatives})
-    return train, held, removed
-
-
-def _ids(row: dict, *fields: str) -> list[int]:
-    texts = [text for name in fields for text in ([row[name]] if name == "query" else row[name])]
-    return [text_id(_string(text)) for text in texts]
-
-
-def _string(text: str | list[str]) -> str:
-    return text if isinstance(text, str) else text[1]
+            spool.add(row, checked["query_id"], checked["pos_id"])
+    spool.finish()
 
 
 # ---- writing
 
 
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def write_train(path: Path, spool: RowSpool, held: HeldOutRows, counts: Counts) -> None:
+    path.parent.mkdir(parents=True)
+    with open(path, "wb") as out:
+        for line, positives, negatives in held.train_lines(spool):
+            out.write(line)
+            least = min(counts.least_negatives, negatives) if counts.rows else negatives
+            counts.least_negatives, counts.most_negatives = least, max(counts.most_negatives, negatives)
+            counts.rows += 1
+            counts.positives += positives
 
 
-def write_held_out(folder: Path, rows: list[dict]) -> None:
-    """Write held-out rows as a BEIR folder. Their positives and negatives are the corpus."""
-    queries: dict[int, dict[str, str]] = {}  # text id -> line
-    corpus: dict[int, dict[str, str]] = {}
-    qrels: dict[str, None] = {}  # ordered, without repeats
-
-    def add(lines: dict[int, dict[str, str]], letter: str, text: str, **columns: str) -> str:
-        line = {"_id": f"{letter}{len(lines)}", **columns, "text": text}
-        return lines.setdefault(text_id(text), line)["_id"]
-
-    for row in rows:
-        query = add(queries, "q", _string(row["query"]))
-        for name in ("pos", "neg"):
-            for text in row[name]:
-                passage = add(corpus, "d", text if isinstance(text, str) else "".join(text), title="")
-                if name == "pos":
-                    qrels[f"{query}\t{passage}\t1"] = None
-    write_jsonl(folder / "queries.jsonl", queries.values())
-    write_jsonl(folder / "corpus.jsonl", corpus.values())
-    (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text(
-        "\n".join(["query-id\tcorpus-id\tscore", *qrels]) + "\n", encoding="utf-8"
-    )
-
-
-def card(args: argparse.Namespace, prepared: Prepared, train: list[dict], held: list[dict], removed: int) -> str:
-    """The README of the data set."""
-    negatives = [len(row["neg"]) for row in train]
-    queries = len({key for row in held for key in _ids(row, "query")})
+def card(
+    args: argparse.Namespace, reading: list[str], counts: Counts, spool: RowSpool, held: HeldOutRows, bad: BadRows
+) -> str:
+    """The README of the data set. `reading`: lines about the columns and the instructions."""
+    copies = []
+    if held.rows:
+        queries = len({text_id(text_of(row["query"])) for row in held.rows.values()})
+        copies = [
+            f"held out: {queries} queries in `held_out/` (BEIR format); neither they nor their positives are in train, "
+            "whatever their case, punctuation and spacing",
+            f"left out of train for that, or since at most one word in 12 differs: {held.dropped_rows} rows and "
+            f"{held.dropped_negatives} negatives",
+        ]
     lines = [
-        f"# {args.name}",
-        "",
-        f"- source: {args.source or args.input}",
-        f"- licence: {args.licence or 'unknown; look it up before you share anything made from it'}",
-        f"- instruction: {args.instruction or 'none'}",
-        f"- train: {len(train)} rows in `train/{args.name}.jsonl`, {sum(len(row['pos']) for row in train)} positives, "
-        f"{min(negatives, default=0)} to {max(negatives, default=0)} negatives per row",
-        f"- held out: {queries} queries in `held_out/` (BEIR format); neither they nor their positives are in train"
-        + (f" ({removed} negatives were removed from train for that)" if removed else ""),
-        f"- left out: {prepared.repeated} repeated rows; {prepared.dropped_negatives} negatives that repeat a positive "
-        f"of their row; {prepared.repeated_negatives} repeated negatives; {len(prepared.skipped)} bad rows"
-        + (" (`skipped.txt`)" if prepared.skipped else ""),
-        f"- merged: {prepared.merged} rows into an earlier row with the same query and positives",
-        f"- made by: `gritlm prepare`, seed {args.seed}",
+        f"source: {args.source or args.input}",
+        f"licence: {args.licence or 'unknown; look it up before you share anything made from it'}",
+        *reading,
+        f"train: {counts.rows} rows in `train/{args.name}.jsonl`, {counts.positives} positives, "
+        f"{counts.least_negatives} to {counts.most_negatives} negatives per row",
+        *copies,
+        f"left out: {spool.repeated} repeated rows; {counts.dropped_negatives} negatives that repeat a positive of "
+        f"their row; {counts.repeated_negatives} repeated negatives; {len(bad.messages)} bad rows"
+        + (" (`skipped.txt`)" if bad.messages else ""),
+        f"merged: {spool.merged} rows into an earlier row with the same query and positives",
+        f"made by: `gritlm prepare`, seed {args.seed}",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"# {args.name}", "", *(f"- {line}" for line in lines)]) + "\n"
 
 
 # ---- the verb
@@ -192,15 +153,25 @@ def card(args: argparse.Namespace, prepared: Prepared, train: list[dict], held: 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("prepare", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("input", type=home_expanded, metavar="IN", help="a BEIR folder, a file with named columns, or hub:NAME")
+    add("input", type=home_expanded, metavar="IN", help="a file with named columns, a folder, or hub:NAME")
     add("output", type=Path, metavar="OUT", help="a new folder")
     add("--name", help="name of the data set; default: the name of IN")
-    add("--instruction", default="", help="the task in one sentence; prepended as 'Instruct: ...\\nQuery: '")
+    add("--instruction", default="", help=f"the task in one sentence; prepended to the queries as {TEMPLATE!r}")
+    add(
+        "--instruction_template",
+        help="another form of that; one without {instruction} is prepended as it is: 'query: '",
+    )
+    add("--passage_instruction", default="", help="prepended to positives and negatives as it is: 'passage: '")
     add("--query_column", help=f"default: the first of {', '.join(QUERY)} in the file")
     add("--positive_column", help=f"one passage or a list; default: the first of {', '.join(POSITIVE)}")
     add("--negative_columns", nargs="+", help=f"default: all of {', '.join(NEGATIVE)}, negative_1, ...")
+    add("--label_column", help="the column that tells whether the positive is one, such as a score or a class")
+    add("--positive_above", type=float, help="number in --label_column above which it is one")
+    add("--positive_labels", nargs="+", help="values in --label_column for which it is one, such as entailment")
+    add("--ignore_columns", nargs="+", default=[], help="label-like columns left unread on purpose: a,b or a b")
+    add("--accept_numbers", action="store_true", help="columns of numbers are texts, not ids")
     add("--no_header", action="store_true", help=".csv, .tsv: the columns are query, positive[, negative]")
-    add("--split", help="split of a BEIR folder or a hub data set, default train")
+    add("--split", help="split of a folder, of a hub data set or of a column named split; default train")
     add("--config", help="configuration (subset) of a hub data set")
     add("--held_out", type=int, default=0, help="number of rows to hold out for evaluation, default 0")
     add("--seed", type=int, default=0, help="seed of the random choice of held-out rows, default 0")
@@ -211,58 +182,48 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name in ("held_out", "seed"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} {getattr(args, name)}: wanted 0 or more")
+    args.ignore_columns = [name for names in args.ignore_columns for name in names.split(",") if name]
     args.name = args.name or Path(args.input.removeprefix("hub:")).resolve().name.lstrip(".").split(".")[0]
     if not args.name or "/" in args.name or args.name.startswith("."):
         raise UserError(f"--name {args.name!r}: wanted a file name")
     return args
 
 
-def read(args: argparse.Namespace, bad: BadRows) -> Iterable[RawExample]:
-    """Read the examples of IN.
-
-    Raises:
-        UserError: IN does not exist, or a flag has no effect on this kind of input.
-    """
-    path, columns = Path(args.input), Columns(args.query_column, args.positive_column, args.negative_columns)
-    column_flags = {"query_column", "positive_column", "negative_columns"}
-    if args.input.startswith("hub:"):
-        used = column_flags | {"split", "config"}
-        examples = read_hub(args.input.removeprefix("hub:"), args.config, args.split or "train", columns)
-    elif path.is_dir():
-        used = {"split"}
-        examples = read_beir(path, args.split or "train", bad)
-    elif path.exists():
-        used = column_flags | ({"no_header"} if path.name.removesuffix(".gz").endswith((".csv", ".tsv")) else set())
-        examples = read_columns(path, columns, bad, args.no_header)
-    else:
-        raise UserError(f"{path}: no such file or folder (a data set of the hub is hub:NAME)")
-    for name in sorted({*column_flags, "split", "config", "no_header"} - used):
-        if getattr(args, name):
-            raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
-    return examples
-
-
 def main(argv: list[str]) -> int:
     args = parse(argv)
     if args.output.exists():
         raise UserError(f"{args.output} exists; nothing is overwritten, name a new folder")
-    examples = read(args, bad := BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"))
-    instruction = f"Instruct: {args.instruction}\nQuery: " if args.instruction else ""
-    prepared = prepare(examples, instruction, bad)
-    train, held, removed = hold_out(prepared.rows, args.held_out, args.seed)
-    if not prepared.rows:
-        raise UserError(f"{args.input}: found no good row to train on")
-    if not train or (args.held_out and not held):
-        found = "no row left to train on" if held else "no row that shares no query and no positive with others"
-        raise UserError(f"--held_out {args.held_out}: found {found} ({len(prepared.rows)} rows in all)")
+    instructions = Instructions(args.instruction, args.instruction_template, args.passage_instruction)
+    names = (args.query_column, args.positive_column, args.negative_columns)
+    label = (args.label_column, args.positive_above, args.positive_labels)
+    columns = Columns(*names, *label, args.ignore_columns, args.accept_numbers, args.split)
+    source = open_source(args.input, columns, args.split, args.config, args.no_header)
+    for name in sorted(SOURCE_FLAGS - source.used):
+        if not any(getattr(args, name) is unset for unset in (None, False)) and getattr(args, name) != []:
+            raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
+    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
 
     with written_aside(args.output) as aside:
-        write_jsonl(aside / "train" / f"{args.name}.jsonl", train)
-        if held:
-            write_held_out(aside / "held_out", held)
-        if prepared.skipped:
-            (aside / "skipped.txt").write_text("\n".join(prepared.skipped) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(card(args, prepared, train, held, removed), encoding="utf-8")
+        (temporary := aside / "temporary").mkdir(parents=True)
+        spool = RowSpool(temporary)
+        spool_rows(source.examples(bad), instructions, bad, spool, counts)
+        if not len(spool):
+            raise UserError(f"{args.input}: found no good row to train on")
+        held = choose_held_out(spool, args.held_out, args.seed)
+        write_train(aside / "train" / f"{args.name}.jsonl", spool, held, counts)
+        if not counts.rows or (args.held_out and not held.rows):
+            found = "no row that shares no query and no positive with others, nor near copies of them"
+            if held.rows:
+                found = f"no row left to train on, without {held.dropped_rows} near copies of held-out rows"
+            raise UserError(f"--held_out {args.held_out}: found {found} ({len(spool)} rows in all)")
+        shutil.rmtree(temporary)
+        if held.rows:
+            write_held_out(aside / "held_out", held.rows.values())
+        if bad.messages:
+            (aside / "skipped.txt").write_text("\n".join(bad.messages) + "\n", "utf-8", "backslashreplace")
+        reading = [*source.reading.lines(), *instructions.lines()]
+        # A column's name may hold half a surrogate pair.
+        (aside / "README.md").write_text(card(args, reading, counts, spool, held, bad), "utf-8", "backslashreplace")
     print((args.output / "README.md").read_text(encoding="utf-8"), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0

@@ -1,95 +1,300 @@
-"""Read BEIR folders: corpus, queries and relevance judgements."""
+"""Read BEIR folders: queries, corpus and relevance judgements, as files or as folders of shards (MTEB, NanoBEIR).
 
-import gzip
+Of the corpus only the judged passages are kept, in a temporary file.
+"""
+
+import functools
+import io
+import math
+import os
 import re
-import zlib
-from collections.abc import Iterator
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import IO
 
+import numpy as np
+
+from gritlm.data.containers import FileError, file_errors, kind_of, open_stream
 from gritlm.data.raw import BadRows, RawExample
-from gritlm.data.tables import ENDINGS, read_rows
+from gritlm.data.tables import COMPRESSED, TABLES, ending, objects, read_rows
 from gritlm.errors import UserError
+from gritlm.models.text import titled
+
+WANTED = "wanted corpus.jsonl, queries.jsonl and qrels/, each once"
+# Usual names of the fields, by preference.
+QUERY_IDS = ("query-id", "query_id", "qid", "query")
+PASSAGE_IDS = ("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "passage-id", "passage_id", "pid", "document_id")
+GRADES = ("score", "relevance", "rel", "grade", "label", "judgement")
+IDS = {"queries": ("_id", "id", "query_id", "query-id", "qid"), "corpus": ("_id", "id", *PASSAGE_IDS)}
+SHARD = re.compile(r"-\d+(-of-\d+|-[0-9a-f]{8,})?$")
+NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.I)
+# What a qrels file without a header has, by its number of columns.
+UNNAMED = {3: ("query-id", "corpus-id", "score"), 4: ("query-id", "iteration", "corpus-id", "score")}
+MISSING, BLANK = -1, -2  # in place of where a text begins
+Judgement = tuple[str, str, str, float]  # file:line, query id, passage id, relevance
 
 
-def read_beir(folder: Path, split: str, bad: BadRows) -> Iterator[RawExample]:
+@dataclass
+class BeirFolder:
+    """The files of a BEIR folder; each part may consist of several shards."""
+
+    path: Path
+    queries: list[Path]
+    corpus: list[Path]
+    qrels: dict[str, list[Path]]  # split -> files
+
+
+# ---- which files
+
+
+def find_beir(root: Path) -> BeirFolder | None:
+    """The BEIR folder at a path or in it, one folder down; None where there is none.
+
+    Raises:
+        UserError: a part of it is missing or is there twice, or there are several BEIR folders.
+    """
+    folders = [root] if is_beir(root) else [path for path in _entries(root) if path.is_dir() and is_beir(path)]
+    if len(folders) > 1:
+        found = ", ".join(folder.name for folder in folders)
+        raise FileError(f"{root}: found the BEIR folders {found}, wanted one of them")
+    for folder in folders:
+        parts = _parts(folder)
+        for kind in ("corpus", "queries"):
+            if len(parts[kind]) != 1:
+                found = " and ".join(file.name for files in parts[kind].values() for file in files)
+                raise FileError(f"{folder}: found {found or f'no {kind}.jsonl'}, {WANTED}")
+        (queries,), (corpus,) = parts["queries"].values(), parts["corpus"].values()
+        return BeirFolder(folder, queries, corpus, parts["qrels"])
+    return None
+
+
+def is_beir(folder: Path) -> bool:
+    """Whether a folder itself has at least two of corpus, queries and qrels."""
+    return sum(map(bool, _parts(folder).values())) > 1
+
+
+def _parts(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """The files of corpus, queries and qrels, each by name without ending and shard."""
+    parts, sharded = {}, True
+    for kind in ("corpus", "queries"):
+        files = [path for path in _entries(folder) if path.is_file() and ending(path) in TABLES and _stem(path) == kind]
+        parts[kind] = _by_stem(files or _entries(folder / kind))
+        sharded &= bool(parts[kind]) and not files
+    names = ["qrels", "data", "default"] if sharded else ["qrels"]  # MTEB has several names for it
+    return parts | {"qrels": next(filter(None, (_by_stem(_entries(folder / name)) for name in names)), {})}
+
+
+def _entries(folder: Path) -> list[Path]:
+    with file_errors(folder):
+        return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
+
+
+def _stem(path: Path) -> str:
+    return Path(COMPRESSED.sub("", path.name)).stem.casefold()
+
+
+def _by_stem(paths: list[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    stems: dict[str, Path] = {}
+    for file in paths:
+        if file.is_file() and ending(file) in TABLES:
+            if (other := stems.setdefault(_stem(file), file)) != file:
+                raise FileError(f"{file.parent}: found {other.name} and {file.name}, {WANTED}")
+            found.setdefault(SHARD.sub("", _stem(file)), []).append(file)
+    return found
+
+
+# ---- what is in the files
+
+
+def read_by_id(files: list[Path], kind: str, bad: BadRows) -> Iterator[tuple[str, str, dict]]:
+    """Yield file:line, id and row of the queries or of the corpus. A repeated id is yielded again.
+
+    Raises:
+        UserError: a file cannot be read, or a row is bad and bad rows are not skipped.
+    """
+    for file in files:
+        for where, row in objects(read_rows(file, bad), bad):
+            name = next((name for name in IDS[kind] if row.get(name) not in (None, "")), None)
+            if name is None:
+                bad.add(UserError(f"{where}: found the keys {', '.join(row)}, wanted _id and text"))
+            else:
+                yield where, _id(row[name]), row
+
+
+def _id(value: object) -> str:
+    text = str(value)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()  # half a surrogate pair too
+
+
+def read_qrels(path: Path, bad: BadRows) -> Iterator[Judgement]:
+    """Yield file:line, query id, passage id and relevance of each judgement. Repeated ones are yielded again.
+
+    A text file has BEIR's three columns, with any header or none, or TREC's four. Named columns, as of parquet and
+    JSON lines, have usual names; without a score each judgement counts as 1.
+
+    Raises:
+        UserError: the file cannot be read, or a line is bad and bad rows are not skipped.
+    """
+    named = kind_of(path) == "parquet" or ending(path) in (".jsonl", ".ndjson", ".json")
+    for where, row in objects(read_rows(path, bad), bad) if named else _qrels_lines(path):
+        try:
+            query, passage, grade = (row[name] if name else 1 for name in _names(tuple(row)))
+            number = float(grade)
+            if query in (None, "") or passage in (None, "") or not math.isfinite(number):
+                raise ValueError
+        except (TypeError, ValueError):
+            found = "\t".join(map(str, row.values()))[:60]
+            bad.add(
+                UserError(f"{where}: found {found!r}, wanted query-id, corpus-id and score, with tabs between them")
+            )
+        else:
+            yield where, _id(query), _id(passage), number
+
+
+@functools.cache
+def _names(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of query, passage and score ("" for none); () where a usual name is missing."""
+    folded = {name.strip().casefold(): name for name in reversed(columns)}
+    usual = (QUERY_IDS, PASSAGE_IDS, GRADES)
+    found = tuple(next((folded[name] for name in names if name in folded), "") for names in usual)
+    return found if all(found[:2]) else ()
+
+
+def _qrels_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    names: tuple[str, ...] = ()
+    separator: str | None = None  # any white space
+    try:
+        with file_errors(path), open_stream(path) as stream:
+            for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), start=1):
+                if line.isspace():
+                    continue
+                if not names and "\t" in line:
+                    separator = "\t"
+                elif not names and len(line.split()) < 3:
+                    separator = ","
+                parts = [part.strip(' "\r\n') for part in line.split(separator)]
+                if names:
+                    fits = len(parts) == len(names)
+                    yield f"{path}:{number}", dict(zip(names, parts, strict=True)) if fits else {"": line.strip()}
+                    continue
+                # A header has usual names, or at least no digit and so no id.
+                header = not NUMBER.fullmatch(parts[-1]) and (_names(tuple(parts)) or not re.search(r"\d", line))
+                names = tuple(parts) if header and _names(tuple(parts)) else UNNAMED.get(len(parts), ())
+                if not names:
+                    wanted = "wanted query-id, corpus-id and score, or the four columns of TREC"
+                    raise FileError(f"{path}:{number}: found {line.rstrip()[:60]!r}, {wanted}")
+                if not header:
+                    yield f"{path}:{number}", dict(zip(names, parts, strict=True))
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: found {error}, wanted tab-separated UTF-8 text") from error
+
+
+# ---- examples
+
+
+class _Texts:
+    """The judged queries or passages of a folder, on disk."""
+
+    def __init__(self, files: list[Path], kind: str, ids: Iterable[int], spool: IO[bytes]):
+        self.files, self.kind, self._spool = files, kind, spool
+        self.places = dict.fromkeys(ids, MISSING)  # hash of an id -> where its text begins
+
+    def read(self, bad: BadRows) -> int:
+        """Read the files; returns the number of blank texts."""
+        blank, end = 0, self._spool.seek(0, os.SEEK_END)
+        for where, key, row in read_by_id(self.files, self.kind, bad):
+            if self.kind == "queries":
+                row.pop("title", None)
+            if "text" in row and row["text"] is None:
+                row["text"] = ""
+            try:
+                text = titled(row, where)
+                place = self.places.get(hash(key))
+                if place not in (None, MISSING):
+                    raise UserError(f"{where}: found the _id {key!r} a second time, wanted it once")
+            except UserError as error:
+                bad.add(error)
+                continue
+            blank += not text.strip()
+            if place is not None and not text.strip():
+                self.places[hash(key)] = BLANK
+            elif place is not None:
+                self.places[hash(key)], data = end, text.encode()
+                end += self._spool.write(b"%d\n%b" % (len(data), data))
+        return blank
+
+    def text(self, key: int) -> str:
+        self._spool.seek(self.places[key])
+        return self._spool.read(int(self._spool.readline())).decode()
+
+
+def read_beir(folder: BeirFolder, split: str | None, bad: BadRows, notes: Counter[str]) -> Iterator[RawExample]:
     """Read a split of a BEIR folder: one example per query, its positives all passages with a relevance above 0.
 
+    The qrels are read twice. Memory holds 64-bit hashes of the judged ids; the judged texts are in a temporary file.
+
+    Args:
+        split: by default train.
+        notes: counts of what is left out, complete after the last example.
     Raises:
         UserError: there is no such split, or a row is bad and bad rows are not skipped.
     """
-    qrels = folder / "qrels" / f"{split}.tsv"
-    if not qrels.is_file():
-        found = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
-        raise UserError(f"{qrels}: no such file; found the splits {found} (--split)")
-    texts = {kind: {key: row for _, key, row in read_by_id(folder, kind, bad)} for kind in ("queries", "corpus")}
-    relevant: dict[str, list[str]] = {}
-    where: dict[str, str] = {}
-    for number, query, passage, score in read_qrels(qrels, bad):
-        missing = [(key, kind) for key, kind in ((query, "queries"), (passage, "corpus")) if key not in texts[kind]]
-        for key, kind in missing:
-            bad.add(UserError(f"{qrels}:{number}: found the id {key!r}, wanted one of {folder / kind}.jsonl"))
-        if score > 0 and not missing:
-            relevant.setdefault(query, []).append(passage)
-            where.setdefault(query, f"{qrels}:{number}")
-    for query, passages in relevant.items():
-        positives = [_passage(texts["corpus"][passage]) for passage in passages]
-        yield RawExample(where[query], texts["queries"][query].get("text"), positives, [])
+    split = split or "train"
+    if split not in folder.qrels:
+        found = ", ".join(folder.qrels) or "none"
+        raise FileError(f"{folder.path}/qrels/{split}.tsv: no such file; found the splits {found} (--split)")
+    files = folder.qrels[split]
+    query_ids, passage_ids, pairs, grades = array("q"), array("q"), array("q"), array("d")
+    for _, query, passage, grade in _judgements(files, bad):
+        query_ids.append(hash(query))
+        passage_ids.append(hash(passage))
+        pairs.append(hash((query, passage)))
+        grades.append(grade)
+    with file_errors(Path(gettempdir())), TemporaryFile() as spool:
+        queries = _Texts(folder.queries, "queries", query_ids, spool)
+        corpus = _Texts(folder.corpus, "corpus", passage_ids, spool)
+        notes["blank queries, left out"] += queries.read(bad)
+        notes["blank passages of the corpus, left out"] += corpus.read(bad)
+        for texts in (queries, corpus):
+            if grades and all(place == MISSING for place in texts.places.values()):
+                raise FileError(f"{files[0]}: found none of its ids in {texts.files[0]}, wanted all of them")
+        _, first_N, inverse_N = np.unique(np.array(pairs), return_index=True, return_inverse=True)
+        grade_N, first_N = np.array(grades), first_N[inverse_N]  # the first judgement of the same pair
+        again_N, differs_N = first_N != np.arange(len(grades)), grade_N != grade_N[first_N]
+        notes["repeated judgements, left out"] += int((again_N & ~differs_N).sum())
+        known = (queries.places[q] >= 0 and corpus.places[p] >= 0 for q, p in zip(query_ids, passage_ids, strict=True))
+        used_N = np.fromiter(known, bool, len(grades)) & ~again_N & (grade_N > 0)
+        groups = _groups(np.flatnonzero(used_N), np.array(query_ids)[used_N])
+        asked = sum(place >= 0 for place in queries.places.values())
+        notes["queries without a passage of a score above 0, left out"] += asked - len(groups)
+        upcoming = iter([*groups, None])
+        group = next(upcoming)
+        for number, (where, query, passage, _) in enumerate(_judgements(files, BadRows(skip=True))):
+            for key, texts in ((query, queries), (passage, corpus)):
+                if texts.places[hash(key)] == MISSING:
+                    bad.add(UserError(f"{where}: found the id {key!r}, wanted one of {texts.files[0]}"))
+            if differs_N[number]:
+                found = f"another score for query {query!r} and passage {passage!r} than before"
+                bad.add(UserError(f"{where}: found {found}, wanted one"))
+            if group is not None and group[0] == number:
+                passages = [corpus.text(passage_ids[judged]) for judged in group]
+                yield RawExample(where, queries.text(hash(query)), list[object](passages), [])
+                group = next(upcoming)
 
 
-def read_by_id(folder: Path, kind: str, bad: BadRows) -> Iterator[tuple[str, str, dict]]:
-    """Yield file:line, id and row of the queries or of the corpus of a BEIR folder.
-
-    Raises:
-        UserError: there is no such file or more than one, or a row is bad and bad rows are not skipped.
-    """
-    files = [path for path in sorted(folder.glob(f"{kind}.*")) if path.name.endswith(ENDINGS)]
-    if len(files) != 1:
-        found = " and ".join(path.name for path in files) or f"no {kind}.jsonl"
-        raise UserError(f"{folder}: found {found}, wanted corpus.jsonl, queries.jsonl and qrels/, each once")
-    seen = set()
-    for where, row in read_rows(files[0], bad):
-        given = row.get("_id", row.get("id"))
-        key = str(given)
-        if given in (None, ""):
-            bad.add(UserError(f"{where}: found the keys {', '.join(row)}, wanted _id and text"))
-        elif key in seen:
-            bad.add(UserError(f"{where}: found the _id {key!r} a second time, wanted it once"))
-        else:
-            seen.add(key)
-            yield where, key, row
+def _judgements(files: list[Path], bad: BadRows) -> Iterator[Judgement]:
+    for file in files:
+        yield from read_qrels(file, bad)
 
 
-def _passage(row: dict) -> object:
-    title, text = row.get("title"), row.get("text")
-    return f"{title} {text}" if title and isinstance(text, str) else text  # like models.text.titled, but unchecked
-
-
-def read_qrels(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, float]]:
-    """Yield line number, query id, passage id and relevance of each line of a qrels file, gzip too.
-
-    It has BEIR's three columns, with any header or none, or TREC's four.
-
-    Raises:
-        UserError: the file is not UTF-8, or a line is bad and bad rows are not skipped.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-        lines = data.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: found {error}, wanted tab-separated UTF-8 text") from error
-    for number, line in enumerate(lines, start=1):
-        parts = line.split("\t")
-        if len(parts) == 1 and len(trec := line.split()) == 4:
-            parts = trec
-        if len(parts) == 4:
-            parts = [parts[0], *parts[2:]]
-        if not line.strip() or (number == 1 and len(parts) == 3 and not re.search(r"\d", line)):
-            continue
-        try:
-            query, passage, score = parts
-            found = number, query, passage, float(score)
-        except ValueError:
-            wanted = "wanted query-id, corpus-id and score, with tabs between them"
-            bad.add(UserError(f"{path}:{number}: found {line[:60]!r}, {wanted}"))
-            continue
-        yield found
+def _groups(judged_N: np.ndarray, query_N: np.ndarray) -> list[np.ndarray]:
+    """The judgements of each query, in order of the query's first one."""
+    order = np.argsort(query_N, kind="stable")
+    starts = np.flatnonzero(np.diff(query_N[order])) + 1
+    groups = np.split(judged_N[order], starts) if len(judged_N) else []
+    return sorted(groups, key=lambda group: group[0])

@@ -1,66 +1,127 @@
-"""The files of a data set: one file, or those in a folder and in the folders below it."""
+"""The files of a data set: one file, or those in a folder and in the folders below it. Test splits are left out."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
 from gritlm.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.zst", ".jsonl.xz", ".parquet")  # in any letter case
 NO_FILE = "found a pipe, socket or device, wanted a file or a folder"
+SHOWN = 20  # files left out that a line names
+# train-00000-of-00002, on the hub also with a hash behind it
+SHARD = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]{16})?")
+# Words as in the `datasets` library, anywhere in a path, and the folder of `gritlm prepare --held_out`.
+TEST_SPLIT = re.compile(
+    r"(^|[-._ 0-9/])(tests?|testing|dev|val|valid|validation|eval|evaluation|held_?out|holdout)([-._ 0-9/]|$)", re.I
+)
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file's name ends as that of a data file."""
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def stem(path: Path) -> str:
     """A file's name without its suffix; a folder's whole name."""
-    return next((path.name.removesuffix(suffix) for suffix in SUFFIXES if path.name.endswith(suffix)), path.name)
+    lower = path.name.lower()
+    return next((path.name[: -len(suffix)] for suffix in SUFFIXES if lower.endswith(suffix)), path.name)
+
+
+def set_name(entry: Path) -> str:
+    """The name of the data set of a file or folder in a data folder. The shards of a set have one name."""
+    shard = SHARD.fullmatch(stem(entry))
+    return shard["name"] if shard else stem(entry)
+
+
+def is_test_split(path: Path) -> bool:
+    """Whether a file's path within a data folder has a word for data to test on."""
+    return bool(TEST_SPLIT.search(path.with_name(stem(path)).as_posix()))
 
 
 def find_files(train_data: str | Path) -> dict[str, list[Path]]:
-    """The files of each data set by the set's name, sorted. A file is one set; in a folder each entry is one set.
+    """The files of each data set by the set's name, sorted. A file is one set.
 
-    Links to files and folders are followed. Hidden files, and files with other suffixes, are left out.
+    In a folder each sub-folder, each file, and the shards of one name are one set. Links to files and folders are
+    followed. Hidden files, files with other suffixes, and test splits are left out.
 
     Raises:
-        UserError: there is nothing to read, two sets have one name, or something there cannot be read.
+        UserError: there is nothing to train on, two sets have one name, or something there cannot be read.
     """
     root = Path(train_data)
     if root.is_file():
         return {stem(root): [root]}
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: {NO_FILE}")
-    found: dict[str, list[Path]] = {}
-    for file in list_files(root):
-        if file.name.endswith(SUFFIXES):
-            found.setdefault(file.relative_to(root).parts[0], []).append(file)
-    if not found:
-        raise UserError(f"{root}: found a folder without data, wanted files that end in {', '.join(SUFFIXES)}")
+    data = [file for file in list_files(root) if is_data(file)]
+    train = [file for file in data if not is_test_split(file.relative_to(root))]
+    if not data:
+        others = _listed(list_files(root), root)
+        holds = f" (it holds {others}; see gritlm prepare)" if others else ""
+        raise UserError(f"{root}: found a folder without data{holds}, wanted files that end in {', '.join(SUFFIXES)}")
+    if not train:
+        raise UserError(f"{root}: found test splits alone: {_listed(data, root)}; name a file itself to train on it")
+    found: dict[tuple[str, str], list[Path]] = {}  # (set, entry without a shard's number) -> files
+    for file in train:
+        entry = root / file.relative_to(root).parts[0]
+        found.setdefault((set_name(entry), SHARD.sub(r"\g<name> \g<count>", entry.name)), []).append(file)
     sets: dict[str, list[Path]] = {}
-    for entry, files in sorted(found.items()):
-        if stem(root / entry) in sets:
-            raise UserError(
-                f"{root / entry}: found a second data set {stem(root / entry)!r} in {root}, wanted one of a name"
-            )
-        first: dict[Path, Path] = {}
-        for file in sorted(files):
-            if (other := first.setdefault(file.resolve(), file)) != file:
-                raise UserError(f"{file}: found a link to {other} of the same data set, wanted its rows once")
-        sets[stem(root / entry)] = sorted(files)
+    for (name, _), files in sorted(found.items()):
+        if name in sets:
+            raise UserError(f"{files[0]}: found a second data set {name!r} in {root}, wanted one of a name")
+        sets[name] = sorted(files)
+        _check_once(sets[name])
     return sets
 
 
+def _check_once(files: list[Path]) -> None:
+    """Refuse a file of a data set whose rows another one of its files holds too."""
+    real: dict[Path, Path] = {}
+    stems: dict[Path, Path] = {}
+    shards: dict[Path, Path] = {}  # set -> its first shard
+    for file in files:
+        if (other := real.setdefault(file.resolve(), file)) != file:
+            raise UserError(f"{file}: found a link to {other} of the same data set, wanted its rows once")
+        if (other := stems.setdefault(file.with_name(stem(file)), file)) != file:
+            raise UserError(f"{file}: found {other.name} beside it, wanted the rows of {stem(file)} once")
+        if shard := SHARD.fullmatch(stem(file)):
+            other = shards.setdefault(file.with_name(shard["name"]), file)
+            if f"-of-{shard['count']}" not in other.name:
+                raise UserError(f"{file}: found {other.name} beside it, wanted shards of one number of files")
+
+
 def describe_folder(train_data: str | Path) -> list[str]:
-    """A line for the linked folders of a data folder, and one for the files in it that are left out."""
+    """Lines on the linked folders of a data folder, on its files that are left out, and on missing shards."""
     root = Path(train_data)
-    files = list_files(root) if root.is_dir() else []
+    if not root.is_dir():
+        return _missing_shards([root], root.parent)
+    files = list_files(root)
     links = sorted(
         {folder for file in files for folder in file.parents if root in folder.parents and folder.is_symlink()}
     )
-    others = Counter(file.suffix or file.name for file in files if not file.name.endswith(SUFFIXES))
     lines = [f"  linked: {', '.join(f'{link} -> {link.resolve()}' for link in links)}"] if links else []
+    train: list[Path] = []
+    tests: list[Path] = []
+    others: list[Path] = []
+    for file in files:
+        (others if not is_data(file) else tests if is_test_split(file.relative_to(root)) else train).append(file)
+    if tests:
+        lines.append(f"  test splits left out (name a file itself to train on it): {_listed(tests, root)}")
     if others:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
-        lines.append(f"  files left out because of their endings: {counts}")
-    return lines
+        lines.append(f"  files left out because of their endings: {_listed(others, root)}")
+    return lines + _missing_shards(train, root)
+
+
+def _listed(files: list[Path], root: Path) -> str:
+    names = [str(file.relative_to(root)) for file in files]
+    return ", ".join(names[:SHOWN] + ([f"and {len(names) - SHOWN} more"] if names[SHOWN:] else []))
+
+
+def _missing_shards(files: list[Path], root: Path) -> list[str]:
+    matches = [(file, shard) for file in files if (shard := SHARD.fullmatch(stem(file)))]
+    shards = Counter((file.relative_to(root).with_name(shard["name"]), int(shard["count"])) for file, shard in matches)
+    return [f"  {name}: found {found} of {count} shards" for (name, count), found in shards.items() if found < count]
 
 
 def list_files(root: Path) -> list[Path]:

@@ -36,18 +36,21 @@ def hold_out(row_texts: RowTexts, sizes: Sequence[int], wanted: Sequence[int], s
         wanted: how many of them to hold out at most.
     """
     group_of = _groups(row_texts)
-    set_of = np.repeat(np.arange(len(sizes)), sizes)
+    set_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     rows = np.argsort(group_of, kind="stable")
-    starts = np.searchsorted(group_of[rows], np.arange(group_of.max() + 2))
-    turn = np.random.default_rng(seed).permutation(len(starts) - 1)
-    left, held = np.array(wanted), np.zeros(len(starts) - 1, dtype=bool)
+    group_sizes = np.bincount(group_of).astype(np.int32)
+    starts = np.cumsum(group_sizes) - group_sizes
+    in_turn = np.argsort(np.random.default_rng(seed).permutation(len(starts)))
+    left, held = np.array(wanted), np.zeros(len(starts), dtype=bool)
     for number, count in enumerate(wanted):
-        groups = np.unique(group_of[set_of == number])
-        groups = groups[np.diff(starts)[groups] <= max(1, count * LARGEST_GROUP)]
-        for group in groups[np.argsort(turn[groups])]:
+        candidates = np.zeros(len(starts), dtype=bool)
+        candidates[group_of[set_of == number]] = True
+        candidates &= group_sizes <= max(1, count * LARGEST_GROUP)
+        for group in in_turn[candidates[in_turn]]:
             if not left[number]:
                 break
-            by_set = np.bincount(set_of[rows[starts[group] : starts[group + 1]]], minlength=len(sizes))
+            members = rows[starts[group] : starts[group] + group_sizes[group]]
+            by_set = np.bincount(set_of[members], minlength=len(sizes))
             if not held[group] and (by_set <= left).all():
                 left -= by_set
                 held[group] = True
@@ -56,14 +59,22 @@ def hold_out(row_texts: RowTexts, sizes: Sequence[int], wanted: Sequence[int], s
 
 
 def _groups(row_texts: RowTexts) -> np.ndarray:
-    """The group of each row, from 0: the connected component of rows and texts."""
+    """The group of each row, from 0: the connected component of rows that share texts."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     rows = len(row_texts.starts) - 1
-    row_of_text = np.repeat(np.arange(rows), np.diff(row_texts.starts))
-    distinct, text = np.unique(row_texts.ids, return_inverse=True)
-    nodes = rows + len(distinct)
-    edges = coo_matrix((np.ones(len(text), dtype=np.int8), (row_of_text, rows + text)), shape=(nodes, nodes))
-    _, component = connected_components(edges, directed=False)
-    return np.unique(component[:rows], return_inverse=True)[1]
+    ends = _edges(row_texts)
+    edges = coo_matrix((np.ones(len(ends[0]), dtype=np.int8), ends), shape=(rows, rows))
+    return connected_components(edges, directed=False)[1]
+
+
+def _edges(row_texts: RowTexts) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows that share a text; enough of them to connect all rows with it."""
+    order = np.argsort(row_texts.ids)
+    ids = row_texts.ids[order]
+    repeated = np.flatnonzero(ids[1:] == ids[:-1])
+    del ids
+    rows = np.arange(len(row_texts.starts) - 1, dtype=np.int32)
+    row_of_text = np.repeat(rows, np.diff(row_texts.starts))
+    return row_of_text[order[repeated]], row_of_text[order[repeated + 1]]

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -21,17 +21,22 @@ def in_order(work: Callable[..., Result], items: Iterable[tuple], processes: int
         yield from (work(*item) for item in items)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _remember, (work,)) as pool:
-        running: deque = deque()
-        try:
-            for item in items:
-                running.append(pool.submit(_call, *item))
-                if len(running) > 2 * processes:
-                    yield running.popleft().result()
-            while running:
+        yield from submit_in_order(pool, _call, items, processes)
+
+
+def submit_in_order(pool: Executor, call: Callable, items: Iterable[tuple], processes: int) -> Iterator[Any]:
+    """Yield `call(*item)` of a pool for each item, in order. Each process has at most two items in flight."""
+    running: deque = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(call, *item))
+            if len(running) > 2 * processes:
                 yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def _remember(work: Callable) -> None:

@@ -13,6 +13,9 @@ class RawExample:
     query: object
     positives: list[object]
     negatives: list[object]
+    positive_scores: list[float] | None = None  # in step with the positives
+    negative_scores: list[float] | None = None
+    instruction: str | None = None  # the row's own, as a sentence; --instruction_template makes it the prefix
 
 
 @dataclass

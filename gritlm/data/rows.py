@@ -4,10 +4,9 @@ A row is {"query": TEXT, "pos": [TEXT, ...], "neg": [TEXT, ...]}. TEXT is a stri
 instruction is prepended to the string unchanged.
 """
 
-import gzip
 import hashlib
 import json
-import zlib
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gritlm.errors import UserError, first_line
+from gritlm.data.containers import (
+    HEAD_BYTES,
+    READ_ERRORS,
+    FileError,
+    compression_of,
+    file_errors,
+    open_parquet,
+    open_stream,
+)
+from gritlm.errors import UserError
 from gritlm.models.text import Text
 from gritlm.strict_json import parse_json
 
@@ -82,7 +90,7 @@ def _parse_texts(row: dict, field: str, where: str) -> list[Text]:
     return [_parse_text(item, where, f"{field}[{number}]") for number, item in enumerate(value)]
 
 
-def parse_row(row: Any, where: str) -> dict:
+def parse_row(row: Any, where: str, with_id: bool = True) -> dict:
     """Check a decoded row and convert it to the cached form (`SCHEMA`).
 
     A negative that repeats a positive of the row is dropped and counted in `dropped_negatives`. `unread` lists the
@@ -91,6 +99,7 @@ def parse_row(row: Any, where: str) -> dict:
     Args:
         row: the decoded row.
         where: file:line, the start of every message.
+        with_id: hash the row, which takes a fifth of the time.
     Raises:
         UserError: the row is bad; the message names the field, what was found and what is wanted.
     """
@@ -117,7 +126,7 @@ def parse_row(row: Any, where: str) -> dict:
         "query_id": text_id("\n".join(query)),
         "pos_id": positive_ids,
         "neg_id": [key for key, _ in hashed],
-        "row_id": text_id(json.dumps(groups)),
+        "row_id": text_id(json.dumps(groups)) if with_id else 0,
         "dropped_negatives": len(negatives) - len(kept),
         "unread": json.dumps(unread) if (unread := sorted(row.keys() - set(FIELDS))) else "",
     }
@@ -142,16 +151,11 @@ def _decode_line(line: bytes, where: str) -> Any:
 
 
 def _jsonl_blocks(path: Path) -> Iterator[Block]:
-    zipped = path.name.endswith(".gz")
-    with open(path, "rb") as stream:
-        start = stream.read(4)
-    if start[:2] == b"\x1f\x8b" and not zipped:
-        raise UserError(f"{path}: found gzip data, wanted it under a name that ends in .jsonl.gz")
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: found UTF-16 text, wanted UTF-8")
-    if start[:1] == b"[" and _is_one_array(path, zipped):
-        raise UserError(f"{path}: found one JSON array, wanted one object a line")
-    with gzip.open(path, "rb") if zipped else open(path, "rb") as stream:
+    with open_stream(path) as stream:
+        _check_lines(path, stream.readline(BLOCK_BYTES) + stream.read(HEAD_BYTES))
+    if (compression := compression_of(path)) and path.name.lower().endswith(".jsonl"):
+        raise FileError(f"{path}: found {compression} data, wanted it under a name that ends in .jsonl.gz or the like")
+    with open_stream(path) as stream:
         block, size = [], 0
         try:
             for number, line in enumerate(stream, start=1):
@@ -161,24 +165,40 @@ def _jsonl_blocks(path: Path) -> Iterator[Block]:
                 if size > BLOCK_BYTES:
                     yield block
                     block, size = [], 0
-        except (OSError, EOFError, zlib.error):
+        except READ_ERRORS:
             yield block  # the rows read before the damage
             raise
         yield block
 
 
-def _is_one_array(path: Path, zipped: bool) -> bool:
-    # A first line that opens a list and does not close it. A list that closes on its line is one bad row.
-    with gzip.open(path, "rb") if zipped else open(path, "rb") as lines:
-        first = lines.readline(1_000_000).strip()
-    return not first.endswith(b"]")
+def _check_lines(path: Path, head: bytes) -> None:
+    """Refuse a file that does not hold one JSON value a line, by its first lines. A single bad line is a bad row."""
+    lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
+    first = lines[0] if lines else b""
+    wanted = "wanted one JSON object a line; gritlm prepare makes rows for training of .csv, .tsv and .json"
+    # A list that closes on its line is one bad row.
+    if first[:1] == b"[" and (not first.endswith(b"]") or re.match(rb"\[\s*\{", first)):
+        raise FileError(f"{path}: found one JSON array, {wanted}")
+    if first == b"{":
+        raise FileError(f"{path}: found one JSON object over several lines, {wanted}")
+    if lines and not any(line[:1] in (b"{", b"[") or _is_json(line) for line in lines):
+        shown = first[:60].decode(errors="replace")
+        raise FileError(f"{path}: found text that is not JSON (line 1: {shown!r}), {wanted}")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parquet_blocks(path: Path, columns: Collection[str] | None) -> Iterator[Block]:
-    file, first = pq.ParquetFile(path), 1
+    file, first = open_parquet(path), 1
     names = file.schema_arrow.names
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path}: found the column {twice[0]!r} twice, wanted it once")
+        raise FileError(f"{path}: found the column {twice[0]!r} twice, wanted it once")
     wanted = [name for name in names if columns is None or name in columns] or None
     for batch in file.iter_batches(1000, columns=wanted):
         try:
@@ -190,7 +210,7 @@ def _parquet_blocks(path: Path, columns: Collection[str] | None) -> Iterator[Blo
                 except (ValueError, OverflowError) as row_error:
                     found = "bytes that are not UTF-8" if isinstance(row_error, UnicodeDecodeError) else row_error
                     raise UserError(f"{path}:{first + number}: found {found}, wanted text") from row_error
-            raise UserError(f"{path}: cannot be read as parquet: {error}") from error
+            raise FileError(f"{path}: cannot be read as parquet: {error}") from error
         yield list(enumerate(rows, start=first))
         first += len(rows)
 
@@ -199,29 +219,27 @@ def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterato
     """Yield the rows of a file in blocks, not yet decoded. Blank lines are skipped.
 
     Args:
-        path: a .jsonl, .jsonl.gz or .parquet file.
+        path: a .jsonl file, compressed or not, or a .parquet file.
         columns: columns of a parquet file to read where it has them; None reads all.
     Raises:
-        UserError: the file cannot be read, has another format, or holds no row.
+        FileError: the file cannot be read, has another format, or holds no row.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be empty the second time
-        raise UserError(f"{path}: found a pipe, socket or device, wanted a file")
     rows = 0
-    try:
-        for block in _parquet_blocks(path, columns) if path.suffix == ".parquet" else _jsonl_blocks(path):
+    with file_errors(path):
+        for block in _parquet_blocks(path, columns) if is_parquet(path) else _jsonl_blocks(path):
             yield block
             rows += len(block)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as parquet: {first_line(error)}") from error
     if not rows:
-        raise UserError(f"{path}: found no row, wanted at least one")
+        raise FileError(f"{path}: found no row, wanted at least one")
+
+
+def is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def unread_columns(path: Path) -> list[str]:
     """The columns of a parquet file that are no field of a row."""
-    return sorted({*pq.read_schema(path).names} - {*FIELDS}) if path.suffix == ".parquet" else []
+    return sorted({*pq.read_schema(path).names} - {*FIELDS}) if is_parquet(path) else []
 
 
 def decode(path: Path, number: int, raw: Any) -> Any:

@@ -9,7 +9,7 @@ from gritlm.models.text import titled
 
 
 def read_texts(path: Path, may_be_empty: bool = True) -> list[str]:
-    """Read a .jsonl, .jsonl.gz or .parquet file. A row is a text or has a column "text", to which "title" is prepended.
+    """Read a .jsonl (plain or compressed) or .parquet file. A row is a text, or "title" and "text" become one.
 
     Raises:
         UserError: a row has no text; the message names file and line.

@@ -14,7 +14,8 @@ from pathlib import Path
 from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError, first_line
 from gritlm.evaluation.benchmarks import find_tasks
-from gritlm.evaluation.models import Model, find_model
+from gritlm.evaluation.compressed import BITS, Form
+from gritlm.evaluation.models import BM25, Model, find_model
 from gritlm.evaluation.prompts import TEMPLATE, Prompts
 from gritlm.evaluation.read_sets import ENDINGS, read_sets
 from gritlm.evaluation.results import file_name, read_kept, result_path, table, write_json, write_results
@@ -47,6 +48,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--instruction_template", help=f"what an instruction is put into, default {TEMPLATE!r}")
     add("--seed", type=int, default=42, help="seed of the bootstrap and of mteb's tasks, default 42, as mteb's")
     add("--chunk_tokens", type=int, help="tokens encoded at once, default 16384, and 1024 or more on a CPU")
+    # For sets of your own only.
+    stored = "also search with vectors stored like this, quantised as sentence-transformers does"
+    add("--precisions", nargs="+", choices=BITS, help=f"{stored}; with --truncate_dim default all")
+    add("--truncate_dim", nargs="+", type=int, metavar="N", help="also search with the first N dimensions of vectors")
     # For mteb's tasks only.
     add("--langs", nargs="+", help="only these languages of mteb's tasks, such as eng deu")
     add("--published", type=home_expanded, metavar="FILE", help="scores to show beside, or a folder of mteb's results")
@@ -68,6 +73,11 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("langs", "published", "processes"):
         if getattr(args, name) and not args.benchmarks:
             raise UserError(f"--{name}: found no task of mteb in --benchmark, wanted one; other sets do not use it")
+    for name in ("precisions", "truncate_dim"):
+        if getattr(args, name) and not args.sets:
+            raise UserError(f"--{name}: found no path in --benchmark, wanted a set; mteb's tasks do not use it")
+    if (least_width := min(args.truncate_dim or [1])) < 1:
+        raise UserError(f"--truncate_dim: found {least_width}, wanted a number of dimensions")
     paths = [name for name in args.benchmarks if name.endswith(ENDINGS) or name.startswith((".", "/"))]
     for wrong, message in (
         (int(os.environ.get("WORLD_SIZE", 1)) > 1, "found torchrun's processes, wanted gritlm evaluate in one process"),
@@ -117,6 +127,13 @@ def run_sets(args: argparse.Namespace) -> int:
     if args.against and models[0].identity == models[1].identity:
         raise UserError(f"--against {args.against}: found the files of {args.model}, wanted another model")
     sets, failures = _read(args.sets)
+    if args.precisions or args.truncate_dim:
+        if not any(isinstance(data, RetrievalSet) for data in sets):
+            raise UserError(
+                "--precisions, --truncate_dim: found no retrieval set, wanted one; other sets do not use them"
+            )
+        for model in models:
+            model.notes += [f"{BM25}: --precisions, --truncate_dim have no effect on it"] * (model.kind == BM25)
     prompts = _prompts(sets, args)
     found = []
     for model in models:
@@ -180,6 +197,8 @@ def measure_sets(
             print(f"{data.name}: left out, {model.name} only ranks passages")
             continue
         identity = model.identity | {"prompts": prompts.get(data.name)}
+        if isinstance(data, RetrievalSet) and model.kind != BM25 and (args.precisions or args.truncate_dim):
+            identity |= {"precisions": args.precisions, "truncate_dim": args.truncate_dim}
         path, identity = result_path(args.output_folder, model.name, identity, data)
         if kept := None if args.overwrite else read_kept(path, identity):
             model.about |= kept.about["model"]
@@ -188,7 +207,7 @@ def measure_sets(
             continue
         try:
             model.load()
-            result = model.measure(data, prompts.get(data.name, {}))
+            result = model.measure(data, prompts.get(data.name, {}), _forms(model, args))
         except Exception as error:  # of a model's own code, memory, a device; the other sets go on
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             failures.append(f"{data.name}: {model.name}: {kind}{first_line(error)}")
@@ -200,6 +219,22 @@ def measure_sets(
         except OSError as error:
             failures.append(f"{error.filename}: not written: {error.strerror}")
     return found
+
+
+def _forms(model: Model, args: argparse.Namespace) -> list[Form]:
+    """The forms that the flags ask for: the full width, and that of --truncate_dim or a Matryoshka model's own.
+
+    Raises:
+        UserError: the model has fewer dimensions.
+    """
+    if model.kind == BM25 or not (args.precisions or args.truncate_dim):
+        return []
+    width = model.about["width"]
+    if wrong := [other for other in args.truncate_dim or () if other > width]:
+        raise UserError(f"--truncate_dim: found {wrong[0]}, wanted at most the {width} dimensions of {model.name}")
+    own = [kept for kept in model.about.get("matryoshka_dimensions") or () if kept < width]
+    widths = {width, *(args.truncate_dim or own)}
+    return [Form(kept, name) for kept in sorted(widths, reverse=True) for name in args.precisions or BITS]
 
 
 def _print_results(models: list[Model], sets: list[EvaluationSet], found: list[dict[str, SetResult]]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from gritlm.distributed import Ranks, gather_objects
 from gritlm.errors import UserError
+from gritlm.evaluation.compressed import FLOAT_QUERIES, Form, cut, quantise
 from gritlm.evaluation.metrics import DEPTH, METRICS, query_metrics
 from gritlm.evaluation.search import BLOCK, nearest
 from gritlm.evaluation.sets import (
@@ -36,13 +37,19 @@ def texts_of(data: EvaluationSet) -> list[Request]:
     return [(texts, "query", None if data.instruction is None else [data.instruction] * len(texts))]
 
 
-def measure(data: EvaluationSet, encode: Encode, ranks: Ranks = Ranks()) -> SetResult:
+def measure(data: EvaluationSet, encode: Encode, ranks: Ranks = Ranks(), forms: Sequence[Form] = ()) -> SetResult:
     """Encode a set and score it. With several ranks, all must call it; each gets the result.
 
+    Args:
+        forms: a retrieval set is also searched with its vectors in these forms.
     Raises:
         UserError: a vector is not finite.
     """
-    return score(data, [encode(*request) for request in texts_of(data)], ranks)
+    vectors = [encode(*request) for request in texts_of(data)]
+    result = score(data, vectors, ranks)
+    if isinstance(data, RetrievalSet):
+        result.compressed = [_compressed(data, vectors[0], vectors[1], form, ranks) for form in forms]
+    return result
 
 
 def score(data: EvaluationSet, vectors: Sequence[np.ndarray], ranks: Ranks = Ranks()) -> SetResult:
@@ -66,10 +73,7 @@ def _gather(value: Any, ranks: Ranks) -> list:
 
 
 def _retrieval(data: RetrievalSet, queries_QD: np.ndarray, corpus_ND: np.ndarray, ranks: Ranks) -> SetResult:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    share = BLOCK * -(-len(queries_QD) // (BLOCK * ranks.size))  # in whole blocks: the same bits on any number of ranks
-    mine = queries_QD[share * ranks.rank : share * (ranks.rank + 1)]
-    numbers_QK = np.concatenate(_gather(nearest(mine, corpus_ND, RANKED, device)[1].astype(np.int32), ranks))
+    numbers_QK = _search(queries_QD, corpus_ND, ranks)
     result = rank(data, numbers_QK)
     if ranks.rank == 0:
         judged, own = _judged(data), own_passages(data)
@@ -78,6 +82,29 @@ def _retrieval(data: RetrievalSet, queries_QD: np.ndarray, corpus_ND: np.ndarray
         result.space = health(queries_QD, corpus_ND, positives, numbers_QK, known)
     result.space = _gather(result.space, ranks)[0]
     return result
+
+
+def _search(queries_QD: np.ndarray, corpus_ND: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """The numbers of each query's nearest passages, int32 (Q, K), on every rank."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    share = BLOCK * -(-len(queries_QD) // (BLOCK * ranks.size))  # in whole blocks: the same bits on any number of ranks
+    mine = queries_QD[share * ranks.rank : share * (ranks.rank + 1)]
+    return np.concatenate(_gather(nearest(mine, corpus_ND, RANKED, device)[1].astype(np.int32), ranks))
+
+
+def _compressed(
+    data: RetrievalSet, queries_QD: np.ndarray, corpus_ND: np.ndarray, form: Form, ranks: Ranks
+) -> dict[str, Any]:
+    """The metrics with passages in one form, once with the queries in that form and once with float32 queries."""
+    queries_QW, corpus_NW = (cut(vectors, form.width) for vectors in (queries_QD, corpus_ND))
+    ranges_2W = np.stack([corpus_NW.min(axis=0), corpus_NW.max(axis=0)])
+    stored_NW = quantise(corpus_NW, form.precision, ranges_2W)
+    both = _search(quantise(queries_QW, form.precision, ranges_2W), stored_NW, ranks)
+    passages_only = both if form.precision == "float32" else _search(queries_QW, stored_NW, ranks)
+    return form.about() | {
+        "metrics": rank(data, both).metrics,
+        FLOAT_QUERIES: rank(data, passages_only).metrics,
+    }
 
 
 def rank(data: RetrievalSet, numbers_QK: np.ndarray) -> SetResult:

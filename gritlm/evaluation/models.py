@@ -14,6 +14,7 @@ import torch
 
 from gritlm import __version__
 from gritlm.errors import UserError, first_line
+from gritlm.evaluation.compressed import Form
 from gritlm.evaluation.measure import RANKED, measure, rank
 from gritlm.evaluation.sets import EvaluationSet, RetrievalSet, SetResult, Side
 from gritlm.files import content_hash
@@ -47,6 +48,7 @@ class Model:
         identity: what its results depend on: its files, the limits that the user gave, the dtype.
         about: what its results say of it: the limits and prompts in use, the width. Complete after `load`.
         notes: what to say about it, one line each.
+        show_progress: show a progress bar for each `encode`, on a terminal.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Model:
     chunk_tokens: int | None = None  # tokens encoded at once; None is GritLM's
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    show_progress: bool = True
     _encode: EncodeTexts | None = None
     _last: tuple[list[str], np.ndarray] | None = None  # the passages of the last set, which the next may have too
 
@@ -80,7 +83,7 @@ class Model:
     def measures(self, data: EvaluationSet) -> bool:
         return self.kind != BM25 or isinstance(data, RetrievalSet)
 
-    def measure(self, data: EvaluationSet, prompts: dict[Side, str]) -> SetResult:
+    def measure(self, data: EvaluationSet, prompts: dict[Side, str], forms: Sequence[Form] = ()) -> SetResult:
         """Measure one set. `prompts` take the place of the model's own, and of the set's.
 
         Raises:
@@ -95,7 +98,7 @@ class Model:
             given = [prompts[side]] * len(texts) if side in prompts else own
             return self.encode(list(texts), side, given)
 
-        return measure(data, encode)
+        return measure(data, encode, forms=forms)
 
     def encode(self, texts: list[str], side: Side, instructions: list[str] | None) -> np.ndarray:
         """The vectors of texts, float32 (N, D). Equal texts with one instruction are encoded once."""
@@ -164,7 +167,8 @@ def find_model(
             notes.append(f"{name}: found no modules.json; sentence-transformers takes the mean of its token states")
     dtype = "bfloat16" if torch.cuda.is_available() and kind != "sentence-transformers" else "as saved"
     identity = {"kind": kind, "files": fingerprint(folder, output_folder), "dtype": dtype, "gritlm": __version__}
-    return Model(name, folder, identity | given, limits, chunk_tokens, notes=notes)
+    about = {key: config[key] for key in ("matryoshka_dimensions",) if config.get(key)}
+    return Model(name, folder, identity | given, limits, chunk_tokens, about, notes)
 
 
 def fingerprint(folder: Path, without: Path) -> str:
@@ -193,7 +197,7 @@ def _load_gritlm(found: Model) -> EncodeTexts:
 
     def encode(texts: list[str], side: Side, instruction: str | None) -> np.ndarray:
         instruction = own[side][0] if instruction is None else instruction
-        progress = sys.stderr.isatty()
+        progress = found.show_progress and sys.stderr.isatty()
         vectors = model.encode(texts, instruction, limits[side], found.chunk_tokens, show_progress=progress)
         return np.asarray(vectors)
 
@@ -224,7 +228,7 @@ def _load_sentence_transformer(found: Model) -> EncodeTexts:
             prompt=instruction,
             batch_size=max(1, (found.chunk_tokens or 16384) // (limits[side] or 512)),
             normalize_embeddings=similarity == "cosine",
-            show_progress_bar=sys.stderr.isatty(),
+            show_progress_bar=found.show_progress and sys.stderr.isatty(),
         )
 
     return encode

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gritlm.data.beir import read_by_id, read_qrels
+from gritlm.data.beir import BeirFolder, find_beir, is_beir, read_by_id, read_qrels
 from gritlm.data.columns import POSITIVE, Columns, read_columns
 from gritlm.data.folders import list_files
 from gritlm.data.raw import BadRows
 from gritlm.data.rows import parse_row, text_id
-from gritlm.data.tables import ENDINGS, read_rows
+from gritlm.data.tables import ENDINGS, objects, read_rows
 from gritlm.errors import UserError
 from gritlm.evaluation.metrics import DEPTH
 from gritlm.evaluation.sets import ClassificationSet, EvaluationSet, RetrievalSet, StsSet, own_passages
@@ -60,14 +60,9 @@ def _places(name: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: found no such file or folder, wanted an evaluation set")
-    parts: dict[Path, set[str]] = defaultdict(set)  # folder -> what it has of a BEIR folder
     files = [file for file in list_files(path) if file.name.endswith(ENDINGS)]
-    for file in files:
-        if _is_qrels(file):
-            parts[file.parent.parent].add("qrels")
-        elif _stem(file) in ("corpus", "queries"):
-            parts[file.parent].add(_stem(file))
-    beir = {folder for folder, names in parts.items() if len(names) > 1}
+    folders = {path, *(above for file in files for above in file.parents[:2] if path in above.parents)}
+    beir = {folder for folder in folders if is_beir(folder)}
     places = sorted([*beir, *(file for file in files if beir.isdisjoint(file.parents))])
     if not places:
         raise UserError(f"{path}: found no evaluation set in it, wanted BEIR folders or files ({endings})")
@@ -105,16 +100,20 @@ def _notes(*counts: tuple[int, str]) -> list[str]:
 
 
 def _read_beir(place: Path, name: str) -> RetrievalSet:
-    folder, qrels = (place.parent.parent, place) if _is_qrels(place) else (place, _choose_qrels(place))
-    queries, corpus = (_read_texts(folder, kind) for kind in ("queries", "corpus"))
-    grades: dict[str, dict[str, int]] = {}
-    for number, query, passage, grade in read_qrels(qrels, BadRows()):
+    root = place.parent.parent if _is_qrels(place) else place
+    folder = find_beir(root)
+    if folder is None:
+        raise UserError(f"{root}: found no corpus and queries, wanted a BEIR folder")
+    files = [place] if _is_qrels(place) else _choose_qrels(folder)
+    queries, corpus = _read_texts(folder.queries, "queries"), _read_texts(folder.corpus, "corpus")
+    qrels, grades = files[0], dict[str, dict[str, int]]()
+    for where, query, passage, grade in itertools.chain.from_iterable(read_qrels(file, BadRows()) for file in files):
         if not grade.is_integer():
-            raise UserError(f"{qrels}:{number}: found the score {grade}, wanted a whole number")
+            raise UserError(f"{where}: found the score {grade}, wanted a whole number")
         earlier = grades.setdefault(query, {}).setdefault(passage, int(grade))
         if earlier != grade:
             found = f"the scores {earlier} and {int(grade)} for query {query!r} and passage {passage!r}"
-            raise UserError(f"{qrels}:{number}: found {found}, wanted one")
+            raise UserError(f"{where}: found {found}, wanted one")
     if not grades:
         raise UserError(f"{qrels}: found no judgement, wanted query-id, corpus-id and score a line")
     known = [query for query in grades if query in queries]
@@ -122,8 +121,8 @@ def _read_beir(place: Path, name: str) -> RetrievalSet:
     missing = sum(key not in corpus for key in judged)
     for kind, ids, lost in (("query", grades, len(grades) - len(known)), ("passage", judged, missing)):
         if lost == len(ids):
-            where = "queries" if kind == "query" else "corpus"
-            raise UserError(f"{qrels}: found none of its {lost} {kind} ids in {folder / where}, wanted all of them")
+            source = (folder.queries if kind == "query" else folder.corpus)[0]
+            raise UserError(f"{qrels}: found none of its {lost} {kind} ids in {source}, wanted all of them")
     relevant = [any(grade > 0 and key in corpus for key, grade in grades[query].items()) for query in known]
     if not any(relevant):
         raise UserError(f"{qrels}: found no score above 0 for a passage of the corpus, wanted at least one")
@@ -145,20 +144,21 @@ def _noted(data: RetrievalSet) -> RetrievalSet:
     return data
 
 
-def _choose_qrels(folder: Path) -> Path:
-    paths = sorted((folder / "qrels").glob("*"))
-    splits = {_stem(path): path for path in paths if _is_qrels(path)}
+def _choose_qrels(folder: BeirFolder) -> list[Path]:
+    splits = folder.qrels
     for split in ("test", "dev", *(splits if len(splits) == 1 else ())):
         if split in splits:
             return splits[split]
     found = f"the splits {', '.join(splits)}" if splits else "no .tsv file"
-    raise UserError(f"{folder / 'qrels'}: found {found}, wanted test.tsv or dev.tsv, or the path of another split")
+    raise UserError(f"{folder.path / 'qrels'}: found {found}, wanted test.tsv or dev.tsv, or the path of another split")
 
 
-def _read_texts(folder: Path, kind: str) -> dict[str, str]:
+def _read_texts(files: list[Path], kind: str) -> dict[str, str]:
     """The texts of the queries or of the corpus by id."""
     texts: dict[str, str] = {}
-    for where, key, row in read_by_id(folder, kind, BadRows()):
+    for where, key, row in read_by_id(files, kind, BadRows()):
+        if key in texts:
+            raise UserError(f"{where}: found the _id {key!r} a second time, wanted it once")
         if kind == "queries":
             row.pop("title", None)
         texts[key] = titled(row, where)
@@ -171,7 +171,7 @@ def _read_texts(folder: Path, kind: str) -> dict[str, str]:
 
 
 def _read_file(path: Path, name: str) -> EvaluationSet:
-    rows = read_rows(path, BadRows())
+    rows = objects(read_rows(path, BadRows()), BadRows())
     first = next(rows, None)
     if first is None:
         raise UserError(f"{path}: found no row, wanted at least one")
@@ -198,7 +198,7 @@ def _read_pairs(path: Path, name: str) -> RetrievalSet:
     queries: dict[int, tuple[str, str]] = {}  # hash of instruction and text -> both
     corpus: dict[str, str] = {}
     grades: dict[int, dict[str, int]] = defaultdict(dict)
-    for example in read_columns(path, Columns(), BadRows()):
+    for example in read_columns(path, Columns(ignore=["*"], accept_numbers=True), BadRows()):
         raw = {"query": example.query, "pos": example.positives, "neg": example.negatives}
         row = parse_row(raw, example.where)
         queries.setdefault(row["query_id"], (row["query"]["instruction"], row["query"]["text"]))

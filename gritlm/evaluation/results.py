@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gritlm.errors import UserError
+from gritlm.evaluation.compressed import FLOAT_QUERIES
 from gritlm.evaluation.sets import EvaluationSet, SetResult, fingerprint
 from gritlm.evaluation.verdict import TITLES
 from gritlm.files import written_aside
@@ -143,7 +144,19 @@ def table(models: dict[str, dict[str, SetResult]], marked: set[str]) -> list[str
             rows.append((f"mean of {len(common)}", model, means))
         lines += _block(kind, [TITLES.get(metric, metric) for metric in metrics], rows, len(models) > 1)
     rows = [(r.name, model, [r.space.get(key) for key in SPACE.values()]) for model, r in results if r.space]
-    return lines + (_block("space", list(SPACE), rows, len(models) > 1) if rows else [])
+    lines += _block("space", list(SPACE), rows, len(models) > 1) if rows else []
+    shown, titles = ("ndcg@10", "recall@10"), ("nDCG@10", "recall@10")
+    rows = [
+        (
+            f"{result.name}, {form['width']} {form['precision']}",
+            model,
+            [form["bytes"], *(form[of][name] for of in ("metrics", FLOAT_QUERIES) for name in shown)],
+        )
+        for model, result in results
+        for form in result.compressed
+    ]
+    columns = ["bytes", *titles, *(f"{title} of float32 queries" for title in titles)]
+    return lines + (_block("vectors stored as", columns, rows, len(models) > 1) if rows else [])
 
 
 def _block(title: str, columns: list[str], rows: list[tuple[str, str, list]], with_model: bool) -> list[str]:
@@ -160,5 +173,7 @@ def _block(title: str, columns: list[str], rows: list[tuple[str, str, list]], wi
     return [*lines, ""]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.4f}"
+def _number(value: float | int | None) -> str:
+    if value is None or isinstance(value, int):
+        return "-" if value is None else str(value)
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.4f}"

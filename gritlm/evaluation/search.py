@@ -14,14 +14,16 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` largest dot products of each query and the passages' numbers, best first, (B, count) each.
 
+    The vectors are float32 or int8; they are multiplied in float32.
+
     Among equal scores the passage with the lower number comes first. Where the corpus has fewer passages, all of them.
     """
-    blocks = torch.from_numpy(queries_BD).to(device).split(BLOCK)
+    blocks = torch.from_numpy(queries_BD).to(device).float().split(BLOCK)
     best = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in blocks]
     size = TILE_VALUES // corpus_ND.shape[1]
     buffer = torch.empty(BLOCK, min(size, len(corpus_ND)), device=device)  # allocated once, for speed
     for start in range(0, len(corpus_ND), size):
-        tile = torch.from_numpy(corpus_ND[start : start + size]).to(device)
+        tile = torch.from_numpy(corpus_ND[start : start + size]).to(device).float()
         for i, block in enumerate(blocks):
             products = torch.matmul(block, tile.T, out=buffer[: len(block), : len(tile)])
             keys = torch.cat([best[i], _largest(products, count, start)], 1)

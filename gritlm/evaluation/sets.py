@@ -121,3 +121,4 @@ class SetResult:
     values: list[float]
     gold: list[float] | None = None
     space: dict[str, Any] = field(default_factory=dict)  # health of the space, see space.py
+    compressed: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each form, see compressed.py

@@ -6,10 +6,10 @@ It says what the folder, its run and its base say. What they do not say is said 
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gritlm.models.embedder import PROJECTION_FOLDER
 from gritlm.models.hub import is_hub_name, snapshot
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import LOADER_OPTIONS
-from gritlm.report.figures import number
+from gritlm.report.figures import number, sparkline
 from gritlm.report.markdown import code, one_line, plain, table, value_code
 from gritlm.report.run import Run, find_run
 from gritlm.report.servers import Served, servers_table
@@ -40,32 +40,25 @@ CITATION = """@article{chan2026reasoning,
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says beyond the model folder itself.
+    """What a card says beyond the model folder itself."""
 
-    Attributes:
-        run: the run that trained the model.
-        step: the step of a checkpoint; None is the model that the run has published.
-        changed: what was done to the model after its run, such as "cut to 256 dimensions". The run's evaluations are
-            then of another model.
-        parity: (program, what, smallest cosine with the trainer's vectors, or the reason why there is none).
-        parity_note: a sentence before the parity table: the dtype, the cosine that was wanted.
-        scores: what the usage code prints: a row for each of `usage.QUERIES`, a column for each of `usage.PASSAGES`.
-        name: what loads the model: "." in its folder, or its name on the hub.
-        license: of the model. None is that of the base's card, where it has one.
-        language: of the texts it is for, as codes such as "en".
-        datasets: names on the hub of the training data. Empty: those that the cards of `gritlm prepare` name.
-    """
-
-    run: Run | None = None
-    step: int | None = None
-    changed: str = ""
+    run: Run | None = None  # it trained the model
+    step: int | None = None  # of a checkpoint; None is the model that the run has published
+    changed: str = ""  # what was done to the model since, such as "cut to 256 dimensions"; evaluations are from before
+    # (program, what, smallest cosine with the trainer's vectors or the reason why there is none)
     parity: Sequence[tuple[str, str, float | str]] = ()
-    parity_note: str = ""
-    scores: list[list[float]] | None = None
-    name: str = "."
-    license: str | None = None
-    language: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
+    parity_note: str = ""  # a sentence before the parity table: the dtype, the cosine that was wanted
+    scores: list[list[float]] | None = None  # what the usage code prints: `usage.QUERIES` by `usage.PASSAGES`
+    name: str = "."  # what loads the model: "." in its folder, or its name on the hub
+    license: str | None = None  # None is that of the base's card, where it has one
+    language: Sequence[str] = ()  # of the texts it is for, as codes such as "en"
+    datasets: Sequence[str] = ()  # names on the hub; empty: those that the cards of `gritlm prepare` name
+    results: Sequence[dict[str, Any]] = ()  # of `gritlm evaluate` on the model
+
+    def all_results(self) -> list[dict[str, Any]]:
+        """The results of the run at this step, and those of `gritlm evaluate` in place of the run's on the same set."""
+        of_run = self.run.results(self.step) if self.run else []
+        return list({row["name"]: row for row in [*of_run, *self.results]}.values())
 
 
 def read_facts(folder: str | Path) -> CardFacts:
@@ -82,12 +75,10 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     """Write README.md into a model folder, in the place of one that is there."""
     run, base = facts.run, _Base(facts.run)
     title = facts.name.rpartition("/")[2].strip(".") or (run.name if run else "") or "Text-embedding model"
-    results = [*_model_index(run.results(facts.step))] if run and not facts.changed else []
+    results = [] if facts.changed else _model_index(facts.all_results())
     data = ModelCardData(
         base_model=base.name,
-        license=facts.license or base.card.get("license"),
-        license_name=None if facts.license else base.card.get("license_name"),
-        license_link=None if facts.license else base.card.get("license_link"),
+        **({"license": facts.license} if facts.license else base.licence),
         language=list(facts.language) or None,
         datasets=list(facts.datasets) or sources(run) or None,
         library_name="sentence-transformers",
@@ -127,6 +118,7 @@ class _Base:
         if folder and (folder / CARD).is_file():
             with suppress(Exception):  # whatever is wrong with a card of others: it says nothing
                 self.card = metadata_load(folder / CARD) or {}
+        self.licence = {key: self.card.get(key) for key in ("license", "license_name", "license_link")}
         on_hub = bool(given) and is_hub_name(given) and not Path(given).exists()
         self.name = given if on_hub else self.card.get("base_model")
         self.called = code(given) if on_hub else f"the local folder {code(Path(given).name)}" if given else "unknown"
@@ -150,7 +142,7 @@ def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
     if dense.is_file():
         width = json.loads(dense.read_text(encoding="utf-8"))["out_features"]
     causal = config.get("is_causal")
-    license_text = facts.license or base.card.get("license_name") or base.card.get("license")
+    license_text = facts.license or base.licence["license_name"] or base.licence["license"]
     source = "" if facts.license or not license_text else ", that of the base"
     options = ", ".join(f'{key}="{value}"' for key, value in LOADER_OPTIONS.items())
     return [
@@ -240,32 +232,40 @@ def interval(result: dict[str, Any]) -> str:
 
 
 def _evaluation(facts: CardFacts) -> list[str]:
-    results = facts.run.results(facts.step) if facts.run else []
+    results = facts.all_results()
     if not results:
         return ["Unknown: this run has evaluated no model at this step."]
-    before = {row["name"]: row["metrics"] for row in facts.run.results(0)} if facts.run else {}
-    rows = []
+    before = {(row["name"], str(row.get("ids"))): row["metrics"] for row in facts.run.results(0)} if facts.run else {}
+    rows, forms = [], []
     for row in results:
-        main = row["main"]
-        base = before.get(row["name"], {}).get(main)
-        count = len(row.get("values") or [])
-        cells = (plain(row["name"]), plain(main), "unknown" if base is None else f"{base:.3f}")
-        rows.append((*cells, f"{row['metrics'][main]:.3f}", interval(row) or "unknown", str(count or "unknown")))
+        name, main = plain(row["name"]), row["main"]
+        base = before.get((row["name"], str(row.get("ids"))), {}).get(main)
+        cells = (name, plain(main), "unknown" if base is None else f"{base:.3f}", f"{row['metrics'][main]:.3f}")
+        rows.append((*cells, interval(row) or "unknown", str(len(row["values"]) or "unknown")))
+        for form in row["compressed"]:
+            size = (str(form[key]) for key in ("width", "precision", "bytes"))
+            forms.append((name, *size, *(f"{form[of]:.3f}" for of in ("metrics", "metrics of float32 queries"))))
+    stored = table(["Set", "dimensions", "stored as", "bytes", "nDCG@10", "nDCG@10 of float32 queries"], forms)
+    sources = {"during training": len(results) > len(facts.results), "with gritlm evaluate": facts.results}
     verdict = (facts.run.settings.get("evaluation") or {}).get("verdict") if facts.run and facts.step is None else None
     return [
         *table(["Set", "metric", "base", "trained", "95% interval", "queries"], rows),
         "",
-        f"Measured during training{f', before the model was {facts.changed}' if facts.changed else ''}. "
+        f"Measured {' or '.join(how for how, found in sources.items() if found)}"
+        f"{f', before the model was {facts.changed}' if facts.changed else ''}. "
         "The interval is over queries, not over seeds.",
         *([f"Against the base: {plain(verdict)}."] if verdict else []),
+        *(["", "Vectors cut, and quantised as sentence-transformers does:", "", *stored] if stored else []),
     ]
 
 
-def _model_index(results: list[dict[str, Any]]) -> Iterable[EvalResult]:
-    for row in results:
-        kind = TASKS.get(row.get("kind", ""), "feature-extraction")
-        for metric, value in row["metrics"].items():
-            yield EvalResult(kind, "unknown", one_line(row["name"]), metric, round(float(value), 6))
+def _model_index(results: list[dict[str, Any]]) -> list[EvalResult]:
+    kinds = [TASKS.get(row.get("kind", ""), "feature-extraction") for row in results]
+    return [
+        EvalResult(kind, "unknown", one_line(row["name"]), metric, round(value, 6))
+        for kind, row in zip(kinds, results, strict=True)
+        for metric, value in row["metrics"].items()
+    ]
 
 
 def _training(facts: CardFacts) -> list[str]:
@@ -279,21 +279,26 @@ def _training(facts: CardFacts) -> list[str]:
         if name in run.flags and name != "model_name_or_path"
         if name in (start.get("given") or {}) or not (value is None or value is False or value in ({}, ""))
     }
-    curves = {
-        "loss": run.curves.get("loss", {}),
-        **{term: run.curves[term] for term in run.terms if len(run.terms) > 1},
-    }
-    curves |= {f"loss of {name}": curve for name, curve in run.under("loss/").items()}
-    last = run.published_step if facts.step is None else facts.step
-    found = {name: [step for step in curve if step <= last] for name, curve in curves.items()}
-    rows = [(plain(name), str(max(steps)), number(curves[name][max(steps)])) for name, steps in found.items() if steps]
     return [
         *table(["Flag", "value"], [(f"`--{name}`", value_code(value)) for name, value in recipe.items()]),
         "",
         f"{start.get('ranks', 'An unknown number of')} × {plain(start.get('device') or 'unknown device')}.",
         "",
-        *(table(["Last logged", "step", "value"], rows) or ["No loss is logged."]),
+        *(_curves(run, facts.step) or ["No loss is logged."]),
     ]
+
+
+def _curves(run: Run, step: int | None) -> list[str]:
+    """The losses and the evaluations of a run up to a step, each as a line of blocks with its first and last value."""
+    found = {name: run.curves.get(name, {}) for name in ("loss", *(run.terms if len(run.terms) > 1 else ()))}
+    found |= {f"loss of {name}": curve for name, curve in run.under("loss/").items()}
+    found |= {"loss of held-out rows": run.curves.get("eval_loss", {})} | run.evaluation_curves()
+    last, rows = run.published_step if step is None else step, []
+    for name, curve in found.items():
+        if points := [(at, value) for at, value in curve.items() if at <= last]:
+            ends = (f"{number(value)} (step {at})" for at, value in (points[0], points[-1]))
+            rows.append((plain(name), sparkline([value for _, value in points]), *ends))
+    return table(["Curve", "from lowest to highest", "first", "last"], rows)
 
 
 def _data(facts: CardFacts) -> list[str]:
@@ -304,10 +309,6 @@ def _data(facts: CardFacts) -> list[str]:
 
 def _versions(facts: CardFacts) -> list[str]:
     trained = facts.run.starts[-1].get("versions") or {} if facts.run else {}
-    rows = []
-    for name in dict.fromkeys([*LIBRARIES, *trained]):
-        here = __version__ if name == "gritlm" else ""
-        with suppress(PackageNotFoundError):
-            here = here or (version(name) if name in LIBRARIES else "")
-        rows.append((plain(name), plain(trained.get(name, "unknown")), here))
+    here = {"gritlm": __version__} | {name: version(name) for name in LIBRARIES[1:]}
+    rows = [(plain(n), plain(trained.get(n, "unknown")), here.get(n, "")) for n in here | trained]
     return table(["", "trained with", "card written with"], rows)

@@ -101,6 +101,15 @@ def smoothed(points: Points) -> Points:
     return [(x, (sums[b] - sums[a]) / (b - a)) for (x, _), (a, b) in zip(points, spans, strict=True)]
 
 
+def sparkline(values: Sequence[float], longest: int = 24) -> str:
+    """A curve as a line of blocks, each the mean of a stretch."""
+    finite = [value for value in values if math.isfinite(value)]
+    size = math.ceil(len(finite) / longest)
+    means = [sum(part) / len(part) for i in range(0, len(finite), size or 1) if (part := finite[i : i + size])]
+    low, span = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / span) if span else 0] for mean in means)
+
+
 def curves(title: str, series: Mapping[str, Mapping[int, float]], smooth: bool = True) -> Html:
     """Curves over steps. A series without a finite value keeps its colour for other figures, and is not drawn.
 
@@ -139,7 +148,7 @@ def curves(title: str, series: Mapping[str, Mapping[int, float]], smooth: bool =
             f"{name}: {number(a)} at step {first}, {number(b)} at step {last}, lowest {number(least)} at step {at}{bad}"
         )
     caption = f"{title} (log scale)" if y.log else title
-    return _figure(caption, said, [_axes(x, y, "step"), *_marked(marks)], keys if len(series) > 1 else [])
+    return _figure(caption, said, marks, keys if len(series) > 1 else [], _axes(x, y, "step"))
 
 
 def histograms(title: str, edges: Sequence[float], counts: Mapping[str, Sequence[int]]) -> Html:
@@ -158,7 +167,7 @@ def histograms(title: str, edges: Sequence[float], counts: Mapping[str, Sequence
         marks.append(f'<path d="{path}" {_stroke(style)} fill="var(--c{style})" fill-opacity=".25"/>')
         mean = sum(count * (edges[i] + edges[i + 1]) / 2 for i, count in enumerate(row)) / sum(row)
         said.append(f"{name}: mean {mean:.2f}")
-    return _figure(title, said, [_axes(x, y, "cosine"), *_marked(marks)], [(n, s) for s, n in enumerate(counts)])
+    return _figure(title, said, marks, [(n, s) for s, n in enumerate(counts)], _axes(x, y, "cosine"))
 
 
 def shares(title: str, rows: Mapping[str, Mapping[str, float]]) -> Html:
@@ -170,7 +179,7 @@ def shares(title: str, rows: Mapping[str, Mapping[str, float]]) -> Html:
     marks, height, said = [], 0, []
     for name, parts in rows.items():
         if len(rows) > 1:
-            marks.append(f'<text x="0" y="{height + 12}">{safe(_short(name))}</text>')
+            marks.append(f'<text x="0" y="{height + 12}">{safe(name if len(name) <= 48 else f"{name[:45]}...")}</text>')
             height += 18
         left, total = 0.0, sum(parts.values())
         for part, value in parts.items():
@@ -180,22 +189,23 @@ def shares(title: str, rows: Mapping[str, Mapping[str, float]]) -> Html:
             left += width
         height += 34
         said.append(f"{name}: " + ", ".join(f"{part} {value / total:.0%}" for part, value in parts.items()))
-    keys = [(name, style) for style, name in enumerate(names)]
-    if len(rows) == 1:
-        (parts,) = rows.values()
-        keys = [(f"{name} {parts[name] / sum(parts.values()):.0%}", style) for style, name in enumerate(names)]
-    return _figure(title, said, _marked(marks), keys, height - 12)
+    alone = rows.popitem()[1] if len(rows) == 1 else {}  # its shares stand in the legend
+    keys = [(f"{n} {alone[n] / sum(alone.values()):.0%}" if alone else n, style) for style, n in enumerate(names)]
+    return _figure(title, said, marks, keys, height=height - 12)
 
 
 # ---- parts of a figure
 
 
-def _figure(title: str, said: list[str], inside: list[str], keys: list[tuple[str, int]], height: int = HEIGHT) -> Html:
+def _figure(
+    title: str, said: list[str], marks: list[str], keys: list[tuple[str, int]], axes: str = "", height: int = HEIGHT
+) -> Html:
     """A figure with its caption, a text in place of the picture, and a legend."""
     legend = "".join(f"<li>{swatch(style)}{safe(name)}</li>" for name, style in keys)
     return Html(
         f'<figure><figcaption>{safe(title)}</figcaption><svg viewBox="0 0 {WIDTH} {height}" role="img">'
-        f"<title>{safe(title)}</title><desc>{safe('; '.join(said))}</desc>{''.join(inside)}</svg>"
+        f"<title>{safe(title)}</title><desc>{safe('; '.join(said))}</desc>{axes}"
+        f'<g class="marks">{"".join(marks)}</g></svg>'
         + (f'<ul class="key">{legend}</ul></figure>' if legend else "</figure>")
     )
 
@@ -212,10 +222,6 @@ def _stroke(style: int, dash: str = "") -> str:
     return f'stroke="var(--c{style % COLOURS})"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
-def _marked(marks: list[str]) -> list[str]:
-    return ['<g class="marks">', *marks, "</g>"]
-
-
 def _axes(x: Axis, y: Axis, label: str) -> str:
     bottom = HEIGHT - BOTTOM
     parts = [f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}"/>']
@@ -228,7 +234,3 @@ def _axes(x: Axis, y: Axis, label: str) -> str:
         parts.append(f'<text x="{middle:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{label}</text>')
     return "".join(parts)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 48 else f"{name[:45]}..."

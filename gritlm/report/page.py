@@ -12,6 +12,7 @@ from gritlm.report.style import STYLE
 
 FIGURES = 12  # of one kind where several runs are compared: a figure for each data set
 PATHS = ("output_dir", "data_cache", "run_name", "resume_from_checkpoint")  # of no interest between runs
+OPTIMISATION = {"grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
 HEALTH = {
     "alignment": "Alignment",
     "uniformity_passages": "Uniformity",
@@ -28,7 +29,7 @@ def make_page(runs: dict[str, Run]) -> str:
         ("Summary", [summary(runs), *notes(runs)]),
         ("Settings that differ", [differing_settings(runs)] if len(runs) > 1 else []),
         ("Loss", losses(runs)),
-        ("Optimisation", figures_of(runs, {"grad_norm": "Gradient norm", "learning_rate": "Learning rate"})),
+        ("Optimisation", [grid(curve_of(runs, key, title) for key, title in OPTIMISATION.items())]),
         ("Speed", speed(runs)),
         ("Evaluation", evaluation(runs)),
         ("Space", space(runs)),
@@ -81,14 +82,9 @@ def paragraph(text: object) -> Html:
     return Html(f"<p>{safe(text)}</p>")
 
 
-def figures_of(runs: dict[str, Run], titles: dict[str, str]) -> list[Html]:
-    """A figure for each key of the log, with a curve for each run."""
-    return [
-        grid(
-            curves(title, {name: run.curves.get(key, {}) for name, run in runs.items()}, smooth=key != "learning_rate")
-            for key, title in titles.items()
-        )
-    ]
+def curve_of(runs: dict[str, Run], key: str, title: str) -> Html:
+    """A figure of an entry of the log, with a curve for each run."""
+    return curves(title, {name: run.curves.get(key, {}) for name, run in runs.items()}, smooth=key != "learning_rate")
 
 
 def by_name(runs: dict[str, Run], title: str, found: Mapping[str, Mapping[str, Mapping[int, float]]]) -> list[Html]:
@@ -178,7 +174,7 @@ def differing_settings(runs: dict[str, Run]) -> Html:
 def losses(runs: dict[str, Run]) -> list[Html]:
     if not any(run.curves.get("loss") for run in runs.values()):
         return [paragraph("No step has been logged yet.")]
-    parts = [curves("Loss", {name: run.curves.get("loss", {}) for name, run in runs.items()})]
+    parts = [curve_of(runs, "loss", "Loss")]
     if any(len(run.terms) > 1 for run in runs.values()):
         terms = {name: {term: run.curves[term] for term in run.terms} for name, run in runs.items()}
         parts += by_name(runs, "Loss terms", terms)
@@ -189,26 +185,18 @@ def losses(runs: dict[str, Run]) -> list[Html]:
 
 
 def speed(runs: dict[str, Run]) -> list[Html]:
-    parts = {}
-    for name, run in runs.items():
-        found = run.under("time_share/")
-        parts[name] = {
-            part.replace("_", " "): sum(curve.values()) / len(curve) for part, curve in found.items() if curve
-        }
-    rates = {name: run.curves.get("tokens_per_second", {}) for name, run in runs.items()}
-    return [grid([curves("Tokens per second", rates), shares("Where the time of a step goes, mean", parts)])]
+    parts = {
+        name: {part.replace("_", " "): sum(c.values()) / len(c) for part, c in run.under("time_share/").items()}
+        for name, run in runs.items()
+    }
+    rates = curve_of(runs, "tokens_per_second", "Tokens per second")
+    return [grid([rates, shares("Where the time of a step goes, mean", parts)])]
 
 
 def evaluation(runs: dict[str, Run]) -> list[Html]:
     if not any(run.evaluations for run in runs.values()):
         return [paragraph("Not evaluated: the folder has no results in evaluation/.")]
-    found: dict[str, dict[str, dict[int, float]]] = {name: {} for name in runs}
-    for name, run in runs.items():
-        for step, content in run.evaluations.items():
-            for result in content["sets"]:
-                curve = found[name].setdefault(f"{result['name']}, {result['main']}", {})
-                curve[step] = float(result["metrics"][result["main"]])
-    loss = {name: run.curves.get("eval_loss", {}) for name, run in runs.items()}
+    found = {name: run.evaluation_curves() for name, run in runs.items()}
     columns: dict[str, dict[str, float]] = {}
     for name, run in runs.items():
         label = f"{name}, " if len(runs) > 1 else ""
@@ -218,13 +206,13 @@ def evaluation(runs: dict[str, Run]) -> list[Html]:
         for key in dict.fromkeys(key for column in columns.values() for key in column)
     ]
     return [
-        grid([*by_name(runs, "Evaluation", found), curves("Loss of held-out rows", loss)]),
+        grid([*by_name(runs, "Evaluation", found), curve_of(runs, "eval_loss", "Loss of held-out rows")]),
         table(["", *columns], rows, "Evaluation", numbers=True),
     ]
 
 
 def metrics(results: list[dict[str, Any]]) -> dict[str, float]:
-    return {f"{row['name']}, {metric}": float(value) for row in results for metric, value in row["metrics"].items()}
+    return {f"{row['name']}, {metric}": value for row in results for metric, value in row["metrics"].items()}
 
 
 def space(runs: dict[str, Run]) -> list[Html]:
@@ -249,10 +237,9 @@ def data(runs: dict[str, Run]) -> list[Html]:
     rows = []
     for name, run in runs.items():
         for found in run.data_sets():
-            curve = list(run.curves.get(f"loss/{found['name']}", {}).values())
-            cells = [found["name"] or "name unknown", found["rows"], found["fingerprint"]]
-            cells.append(number(curve[-1]) if curve else "")
-            rows.append([f"{name}: {cells[0]}" if len(runs) > 1 else cells[0], *cells[1:]])
+            losses = list(run.curves.get(f"loss/{found['name']}", {}).values())
+            label = (f"{name}: " if len(runs) > 1 else "") + (found["name"] or "name unknown")
+            rows.append([label, found["rows"], found["fingerprint"], number(losses[-1]) if losses else ""])
     return [table(["", "rows", "fingerprint", "last loss"], rows, "Data sets", numbers=True)]
 
 

@@ -19,23 +19,15 @@ _NO_TERM = {
 
 @dataclass
 class Run:
-    """A run, finished or not.
-
-    Attributes:
-        settings: run.json.
-        curves: key of log.jsonl -> step -> value, in the order of the steps. A step that was logged twice counts once.
-        times: when the first and the last line were logged.
-        evaluations: step -> evaluation/step-N.json.
-        notes: what could not be read.
-    """
+    """A run, finished or not."""
 
     folder: Path
-    settings: dict[str, Any]
-    curves: dict[str, dict[int, float]] = field(default_factory=dict)
+    settings: dict[str, Any]  # run.json
+    curves: dict[str, dict[int, float]] = field(default_factory=dict)  # key of log.jsonl -> step -> value, by step
     terms: list[str] = field(default_factory=list)
-    times: list[str] = field(default_factory=list)
-    evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)  # when the first and the last line were logged
+    evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)  # step -> evaluation/step-N.json
+    notes: list[str] = field(default_factory=list)  # what could not be read
 
     @property
     def name(self) -> str:
@@ -66,12 +58,22 @@ class Run:
         """The curves whose key begins with a prefix, by the rest of the key."""
         return {key.removeprefix(prefix): curve for key, curve in self.curves.items() if key.startswith(prefix)}
 
+    def evaluation_curves(self) -> dict[str, dict[int, float]]:
+        """The main metric of each evaluation set over the steps."""
+        curves: dict[str, dict[int, float]] = {}
+        for step, content in self.evaluations.items():
+            for row in content["sets"]:
+                curves.setdefault(f"{row['name']}, {row['main']}", {})[step] = row["metrics"][row["main"]]
+        return curves
+
     def data_sets(self) -> list[dict[str, Any]]:
         """Name, rows and fingerprint of each data set. run.json of an older run has no names."""
         if found := self.starts[0].get("data sets"):
             return found
-        parts = [str(entry).split(" rows, ") for entry in (self.settings.get("flags") or {}).get("data", [])]
-        return [{"name": "", "rows": part[0], "fingerprint": part[-1]} for part in parts]
+        entries = (self.settings.get("flags") or {}).get("data") or []
+        named = entries.items() if isinstance(entries, dict) else [("", entry) for entry in entries]
+        parts = [(name, str(entry).split(" rows, ")) for name, entry in named]
+        return [{"name": name, "rows": part[0], "fingerprint": part[-1]} for name, part in parts]
 
     def results(self, step: int | None = None) -> list[dict[str, Any]]:
         """The results on each evaluation set at a step; None is that of the published model."""
@@ -137,13 +139,24 @@ def _read_evaluations(run: Run) -> None:
         if not (step := path.stem.removeprefix("step-")).isdigit():
             continue
         try:
-            content = read_json_object(str(path))
-            content["sets"] = [_result(row) for row in content["sets"]]
-        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+            run.evaluations[int(step)] = read_results(path)
+        except UserError as error:
             run.notes.append(f"{EVALUATION}/{path.name} could not be read and is left out ({first_line(error)})")
-            continue
-        run.evaluations[int(step)] = content
     run.evaluations = dict(sorted(run.evaluations.items()))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results file of a run or of `gritlm evaluate`.
+
+    Raises:
+        UserError: it is none.
+    """
+    content = read_json_object(str(path), wanted="results of gritlm evaluate")
+    try:
+        return content | {"sets": [_result(row) for row in content["sets"]]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: found no results of gritlm evaluate in it ({found})") from error
 
 
 def _result(row: dict[str, Any]) -> dict[str, Any]:
@@ -155,4 +168,11 @@ def _result(row: dict[str, Any]) -> dict[str, Any]:
     }
     values = list(map(float, row.get("values") or []))
     metrics[row["main"]]  # a KeyError where there is none
-    return row | {"name": str(row["name"]), "metrics": metrics, "space": space, "values": values}
+    compressed = [
+        {key: int(form[key]) for key in ("width", "bytes")}
+        | {"precision": str(form["precision"])}
+        | {of: float(form[of]["ndcg@10"]) for of in ("metrics", "metrics of float32 queries")}
+        for form in row.get("compressed") or []
+    ]
+    found = {"metrics": metrics, "space": space, "values": values, "compressed": compressed}
+    return row | found | {"name": str(row["name"])}

@@ -3,7 +3,6 @@
 scripts/serving_check.sh runs the rows that say "run". The others were read in the program's source.
 """
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,28 +13,17 @@ RUN = "2026-11-28"
 
 
 class Server(NamedTuple):
-    """A row of `SERVERS`: what a program does with a model folder.
+    """A row of `SERVERS`: what a program does with a model folder."""
 
-    options: what its user sets, so that the vectors are the trainer's.
-    checked: "run" or "read", with the date or the version.
-    pooling: the methods that it has.
-    bidirectional: it runs a bidirectional model as one.
-    leaves_out_instruction: it can keep the instruction's tokens out of pooling.
-    projection: it applies the linear layer after pooling.
-    no_normalizer: the families without their tokenizer's normalizer, which drops white space at the end of a text.
-    cuts: it cuts a text at the folder's limit, and keeps the end token.
-    special_tokens: it reads the name of a special token in a text as that token.
-    """
-
-    options: str
-    checked: str
-    pooling: tuple[str, ...] = tuple(POOLING)
-    bidirectional: bool = True
-    leaves_out_instruction: bool = True
-    projection: bool = True
-    no_normalizer: tuple[str, ...] = ()
-    cuts: bool = True
-    special_tokens: bool = True
+    options: str  # what its user sets, so that the vectors are the trainer's
+    checked: str  # "run" or "read", with the date or the version
+    pooling: tuple[str, ...] = tuple(POOLING)  # the methods that it has
+    bidirectional: bool = True  # it runs a bidirectional model as one
+    leaves_out_instruction: bool = True  # it can keep the instruction's tokens out of pooling
+    projection: bool = True  # it applies the linear layer after pooling
+    no_normalizer: tuple[str, ...] = ()  # families without their normalizer, which drops white space at a text's end
+    cuts: bool = True  # it cuts a text at the folder's limit, and keeps the end token
+    special_tokens: bool = True  # it reads the name of a special token in a text as that token
 
 
 COMMON = ("mean", "lasttoken", "cls")
@@ -130,18 +118,12 @@ def servers_table(model: Served) -> list[tuple[str, str, str, str]]:
 
 def describe_servers(model: Served, contract_name: str) -> list[str]:
     """Two lines at the start of a run: the servers that give the trainer's vectors, and why others do not."""
-
-    def refusing(model: Served) -> dict[str, str]:
-        reasons = {name: why_not(server, model) for name, server in SERVERS.items()}
-        return {name: reason for name, reason in reasons.items() if reason}
-
-    refused, names_by_reason = refusing(model), defaultdict(list)
-    for name, reason in refused.items():
-        names_by_reason[reason].append(name)
-    given = ", ".join(name for name in SERVERS if name not in refused)
-    others = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+    refused = {name: reason for name, server in SERVERS.items() if (reason := why_not(server, model))}
     portable = replace(model.contract, pooling_method="mean", pool_instruction=True, append_eos=True)
-    more = [name for name in refused if name not in refusing(model._replace(contract=portable))]
+    more = [name for name in refused if not why_not(SERVERS[name], model._replace(contract=portable))]
+    by_reason = {reason: [name for name in refused if refused[name] == reason] for reason in refused.values()}
+    others = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
     hint = f"; --contract portable adds {', '.join(more)}" if more else ""
+    given = ", ".join(name for name in SERVERS if name not in refused)
     lines = [f"servers, contract {contract_name}: the trainer's vectors from {given}"]
     return [*lines, *([f"  not from {others}{hint}; see docs/serving.md"] if others else [])]

@@ -20,12 +20,12 @@ _POOLING = {
     "cls": ["vectors = states[torch.arange(len(texts)), pooled.argmax(1)]"],
 }
 _SHORT = """\
-from {module} import {name}
+from {0} import {1}
 
-model = {name}({folder})
-queries = model.{query}({queries})
-passages = model.{document}({passages})
-print({scores})"""
+model = {1}({folder})
+queries = model.{2}({queries})
+passages = model.{3}({passages})
+print({4})"""
 _TRANSFORMERS = """\
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -56,24 +56,12 @@ def usage(folder: Path, name: str) -> dict[str, str]:
         name: what loads the model: "." in its folder, or its name on the hub.
     """
     names = {"folder": literal(name), "queries": literal(QUERIES), "passages": literal(PASSAGES)}
+    calls = ("encode_query", "encode_document", "model.similarity(queries, passages)")
+    own_calls = ("encode_queries", "encode_corpus", "queries @ passages.T")
     return {
-        "sentence-transformers": _SHORT.format(
-            module="sentence_transformers",
-            name="SentenceTransformer",
-            query="encode_query",
-            document="encode_document",
-            scores="model.similarity(queries, passages)",
-            **names,
-        ),
+        "sentence-transformers": _SHORT.format("sentence_transformers", "SentenceTransformer", *calls, **names),
         "transformers": _with_transformers(folder, name, names),
-        "gritlm": _SHORT.format(
-            module="gritlm",
-            name="GritLM",
-            query="encode_queries",
-            document="encode_corpus",
-            scores="queries @ passages.T",
-            **names,
-        ),
+        "gritlm": _SHORT.format("gritlm", "GritLM", *own_calls, **names),
     }
 
 

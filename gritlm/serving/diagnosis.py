@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from gritlm.models.base_files import Base
 from gritlm.models.pooling import POOLING
@@ -62,63 +63,53 @@ def _dtypes(folder: Path) -> str:
     return f"{str(config.dtype).removeprefix('torch.')} in config.json and {', '.join(sorted(weights))} weights"
 
 
-Variant = tuple[str, Tensor]  # the setting in words, the vectors
-
-
-def variants(folder: Path, trained: TrainedModel, probes: list[Probe], contract: TextContract) -> Iterator[Variant]:
+def variants(
+    folder: Path, trained: TrainedModel, probes: list[Probe], contract: TextContract
+) -> Iterator[tuple[str, Tensor]]:
     """The trainer's vectors with one setting changed, in every way in which programs are known to go wrong.
 
-    Where a setting has any number of values, its value is what a file of the folder says.
+    Each comes with the setting in words. Where a setting has any number of values, its value is what a file of the
+    folder says; a file that cannot be read says nothing here, since the program that needs it has failed with its name.
     """
 
     def read(name: str) -> dict[str, Any]:
-        path = folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        with suppress(OSError, ValueError):
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
 
-    def changed(**settings: Any) -> Tensor:
-        return trained.encode(probes, replace(contract, **settings))
+    def changed(tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any) -> Tensor:
+        return trained.encode(probes, replace(contract, **settings), tokenizer)
 
     for method in POOLING:
         yield f"pooling: found {method}, wanted {contract.pooling_method}", changed(pooling_method=method)
-    pooled = contract.pool_instruction
+    pooled, unit, ends = contract.pool_instruction, contract.normalized, contract.append_eos
     yield f"prompt: found it {'not ' if pooled else ''}pooled", changed(pool_instruction=not pooled)
     own = {side: contract.prompts.get(side, "") for side in ("query", "document")}
     for file in ("config_sentence_transformers.json", CONTRACT_FILE, ""):
-        said = (read(file).get("prompts") or {}) if file else {}
+        said = read(file).get("prompts") or {}
         prompts = {side: said.get(side, "") for side in own}
         yield f"prompt: found {prompts}, wanted {own}", changed(prompts=prompts)
-    unit = contract.normalized
     yield f"normalisation: found {'no ' if unit else ''}unit norm", changed(normalized=not unit)
     for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         limit = read(file).get(key) or contract.longest
-        said = f"length limit: found {limit}, wanted {contract.longest}"
-        yield said, changed(query_max_len=limit, passage_max_len=limit)
-    yield from _other_tokens(folder, trained, probes, contract)
-    yield from _other_attention(folder, trained, probes, contract)
-
-
-def _other_tokens(
-    folder: Path, trained: TrainedModel, probes: list[Probe], contract: TextContract
-) -> Iterator[Variant]:
-    ends = contract.append_eos
-    tokenizer = load_tokenizer(trained.name, replace(contract, append_eos=not ends))
-    yield f"end token: found {'none' if ends else 'one'} after each text", trained.encode(probes, contract, tokenizer)
+        wanted = f"wanted {contract.longest}"
+        yield f"length limit: found {limit}, {wanted}", changed(query_max_len=limit, passage_max_len=limit)
+    other = load_tokenizer(trained.name, replace(contract, append_eos=not ends))
+    yield f"end token: found {'none' if ends else 'one'} after each text", changed(other)
     for options in (LOADER_OPTIONS, {}):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        yield "tokenizer: the folder's gives other tokens", trained.encode(probes, contract, tokenizer)
-
-
-def _other_attention(
-    folder: Path, trained: TrainedModel, probes: list[Probe], contract: TextContract
-) -> Iterator[Variant]:
-    backbone, config, served = trained.embedder.backbone, trained.embedder.config, AutoConfig.from_pretrained(folder)
-    causal, rotary = config.is_causal, backbone.rotary_emb
+        with suppress(Exception):  # the program that loads it says why it fails
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            yield "tokenizer: the folder's gives other tokens", changed(tokenizer)
+    backbone, config = trained.embedder.backbone, trained.embedder.config
+    causal, rotary, kinds = config.is_causal, backbone.rotary_emb, ("causal", "bidirectional")
     config.is_causal = not causal
-    vectors_ND = trained.encode(probes, contract)
+    vectors_ND = changed()
     config.is_causal = causal
-    found, wanted = ("bidirectional", "causal") if causal else ("causal", "bidirectional")
-    yield f"causality: found {found} attention, wanted {wanted}", vectors_ND
-    backbone.rotary_emb = type(rotary)(served).to(trained.device)
-    vectors_ND = trained.encode(probes, contract)
-    backbone.rotary_emb = rotary
-    yield f"rope: found {served.rope_parameters}, wanted {config.rope_parameters}", vectors_ND
+    yield f"causality: found {kinds[causal]} attention, wanted {kinds[not causal]}", vectors_ND
+    with suppress(Exception):
+        served = AutoConfig.from_pretrained(folder)
+        backbone.rotary_emb = type(rotary)(served).to(trained.device)
+        vectors_ND = changed()
+        backbone.rotary_emb = rotary
+        yield f"rope: found {served.rope_parameters}, wanted {config.rope_parameters}", vectors_ND

@@ -4,9 +4,10 @@ import importlib.util
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, get_token
@@ -18,7 +19,8 @@ from gritlm.files import size_text, written_aside
 from gritlm.models.base_files import MANIFEST, find_damaged_file, read_json
 from gritlm.models.embedder import Embedder
 from gritlm.models.hub import is_hub_name
-from gritlm.report.card import parity_table, read_facts, write_card
+from gritlm.report.card import CardFacts, parity_table, write_card
+from gritlm.report.run import find_run, read_results
 from gritlm.report.usage import PASSAGES, QUERIES
 from gritlm.serving.consumers import CONSUMERS
 from gritlm.serving.formats import CONVERTER, ExportOptions, write_gguf, write_model, write_onnx
@@ -47,10 +49,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--llama_cpp", type=Path, metavar="DIR", help=f"a checkout of llama.cpp, with its {CONVERTER}")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload OUT to this repository of the Hugging Face hub")
     parser.add_argument("--dry_run", action="store_true", help="show what --push_to_hub would upload, and do not")
+    what = "for the card:"
+    parser.add_argument("--license", help=f"{what} licence of the model, such as mit; default that of the base's card")
+    parser.add_argument("--language", nargs="+", default=(), help=f"{what} languages of the texts, such as en de")
+    parser.add_argument("--datasets", nargs="+", default=(), help=f"{what} names of the training data on the hub")
+    parser.add_argument("--results", nargs="+", type=Path, default=(), help=f"{what} files of gritlm evaluate")
     parser.add_argument("--device", help="where the programs run, default CUDA if there is a GPU")
     arguments = vars(parser.parse_args(argv))
     checkpoint, out, dry_run = (arguments.pop(name) for name in ("checkpoint", "out", "dry_run"))
-    options = ExportOptions(**arguments)
+    check_card_flags(arguments)
+    results = read_card_results(checkpoint, arguments.pop("results"))
+    card = CardFacts(results=results, **{name: arguments.pop(name) for name in ("license", "language", "datasets")})
+    options = ExportOptions(**arguments, card=card)
     check_hub(options.push_to_hub, dry_run)
     quieten()
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # it advises against half precision on a CPU
@@ -62,7 +72,7 @@ def main(argv: list[str]) -> int:
     if not out.stat().st_mode & 0o001:
         print(f"{out}: not every user of this machine can read it, because of this shell's umask")
     if options.truncate_dim not in (None, *read_json(out / "config.json").get("matryoshka_dimensions", ())):
-        print(f"--truncate_dim {options.truncate_dim}: the model was not trained for that width; measure the loss")
+        print(f"--truncate_dim {options.truncate_dim}: the model was not trained for it; gritlm evaluate measures it")
     if options.push_to_hub:
         push(out, options.push_to_hub, dry_run)
     return 0
@@ -86,7 +96,8 @@ def export(
         raise UserError(f"{out} exists; nothing is overwritten, name another folder")
     check_options(options)
     check_checkpoint(Path(checkpoint))
-    facts = read_facts(checkpoint)
+    run, step = find_run(Path(checkpoint))
+    facts = replace(options.card, run=run, step=step)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         trained = TrainedModel(checkpoint, device, options.truncate_dim)
@@ -139,11 +150,39 @@ def check_options(options: ExportOptions) -> None:
             raise UserError(f"--device: found {options.device!r}, wanted cpu or cuda ({first_line(error)})") from error
     for package in ("onnx", "onnxscript"):
         if options.onnx and importlib.util.find_spec(package) is None:
-            raise UserError(f"--onnx: {package} is not installed; pip install onnx onnxscript onnxruntime")
+            raise UserError(f"--onnx: {package} is not installed; pip install 'gritlm[onnx]'")
     if options.gguf != (options.llama_cpp is not None):
         raise UserError("--gguf and --llama_cpp DIR: found one without the other, wanted both or none")
     if options.llama_cpp and not (options.llama_cpp / CONVERTER).is_file():
         raise UserError(f"--llama_cpp {options.llama_cpp}: found no {CONVERTER} there, wanted a checkout of llama.cpp")
+
+
+def check_card_flags(arguments: dict[str, Any]) -> None:
+    """Refuse what the hub would refuse in the card."""
+    for language in arguments["language"]:
+        if not re.fullmatch(r"[a-z]{2,3}(-\w+)*|multilingual|code", language):
+            raise UserError(f"--language: found {language!r}, wanted a code such as en, deu or zh-Hant")
+    for name in arguments["datasets"]:
+        if not is_hub_name(name):
+            raise UserError(f"--datasets: found {name!r}, wanted a name of the hub, such as me/pairs")
+    if (license_name := arguments["license"]) and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license_name):
+        raise UserError(f"--license: found {license_name!r}, wanted the hub's name of a licence, such as apache-2.0")
+
+
+def read_card_results(checkpoint: str, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results in files of `gritlm evaluate`.
+
+    Raises:
+        UserError: a file holds none, or those of another model.
+    """
+    found: list[dict[str, Any]] = []
+    for path in files:
+        content = read_results(path)
+        model = ((content.get("about") or {}).get("model") or {}).get("name")
+        if model is None or Path(model).resolve() != Path(checkpoint).resolve():
+            raise UserError(f"--results {path}: found results of {model or 'a run'}, wanted those of {checkpoint}")
+        found += content["sets"]
+    return found
 
 
 def check_checkpoint(folder: Path) -> None:

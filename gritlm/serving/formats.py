@@ -1,11 +1,13 @@
 """The forms in which an export writes a model: the model folder, ONNX, GGUF."""
 
+import json
 import logging
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from transformers import AutoModel
 from gritlm.errors import UserError, one_line
 from gritlm.models.embedder import Embedder
 from gritlm.models.folder import save_model_folder
+from gritlm.report.card import CardFacts
 from gritlm.serving.consumers import ONNX_FILE
 from gritlm.serving.parity import ALL, Row
 from gritlm.serving.probes import TrainedModel
@@ -24,27 +27,17 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is written beside the plain folder, and where it is proved.
+    """What is written beside the plain folder, where it is proved, and what its card says."""
 
-    Attributes:
-        dtype: of the weights: float32, float16 or bfloat16. The projection stays in float32.
-        max_shard_size: the largest weights file.
-        truncate_dim: keep that many leading dimensions. None keeps all.
-        onnx: write the backbone to onnx/model.onnx, in float32.
-        gguf: write a GGUF file with the converter in `llama_cpp`.
-        llama_cpp: a checkout of llama.cpp.
-        push_to_hub: the name by which the card's code loads the model. None is its folder.
-        device: where the programs run. None is CUDA where there is one, else the CPU.
-    """
-
-    dtype: str = "float32"
-    max_shard_size: str = "50GB"
-    truncate_dim: int | None = None
-    onnx: bool = False
-    gguf: bool = False
-    llama_cpp: Path | None = None
-    push_to_hub: str | None = None
-    device: str | None = None
+    dtype: str = "float32"  # of the weights; the projection stays in float32
+    max_shard_size: str = "50GB"  # the largest weights file
+    truncate_dim: int | None = None  # keep that many leading dimensions; None keeps all
+    onnx: bool = False  # write the backbone to onnx/model.onnx, in float32
+    gguf: bool = False  # write a GGUF file with the converter in `llama_cpp`
+    llama_cpp: Path | None = None  # a checkout of llama.cpp
+    push_to_hub: str | None = None  # the name by which the card's code loads the model; None is its folder
+    device: str | None = None  # where the programs run; None is CUDA where there is one, else the CPU
+    card: CardFacts = field(default_factory=CardFacts)  # licence, languages, data sets and results
 
 
 def write_model(trained: TrainedModel, folder: Path, options: ExportOptions) -> None:
@@ -110,8 +103,15 @@ def write_gguf(folder: Path, name: str, options: ExportOptions) -> Row:
     kind = GGUF_TYPES[options.dtype]
     file = folder / f"{name}-{kind}.gguf"
     script = str((options.llama_cpp or Path()) / CONVERTER)
-    command = [sys.executable, script, str(folder), "--outfile", str(file), "--outtype", kind, "--model-name", name]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # What the converter would read from the folder's name, which is not its final one; null is no entry.
+    names: dict[str, str | None] = {"general.name": name, "general.basename": name}
+    names |= dict.fromkeys((f"general.{key}" for key in ("finetune", "version", "organization")), None)
+    with NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as metadata:
+        json.dump(names, metadata)
+        metadata.flush()
+        command = [sys.executable, script, str(folder), "--outfile", str(file), "--outtype", kind]
+        command += ["--model-name", name, "--metadata", metadata.name]
+        done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not file.is_file():
         said = (done.stderr.strip() or done.stdout.strip() or "it wrote no file").splitlines()[-1]
         raise UserError(f"--gguf: {script} failed: {said}")

@@ -52,8 +52,8 @@ class DataArguments:
 
     train_data: str = flag(
         "",
-        "A .jsonl, .jsonl.gz or .parquet file, or a folder. In a folder, each file and each sub-folder is one data "
-        "set. Required.",
+        "A .jsonl file (plain, .gz, .bz2, .zst or .xz), a .parquet file, or a folder. In a folder, each file, each "
+        "group of shards and each sub-folder is one data set; test splits are left out. Required.",
         changes_learning=False,  # what is compared is the rows
     )
     train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
@@ -87,6 +87,11 @@ class DataArguments:
         changes_learning=False,
     )
     eval_held_out: int = flag(0, "Keep this many rows of each data set out of training, and evaluate on them.")
+    ignore_columns: list[str] | None = flag(
+        None,
+        "Keys of rows that are left unread on purpose: a,b. Others that look like a label or a split stop the run.",
+        changes_learning=False,
+    )
     data_cache: str | None = flag(
         None, "Folder for the memory-mapped form of the data. None: beside the datasets cache.", changes_learning=False
     )

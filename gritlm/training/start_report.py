@@ -40,7 +40,7 @@ def describe_run(
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_instructions(evaluation, text_tokenizer)
-    texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
+    texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or ())
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
     lines = [

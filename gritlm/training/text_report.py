@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gritlm.data.records import Record, RecordSet, label_of, revealing_label, spelled_alike
+from gritlm.data.shapes import unread_notes
+from gritlm.errors import UserError
 from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.setup import clip, count_passage_instructions, main_instruction
@@ -14,15 +16,21 @@ SHORT = 8  # a query or passage that is cut off keeps fewer tokens than this: ne
 
 
 def report_on_texts(
-    records: list[RecordSet], text_tokenizer: TextTokenizer, query_prompt: str | None
+    records: list[RecordSet],
+    text_tokenizer: TextTokenizer,
+    query_prompt: str | None,
+    ignore_columns: Iterable[str] = (),
 ) -> tuple[list[str], list[str]]:
     """Lines to print, and warnings.
 
     Args:
         query_prompt: the flag.
+        ignore_columns: the flag.
+    Raises:
+        UserError: rows have an unread key that seems to be a label or a split.
     """
     samples = {r.name: sample_rows(r, max(20, SAMPLED // len(records))) for r in records}
-    warnings = [*doubtful_prompts(records, query_prompt), *unread_keys(records)]
+    warnings = [*doubtful_prompts(records, query_prompt), *unread_keys(records, ignore_columns)]
     for r in records:
         warnings += revealing_rows(r, samples[r.name])
     lines = describe_prompts(records, text_tokenizer.contract.prompts)
@@ -90,11 +98,19 @@ def doubtful_prompts(records: list[RecordSet], query_prompt: str | None) -> Iter
 # ---- rows
 
 
-def unread_keys(records: list[RecordSet]) -> Iterator[str]:
-    unread: Counter[str] = sum((r.unread for r in records), Counter())
-    if unread:
-        keys = ", ".join(f"{json.dumps(key)} ({rows} rows)" for key, rows in unread.most_common())
-        yield f'keys of rows that are not read: {keys}; an instruction is read from "query": [instruction, text]'
+def unread_keys(records: list[RecordSet], ignored: Iterable[str] = ()) -> Iterator[str]:
+    known = {name for names in ignored for name in names.split(",")}
+    for r in records:
+        names, unclear = unread_notes(Counter({name: rows for name, rows in r.unread.items() if name not in known}))
+        if unclear:
+            raise UserError(
+                f"{r.name}: found the key {unclear[0]!r} in {r.unread[unclear[0]]} rows, which seems to tell positives "
+                "from others, or train from test; training does not read it. gritlm prepare does (--label_column, "
+                f"--split); --ignore_columns {','.join(unclear)} trains on all rows"
+            )
+        if names:
+            keys = ", ".join(f"{json.dumps(name)} ({r.unread[name]} rows)" for name in names)
+            yield f'{r.name}: keys that are not read: {keys}; an instruction is read from "query": [instruction, text]'
 
 
 def revealing_rows(records: RecordSet, sample: list[Record]) -> Iterator[str]:

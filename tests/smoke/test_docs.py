@@ -26,8 +26,8 @@ from transformers import AutoConfig, AutoModel
 
 from gritlm import VERBS, __version__
 from gritlm.__main__ import main
-from gritlm.curation.prepare import prepare
-from gritlm.data import columns
+from gritlm.data import columns, shapes
+from gritlm.data.raw import BadRows
 from gritlm.data.rows import parse_row
 from gritlm.errors import UserError
 from gritlm.evaluation import metrics
@@ -71,6 +71,7 @@ ADDED = {
     "plan": SMALL,
     "check-data": "--processes 1",
     "mine": "--data_cache cache",
+    "filter": "--data_cache cache",
     "benchmark": "--model tiny --chunk_tokens 512",
 }
 EXIT_CODES = {"check-data": (0, 1)}  # 1: it found something
@@ -273,14 +274,17 @@ def check_backbone(code: str) -> None:
 
 
 def check_data_shape(code: str) -> None:
-    names = dict(vars(columns))
+    names = dict(vars(shapes))
     exec(code, names)
-    (reader,) = names.keys() - vars(columns).keys()
-    Path("pairs.txt").write_text("first query\nits passage\nsecond query\nanother passage\n")
-    bad = columns.BadRows()
-    rows = prepare(names[reader](Path("pairs.txt"), bad), "", bad).rows
-    found = [(row["query"], row["pos"]) for row in rows]
-    assert found == [("first query", ["its passage"]), ("second query", ["another passage"])]
+    rows = [("f:1", {"turns": ["first query", "its passage"], "id": 7})]
+    with pytest.raises(UserError, match="found the columns turns, id"):
+        next(columns.examples_of(lambda: iter(rows), "f", columns.Columns(), BadRows(), columns.Reading()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SHAPES", names["SHAPES"])
+        reading = columns.Reading()
+        (example,) = columns.examples_of(lambda: iter(rows), "f", columns.Columns(), BadRows(), reading)
+    assert (example.query, example.positives) == ("first query", ["its passage"])
+    assert reading.lines() == ["turns of a dialogue: query <- turns, positive <- turns; not read: id"]
 
 
 # The heading above a block -> its check.

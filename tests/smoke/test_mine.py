@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from gritlm.curation.embedding import embed
+from gritlm.curation.embedding import Encoder, embed
+from gritlm.curation.filter import main as filter_main
 from gritlm.curation.mine import main
 from gritlm.errors import UserError
 from gritlm.models.folder import load_model_folder, save_model_folder
@@ -98,11 +99,11 @@ def test_negatives_obey_the_rules_and_the_same_flags_continue_the_run(pairs, ser
         assert all(score <= 0.1 for score in row["scores"]["neg"])
     main(flags(pairs, tmp_path / "out", served, tmp_path, *more))
     assert "exists already, skipped" in capsys.readouterr().out
-    with pytest.raises(UserError, match="was mined with corpus_only True, now False"):
+    with pytest.raises(UserError, match="was made by mine with corpus_only True, now False"):
         main(flags(pairs, tmp_path / "out", served, tmp_path))
     with open(extra, "a") as out:
         out.write('"one more"\n')
-    with pytest.raises(UserError, match="was mined with corpus texts "):
+    with pytest.raises(UserError, match="was made by mine with corpus texts "):
         main(
             flags(pairs, tmp_path / "out", served, tmp_path, *more, "--sampling_strategy", "random", "--output_scores")
         )
@@ -118,13 +119,11 @@ def test_a_killed_run_continues_with_the_vectors_it_has(pairs, served, tmp_path)
     slow = (
         "import sys, time, gritlm.curation.mine as m, gritlm.curation.embedding as e\n"
         "e.FLUSH_EVERY = 64\n"
-        "load = m.load_encoder\n"
-        "def slowly(*a):\n"
-        "    encode = load(*a)\n"
-        "    def one(texts):\n"
-        "        print('embedding', len(texts), flush=True); time.sleep(float(sys.argv[1])); return encode(texts)\n"
-        "    return one\n"
-        "m.load_encoder = slowly\n"
+        "encode = e.Encoder.encode\n"
+        "def slowly(self, texts, side):\n"
+        "    print('embedding', len(texts), flush=True); time.sleep(float(sys.argv[1]))\n"
+        "    return encode(self, texts, side)\n"
+        "e.Encoder.encode = slowly\n"
         "m.main(sys.argv[2:])\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -137,8 +136,9 @@ def test_a_killed_run_continues_with_the_vectors_it_has(pairs, served, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     (work,) = [path for path in out.iterdir() if path.is_dir()]
-    assert int((work / "queries.done").read_text()) == 192
-    before = np.load(work / "queries.npy")[:192].copy()
+    (done,) = work.glob("queries-*.done")
+    assert int(done.read_text()) == 192
+    before = np.load(done.with_suffix(".npy"))[:192].copy()
     assert np.abs(before).sum(1).min() > 0
     command[1] = os.path.relpath(out, ROOT)  # the same folder by another name
     resumed = run("-c", slow, "0", *command)
@@ -202,11 +202,16 @@ def test_a_changed_model_with_the_same_name_is_refused(pairs, served, tmp_path):
     main(flags(pairs, tmp_path / "out", model, tmp_path))  # the same bytes: goes on
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     os.utime(weights, (1, 1))
-    with pytest.raises(UserError, match="was mined with model files "):
+    with pytest.raises(UserError, match="was made by mine with model files "):
         main(flags(pairs, tmp_path / "out", model, tmp_path))
     (tmp_path / "out" / "mine.json").write_text("{")
     with pytest.raises(UserError, match=r"mine\.json: found a damaged file"):
         main(flags(pairs, tmp_path / "out", model, tmp_path))
+
+
+class Damaged:
+    def encode_blocks(self, blocks, side):
+        return (np.array([[1.0], [np.nan]]) for _ in blocks)
 
 
 def test_vectors_that_are_not_finite_are_refused(pairs, served, tmp_path):
@@ -217,7 +222,7 @@ def test_vectors_that_are_not_finite_are_refused(pairs, served, tmp_path):
     with pytest.raises(UserError, match="not finite"):
         main(flags(pairs, tmp_path / "out", model, tmp_path))
     with pytest.raises(UserError, match="pairs corpus: found a vector that is not finite, of 'b'"):
-        embed(lambda texts: np.array([[1.0], [np.nan]]), [Text("", "a"), Text("", "b")], tmp_path / "v", "pairs corpus")
+        embed(Damaged(), "passage", [Text("", "a"), Text("", "b")], tmp_path / "v", "pairs corpus")
 
 
 def test_files_of_other_programs_are_not_overwritten(pairs, served, tmp_path):
@@ -235,6 +240,8 @@ def test_a_bad_flag_gives_one_line(pairs, served, tmp_path):
     for model, more, message in (
         ("nowhere/nothing", [], "nowhere/nothing: found no such folder, and no config.json"),
         (served, ["--range_min", "99", "--num_negatives", "3"], "wanted room for --num_negatives 3"),
+        (served, ["--absolute_margin", "nan"], "argument --absolute_margin: found 'nan', wanted a number"),
+        ("bm25", [], "--model bm25: found no vectors"),
         (served, ["--corpus_only"], "leaves no passage to choose from"),
         ("nowhere/nothing", ["--seed", "-1"], "--seed -1: wanted 0 or more"),
         ("nowhere/nothing", ["--corpus", blank], r"blank\.jsonl:3: found an empty text"),
@@ -264,3 +271,118 @@ def test_a_cross_encoder_scores_the_candidates_again(pairs, served, qwen2, tmp_p
     for row in again[:5]:
         wanted = model.predict([(row["query"][1], text) for text in row["neg"]])
         assert np.allclose(wanted, row["scores"]["neg"], atol=1e-5)
+
+
+COPIES = [  # query, positive, copies of it, which are no negatives
+    ("where do the ferries leave", "Ferries leave from pier six.", ["Harbour Ferries leave from pier six."]),
+    ("rain", "Water falls.", ["water falls", "WATER  FALLS!"]),
+    ("what is in the box", "passage: a red ball", ["A red ball"]),
+    ("long", "The bridge over the river was opened in 1871 by the mayor of the old town.",
+     ["The bridge over the river was opened in 1872 by the mayor of the old town."]),
+    ("船はどこ", "渡し船は六番桟橋から出ます", ["渡し船は六番桟橋から出ます。", "港 渡し船は六番桟橋から出ます"]),
+    ("how old is it", "81 years", ["How old is it?"]),
+]  # fmt: skip
+OTHERS = ["Water freezes.", "Ferries leave from pier two.", "A blue ball", "18 years", "Trams stop at the mill."]
+
+
+def test_no_near_copy_of_a_positive_is_a_negative(served, tmp_path, capsys):
+    """With a title, in another case, one word changed; also a positive of a query in another case, and the query."""
+    pairs, corpus = tmp_path / "pairs.jsonl", tmp_path / "corpus.jsonl"
+    rows = [{"query": query, "pos": [positive], "neg": []} for query, positive, _ in COPIES]
+    rows += [{"query": "Rain.", "pos": ["Drops from a cloud."], "neg": []}]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copies = [{"text": text} for _, _, texts in COPIES for text in texts] + [{"text": text} for text in OTHERS]
+    copies[0] = {"title": "Harbour", "text": "Ferries leave from pier six."}
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in copies))
+    more = ["--corpus", corpus, "--relative_margin", "none", "--num_negatives", 20]
+    main(flags(pairs, tmp_path / "out", served, tmp_path, *more))
+    found = {row["query"]: row for row in mined(tmp_path / "out")}
+    for query, positive, texts in COPIES:
+        assert not {*texts, positive} & {*found[query]["neg"]}
+        assert {*OTHERS, "Trams stop at the mill."} <= {*found[query]["neg"]}, "control"
+    assert "Drops from a cloud." not in found["rain"]["neg"] and "Water falls." not in found["Rain."]["neg"]
+    assert "Drops from a cloud." in found["long"]["neg"] and "water falls" in found["long"]["neg"], "control"
+    assert "near copy of one of these" in capsys.readouterr().out
+
+
+def test_fill_adds_only_what_is_missing(pairs, served, tmp_path, capsys):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()[:12]]
+    for number, row in enumerate(rows):
+        row["neg"] = [f"given negative {i} of row {number}" for i in range(number % 4)]
+    rows[4]["neg"] = [rows[4]["pos"][0].upper() + "!"]
+    few = tmp_path / "pairs.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--relative_margin", "none", "--num_negatives", 2]
+    main(flags(few, tmp_path / "fill", served, tmp_path, "--fill", *more))
+    main(flags(few, tmp_path / "keep", served, tmp_path, "--keep_negatives", *more))
+    rows[4]["neg"] = []  # a copy of its positive
+    for row, fill, keep in zip(rows, mined(tmp_path / "fill"), mined(tmp_path / "keep"), strict=True):
+        own = len(row["neg"])
+        assert fill["neg"] == keep["neg"][: max(own, 2)] and fill["neg"][:own] == row["neg"]
+        assert len(keep["neg"]) == own + 2
+    printed = capsys.readouterr().out
+    assert "0 queries have fewer than 2" in printed
+    assert "1 negatives of the rows were near copies of their query or its positives: removed" in printed
+
+
+def test_two_processes_write_the_file_of_one(pairs, served, tmp_path, monkeypatch):
+    monkeypatch.setattr("gritlm.curation.embedding.FLUSH_EVERY", 16)
+    few, bits = tmp_path / "pairs.jsonl", []
+    few.write_text("\n".join(pairs.read_text().splitlines()[:60]) + "\n")
+    for processes in (1, 2):
+        out = tmp_path / f"out{processes}"
+        more = ["--output_scores", "--processes", processes, "--vectors", tmp_path / f"vectors{processes}"]
+        main(flags(few, out, served, tmp_path, *more))
+        bits.append([(out / "pairs.jsonl").read_bytes(), *(v.read_bytes() for v in vectors_in(tmp_path, processes))])
+    assert bits[0] == bits[1] and len(bits[0]) == 3
+    with pytest.raises(UserError, match="broken: cannot be loaded"):
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken/modules.json").write_text("[]")
+        main(flags(pairs, tmp_path / "no", tmp_path / "broken", tmp_path, "--processes", 2))
+    assert not (tmp_path / "no").exists()
+
+
+def vectors_in(folder, number) -> list:
+    return sorted((folder / f"vectors{number}").glob("*.npy"))
+
+
+def test_filter_uses_the_vectors_of_mine(pairs, served, tmp_path, monkeypatch):
+    """Scores and ranks are those of a plain computation; only texts that mine has not embedded are embedded."""
+    extra = tmp_path / "extra.jsonl"
+    extra.write_text("".join(json.dumps(f"an extra passage, number {n}") + "\n" for n in range(40)))
+    more = ["--corpus", extra, "--vectors", tmp_path / "vectors1"]
+    main(flags(pairs, tmp_path / "out", served, tmp_path, *more, "--relative_margin", "none", "--output_scores"))
+    rows = mined(tmp_path / "out")
+    rows[0] |= {"neg": ["one more negative"], "scores": None}
+    (tmp_path / "out/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embedded, encode = [], Encoder.encode
+
+    def counted(self, texts, side):
+        embedded.extend(text.text for text in texts)
+        return encode(self, texts, side)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    rules = ["--max_rank", 40, "--relative_margin", "0.02"]
+    filter_main(flags(tmp_path / "out/pairs.jsonl", tmp_path / "clean", served, tmp_path, *more, *rules))
+    assert embedded == ["one more negative"]
+    model = SentenceTransformer(str(served), device="cpu")
+    corpus = [json.loads(line) for line in extra.read_text().splitlines()]
+    corpus = [*dict.fromkeys([*corpus, *(text for row in rows for text in row["pos"])])]
+    corpus_ND = model.encode(corpus, prompt="", normalize_embeddings=True)
+    known: dict[str, set] = {}
+    for row in rows:
+        known.setdefault(row["query"][1], set()).update(row["pos"])
+    kept = {}
+    queries_BD = model.encode([row["query"][1] for row in rows], prompt="", normalize_embeddings=True)
+    other = model.encode("one more negative", prompt="")
+    for row, query in zip(rows, queries_BD, strict=True):
+        score = dict(zip(corpus, (corpus_ND @ query).tolist(), strict=True))
+        score["one more negative"] = float(other @ query)
+        positive = score[row["pos"][0]]
+        others = known[row["query"][1]] | {row["query"][1]}
+        rank = 1 + sum(score[text] > positive for text in corpus if text not in others)
+        if rank <= 40:
+            kept[row["query"][1], row["pos"][0]] = [text for text in row["neg"] if score[text] <= 0.98 * positive]
+    found = {(row["query"][1], row["pos"][0]): row["neg"] for row in mined(tmp_path / "clean")}
+    assert 0 < len(found) < 300 and found.keys() == kept.keys()
+    assert sum(found[key] != kept[key] for key in found) <= 1  # a score at the margin, in another order of sums

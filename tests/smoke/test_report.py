@@ -93,10 +93,11 @@ def test_the_page_in_a_browser(run, tmp_path):
 def test_a_run_leaves_a_card_in_each_model_folder(run):
     card = ModelCard.load(run / "README.md")
     assert card.data.library_name == "sentence-transformers"
-    for line in ("| loss | 6 |", "| hard | 40 | `", "| plain | 48 | `", "- Base: the local folder `qwen3"):
+    assert re.search(r"\| loss \| [▁-█]{6} \| \S+ \(step 1\) \| \S+ \(step 6\) \|", card.text)
+    for line in ("| hard | 40 | `", "| plain | 48 | `", "- Base: the local folder `qwen3"):
         assert line in card.text
     checkpoint = (run / "checkpoint-3" / "README.md").read_text(encoding="utf-8")
-    assert "Trained with gritlm, step 3." in checkpoint and "| loss | 3 |" in checkpoint
+    assert "Trained with gritlm, step 3." in checkpoint and "(step 3) |" in checkpoint
     assert "README.md" in json.loads((run / "checkpoint-3" / "checkpoint.json").read_text())["served"]
     (start,) = json.loads((run / "run.json").read_text())["starts"]
     assert start["examples"][1].startswith("  hard query, ")

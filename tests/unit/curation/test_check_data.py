@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import shutil
 from math import nan
 
 import pyarrow as pa
@@ -12,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gritlm.cli import run_verb
-from gritlm.curation import check_data
-from gritlm.curation.check_data import check, main
+from gritlm.curation import fix
+from gritlm.curation.check_data import check, describe_file, main
 from gritlm.data.rows import parse_block, read_blocks
 from gritlm.errors import UserError
 
@@ -41,7 +42,7 @@ def test_good_files_have_no_findings(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "a.jsonl: 2 rows" in printed
     assert "negatives per row: 0 to 1" in printed
-    assert "1 files, 2 good rows, 0 findings" in printed
+    assert "1 file, 2 good rows, 0 findings" in printed
 
 
 def test_every_kind_of_finding_is_reported_and_fixed(tmp_path, capsys, qwen3):
@@ -66,15 +67,15 @@ def test_every_kind_of_finding_is_reported_and_fixed(tmp_path, capsys, qwen3):
     assert code == 1
     assert found == [
         ["a.jsonl", "2", "pos: found an empty list, wanted at least one passage"],
-        ["a.jsonl", "3", "repeats an earlier row"],
-        ["a.jsonl", "4", "1 negatives repeat a positive"],
+        ["a.jsonl", "3", "equals an earlier row (line 1)"],
+        ["a.jsonl", "4", "1 negative repeats a positive"],
         ["a.jsonl", "5", "the query is in an evaluation set (exact)"],
         ["a.jsonl", "6", "the query is in an evaluation set (near)"],
-        ["b.jsonl", "1", "repeats an earlier row"],
+        ["b.jsonl", "1", f"equals an earlier row ({paths[0]}:1)"],
     ]
     printed = capsys.readouterr().out
     assert f"{paths[0]}:2: pos: found an empty list" in printed
-    assert "1 positives answer several queries" in printed
+    assert "positives that answer several queries: 1" in printed
     assert "query tokens |" in printed
 
     assert [json.loads(line) for line in (tmp_path / "fix" / "a.jsonl").read_text().splitlines()] == [
@@ -106,7 +107,7 @@ def test_several_processes_report_the_same(tmp_path):
     one = report_of(tmp_path, path, tmp_path / "b.jsonl.gz")
     two = report_of(tmp_path, path, tmp_path / "b.jsonl.gz", more=["--processes", 2])
     assert one == two
-    assert one[1][0] == ["a.jsonl", "2501", "repeats an earlier row"]
+    assert one[1][0] == ["a.jsonl", "2501", "equals an earlier row (line 8)"]
     assert len(one[1]) == 1 + 2999 + 1  # b: its cut row, and its other rows repeat those of a
 
 
@@ -140,7 +141,7 @@ def test_what_tells_positives_from_negatives_is_found(tmp_path, capsys):
     assert report_of(tmp_path, path, more=["--fix", tmp_path / "fix"]) == (1, [["a.jsonl", "10", told]])
     assert len((tmp_path / "fix" / "a.jsonl").read_text().splitlines()) == 10, "only a person can mend it"
     printed = capsys.readouterr().out
-    assert "1 rows whose instructions tell the positives from the negatives (--fix keeps them)" in printed
+    assert "1 row whose instructions tell the positives from the negatives (--fix keeps them)" in printed
     assert 'keys that are not read: "prompt" (10 rows)' in printed
     write(path, *(row | {"pos": ["passage: this"]} for row in rows))
     assert report_of(tmp_path, path) == (1, [["a.jsonl", "0", "the label 'passage:' tells positives from negatives"]])
@@ -171,14 +172,14 @@ def test_the_report_overwrites_no_file(tmp_path):
 
 def test_the_fixed_files_are_complete_or_absent(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", GOOD)
-    good, writes = check_data.write_good_rows, iter([0, 1])
+    good, writes = fix.write_good_rows, iter([0, 1])
 
     def full(*args):
         if next(writes):
             raise OSError(errno.ENOSPC, "No space left on device")
         return good(*args)
 
-    monkeypatch.setattr(check_data, "write_good_rows", full)
+    monkeypatch.setattr(fix, "write_good_rows", full)
     command = [str(path), str(write(tmp_path / "b.jsonl", GOOD | {"query": "b"})), "--fix", str(tmp_path / "fix")]
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'fix'}'"):
         main(command)
@@ -187,33 +188,42 @@ def test_the_fixed_files_are_complete_or_absent(tmp_path, monkeypatch):
     assert main(command) == 0, "control: the disk has room again"
 
 
-def test_files_with_other_suffixes_are_counted(tmp_path, capsys):
-    write(tmp_path / "a.jsonl", GOOD)
-    write(tmp_path / "b.json", GOOD)
-    (tmp_path / ".hidden").write_text("")
+def test_files_that_are_not_read_are_named(tmp_path, capsys):
+    for name in ("a.jsonl", "b.json", "test.jsonl", ".hidden"):
+        write(tmp_path / name, GOOD)
     assert main([str(tmp_path)]) == 0
-    assert "skipped because of their suffix: 1 .json\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "because of their endings: b.json\n" in printed and "test.jsonl\n" in printed
+    assert ".hidden" not in printed
 
 
 def test_rows_that_differ_in_an_instruction_are_not_duplicates(tmp_path):
     rows = [GOOD | {"pos": [[instruction, "this"]], "neg": []} for instruction in ("A: ", "B: ", "A: ")]
     code, found = report_of(tmp_path, write(tmp_path / "a.jsonl", *rows))
-    assert (code, found) == (1, [["a.jsonl", "3", "repeats an earlier row"]])
+    assert (code, found) == (1, [["a.jsonl", "3", "equals an earlier row (line 1)"]])
 
 
 def test_the_fixed_files_keep_their_names_and_folders(tmp_path):
-    for name in ("train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0.jsonl", "y/0.jsonl"):
-        path = tmp_path / "data" / name
+    for name in ("data/train.jsonl", "data/train.v2.jsonl", "data/x/0.jsonl", "data/y/0.jsonl", "other/train.jsonl"):
+        path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, {"query": name, "pos": ["p"], "neg": []}, {"query": name, "pos": ["p"], "neg": ["another row"]})
-    pq.write_table(
-        pa.table({"query": ["t"], "pos": [["p"]], "neg": [["n"]], "at": [nan]}), tmp_path / "data" / "x" / "0.parquet"
-    )
-    report_of(tmp_path, tmp_path / "data", more=["--fix", tmp_path / "fix"])
-    names = sorted(str(path.relative_to(tmp_path / "fix")) for path in (tmp_path / "fix").rglob("*.jsonl"))
-    fixed = ["train.jsonl", "train.v2.jsonl", "x/0-2.jsonl", "x/0-3.jsonl", "x/0.jsonl", "y/0.jsonl"]
-    assert names == fixed
-    assert sum(len((tmp_path / "fix" / name).read_text().splitlines()) for name in names) == 11
+    table = pa.table({"query": ["t"], "pos": [["p"]], "neg": [["n"]], "at": [nan]})
+    pq.write_table(table, tmp_path / "data" / "x" / "1.parquet")
+    pq.write_table(table.set_column(0, "query", [["u"]]), tmp_path / "other" / "train.v2.parquet")
+    other = [tmp_path / "other" / name for name in ("train.jsonl", "train.v2.parquet")]
+    report_of(tmp_path, tmp_path / "data", *other, more=["--fix", tmp_path / "fix"])
+    files = (path for path in (tmp_path / "fix").rglob("*") if path.is_file())
+    assert sorted(str(path.relative_to(tmp_path / "fix")) for path in files) == [
+        "dropped.tsv",
+        "train-2.jsonl",
+        "train.jsonl",
+        "train.v2-2.parquet",
+        "train.v2.jsonl",
+        "x/0.jsonl",
+        "x/1.parquet",
+        "y/0.jsonl",
+    ]
     assert report_of(tmp_path, tmp_path / "fix") == (0, [])
 
 
@@ -242,7 +252,8 @@ def test_only_the_three_columns_of_a_parquet_file_are_read(tmp_path):
     with pytest.raises(OverflowError):
         pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert report_of(tmp_path, tmp_path / "a.parquet", more=["--fix", tmp_path / "fix"])[1][0][1] == "1"
-    assert len((tmp_path / "fix" / "a.jsonl").read_text().splitlines()) == 1
+    fixed = pq.read_table(tmp_path / "fix" / "a.parquet")
+    assert fixed["at"].equals(pq.read_table(tmp_path / "a.parquet")["at"]) and fixed["neg"].to_pylist() == [[]]
     pq.write_table(pa.table({"query": dates, "pos": lists, "neg": lists}), tmp_path / "b.parquet")
     assert "b.parquet:1: found " in report_of(tmp_path, tmp_path / "b.parquet")[1][0][2]
     twice = pa.Table.from_arrays([pa.array(["q"]), lists, lists, lists], names=["query", "pos", "pos", "neg"])
@@ -266,6 +277,204 @@ def test_malformed_files_have_a_finding_at_the_bad_line(shared_data, tmp_path):
         if not expected:
             wrong.append((name, number, verdict, code, found[:2]))
     assert not wrong
+
+
+def test_the_queries_and_documents_of_an_evaluation_set_are_found_apart(tmp_path, capsys):
+    query, document = "what is the height of the old brick tower in town", "The tower is 81 metres high."
+    write(tmp_path / "eval.jsonl", {"query": query, "pos": [document]})
+    rows = [
+        (query.upper() + "?", "p1"),
+        (query.replace("town", "village"), "p2"),
+        ("how high is it", document),
+        ("a quiz", query),
+        ("of something else", "p3"),
+    ]
+    path = write(tmp_path / "a.jsonl", *({"query": text, "pos": [passage], "neg": []} for text, passage in rows))
+    flags = ["--eval", tmp_path / "eval.jsonl", "--fix", tmp_path / "fix"]
+    assert report_of(tmp_path, path, more=flags) == (
+        1,
+        [
+            ["a.jsonl", "1", "the query is in an evaluation set (near)"],
+            ["a.jsonl", "3", "a positive is a relevant document of an evaluation set (exact)"],
+            ["a.jsonl", "4", "a positive is a query of an evaluation set (exact)"],
+        ],
+    )
+    printed = capsys.readouterr().out
+    assert "a relevant document of an evaluation set (exact) (--fix keeps them): line 3\n" in printed
+    assert "1 row in which the query is in an evaluation set, but for a word in 6 (similar; no finding)\n" in printed
+    fixed = [json.loads(line)["query"] for line in (tmp_path / "fix" / "a.jsonl").read_text().splitlines()]
+    assert fixed == [rows[1][0], rows[2][0], rows[4][0]]
+
+
+# ---- --fix loses nothing
+
+
+def fixed_by(tmp_path, path) -> list:
+    """The rows of the fixed file, and the notes in dropped.tsv. The fixed file must pass."""
+    shutil.rmtree(tmp_path / "fix", ignore_errors=True)
+    assert report_of(tmp_path, path, more=["--fix", tmp_path / "fix"])[0] == 1
+    assert report_of(tmp_path, tmp_path / "fix") == (0, [])
+    (fixed,) = (file for file in (tmp_path / "fix").iterdir() if file.name != "dropped.tsv")
+    if fixed.suffix == ".parquet":
+        rows = pq.read_table(fixed).to_pylist()
+    else:
+        rows = [json.loads(line) for line in fixed.read_text().splitlines()]
+    return rows, [line.split("\t")[3] for line in (tmp_path / "fix" / "dropped.tsv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "more, fixed",
+    [
+        ({"neg_scores": [0.1, 0.9, 0.3], "pos_scores": [0.8]}, {"neg_scores": [0.1, 0.3], "pos_scores": [0.8]}),
+        ({"Hard_Negative_IDs": ["a", "b", "c"]}, {"Hard_Negative_IDs": ["a", "c"]}),
+        ({"scores": {"pos": [0.8], "neg": [0.1, 0.9, 0.3]}}, {"scores": {"pos": [0.8], "neg": [0.1, 0.3]}}),
+        ({"scores": [0.8, 0.1, 0.9, 0.3]}, {"scores": [0.8, 0.1, 0.3]}),
+        ({"logits": [0.1, 0.9, 0.3]}, {"logits": [0.1, 0.3]}),
+        ({"tags": ["x", "y", "z"], "pos_scores": [1, 2, 3]}, {"tags": ["x", "y", "z"], "pos_scores": [1, 2, 3]}),
+        ({"neg_scores": [0.1, 0.9]}, {"neg_scores": []}),
+        ({"negative_words": ["not", "no"], "neg_score": 0.5}, {"negative_words": ["not", "no"], "neg_score": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_scores_stay_in_step_with_the_negatives(tmp_path, more, fixed, suffix):
+    row, path = {"query": "q", "pos": ["p"], "neg": ["m", "p ", "n"]}, tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        write(path, row | more)
+    else:
+        pq.write_table(pa.Table.from_pylist([row | more]), path)
+    rows, notes = fixed_by(tmp_path, path)
+    assert rows == [row | {"neg": ["m", "n"]} | fixed]
+    said = "; neg_scores emptied: found 2 for 3 negatives" if fixed == {"neg_scores": []} else ""
+    assert notes == ["1 negative repeats a positive" + said]
+
+
+def test_letters_line_ends_and_other_keys_stay(tmp_path):
+    rows = [
+        '{"id": 1e3, "query": "Straße 街", "pos": ["ä", "b"], "neg": ["b", "\\u00e9"], "x": "\\ud800"}\r\n',
+        '{"query":"\\u8857",  "pos":["c"],"neg":[]}\r\n',
+        '{"query": "", "pos": ["c"], "neg": []}\r\n',
+        '{"query": "last", "pos": ["c"], "neg": [], "x": null}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes("".join(rows).encode())
+    fixed_by(tmp_path, tmp_path / "a.jsonl")
+    lines = (tmp_path / "fix" / "a.jsonl").read_bytes().decode().splitlines(keepends=True)
+    assert lines[1:] == [rows[1], rows[3]]
+    assert lines[0] == '{"id": 1000.0, "query": "Straße 街", "pos": ["ä", "b"], "neg": ["é"], "x": "\\ud800"}\r\n'
+
+
+def test_a_parquet_file_keeps_its_schema(tmp_path):
+    """Several batches, types that Python or JSON would change, the schema's metadata."""
+    n = 2500
+    texts = pa.list_(pa.large_string())
+    schema = pa.schema(
+        {
+            "id": pa.uint16(),
+            "query": pa.dictionary(pa.int32(), pa.string()),
+            "pos": texts,
+            "neg": pa.large_list(pa.list_(pa.string())),
+            "neg_scores": pa.list_(pa.float32()),
+            "at": pa.timestamp("s", "UTC"),
+        },
+        metadata={"huggingface": "features"},
+    )
+    rows = {"id": range(n), "query": [f"q{i}" for i in range(n)], "pos": [[f"p{i}"] for i in range(n)]}
+    rows["neg"] = [[["I: ", f"n{i}"], ["I: ", f"p{i}" if i % 3 == 0 else "m"]] for i in range(n)]
+    rows["pos"][7] = []
+    rows["query"][2400], rows["pos"][2400], rows["neg"][2400] = (rows[name][2399] for name in ("query", "pos", "neg"))
+    rows |= {"neg_scores": [[0.5, i / n] for i in range(n)], "at": [2**50] * n}
+    table = pa.table({name: pa.array(values, schema.field(name).type) for name, values in rows.items()}, schema)
+    pq.write_table(table, tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    main([str(tmp_path / "a.parquet"), "--processes", "1", "--fix", str(tmp_path / "fix")])
+    fixed = pq.read_table(tmp_path / "fix" / "a.parquet")
+    assert fixed.schema.equals(table.schema, check_metadata=True)
+    kept = [i for i in range(n) if i not in (7, 2400)]
+    assert fixed["id"].to_pylist() == kept and fixed["at"].equals(table["at"].take(kept))
+    for name in ("neg", "neg_scores"):
+        expected = [values[: 1 if i % 3 == 0 else 2] for i, values in enumerate(table[name].to_pylist())]
+        assert fixed[name].to_pylist() == [expected[i] for i in kept]
+
+
+def test_a_list_of_fixed_size_becomes_a_list_of_any_size(tmp_path):
+    two = pa.list_(pa.string(), 2)
+    table = pa.table({"query": ["q"], "pos": pa.array([["o", "p"]], two), "neg": pa.array([["p", "n"]], two)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert fixed_by(tmp_path, tmp_path / "a.parquet")[0] == [{"query": "q", "pos": ["o", "p"], "neg": ["n"]}]
+
+
+def test_a_damaged_file_is_fixed_up_to_the_damage(tmp_path):
+    rows = [GOOD | {"query": f"q{n}"} for n in range(3000)]
+    write(tmp_path / "a.jsonl", *rows)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes())[:-2000])
+    texts = pa.array([row["query"] for row in rows[:1500]] + ["bad"]).view(pa.string())
+    size = len("".join(row["query"] for row in rows[:1500]))
+    broken = texts.buffers()[2].to_pybytes()[:size] + b"\xff\xfe!"
+    queries = pa.Array.from_buffers(pa.string(), 1501, [None, texts.buffers()[1], pa.py_buffer(broken)])
+    lists = pa.array([["p"]] * 1501)
+    pq.write_table(pa.table({"query": queries, "pos": lists, "neg": pa.array([["n"]] * 1501)}), tmp_path / "c.parquet")
+    for name, cut_off in (("b.jsonl.gz", "cannot be read"), ("c.parquet", "found bytes that are not UTF-8")):
+        fixed, notes = fixed_by(tmp_path, tmp_path / name)
+        assert 900 < len(fixed) < 3000 and [row["query"] for row in fixed] == [f"q{n}" for n in range(len(fixed))]
+        assert cut_off in notes[-1]
+
+
+# ---- what the screen says
+
+
+def screen_of(capsys, *arguments) -> str:
+    main([*map(str, arguments), "--processes", "1"])
+    return capsys.readouterr().out
+
+
+def test_each_kind_of_finding_names_its_first_lines(tmp_path, capsys):
+    repeated = [GOOD | {"query": f"q{n}", "neg": ["this"]} for n in range(7)]
+    path = write(tmp_path / "a.jsonl", *repeated, GOOD, GOOD)
+    printed = screen_of(capsys, path)
+    assert "!! 7 rows with negatives that repeat a positive: lines 1, 2, 3, 4, 5 and 2 more\n" in printed
+    assert "!! 1 row equal to an earlier row: line 9\n" in printed
+
+
+def test_many_bad_rows_are_summed_up_by_kind_of_fault(tmp_path, capsys):
+    rows = [GOOD | {"query": f"q{n}", "pos": ["a"] * (n % 3) + [""] * (n % 2)} for n in range(100)]
+    path = write(tmp_path / "a.jsonl", *rows, "{", '{"query": "q" "pos": []}')
+    lines = screen_of(capsys, path).splitlines()
+    first = lines.index("bad rows, the first 20 of 69 (--report FILE lists all):")
+    assert lines[first + 1] == f"  {path}:1: pos: found an empty list, wanted at least one passage"
+    summary = lines[lines.index("bad rows by kind of fault:") + 1 :]
+    assert summary[0].startswith(f"  50 rows as {path}:2: pos[1]: found an empty text")
+    assert summary[1] == f"  17 rows as {path}:1: pos: found an empty list, wanted at least one passage"
+    assert len(lines[first:]) == 1 + 20 + 1 + 1 + 4 + 1
+    write(path, *rows[:20])
+    assert "by kind" not in screen_of(capsys, path), "control: the screen shows all"
+
+
+def test_an_instruction_beside_its_text_is_found(tmp_path, capsys):
+    def flat(first, rows=range(3)):
+        return [{"query": f"q{n}", "pos": [first, f"p{n}"], "neg": [first, f"n{n}"]} for n in rows]
+
+    path = write(tmp_path / "a.jsonl", *flat("A passage; "))
+    code, found = report_of(tmp_path, path, more=["--fix", tmp_path / "fix"])
+    assert code == 1 and [what.split(";")[0] for _, _, what in found] == [
+        f"{name}: found the same text first in 3 of 3 rows, 'A passage" for name in ("neg", "pos")
+    ]
+    assert (tmp_path / "fix" / "a.jsonl").read_bytes() == path.read_bytes(), "its negatives are no repeats"
+    tasks = [row for n in range(20) for row in flat(f"Task {n}; ", range(10 * n, 10 * n + 10))]
+    assert "Task 0" in report_of(tmp_path, write(path, *tasks))[1][0][2]
+    write(path, *({"query": f"q{n}", "pos": [["A passage; ", f"p{n}"]], "neg": []} for n in range(3)))
+    assert report_of(tmp_path, path) == (0, []), "control: an instruction in its place"
+    shared = [{"query": f"q{n}", "pos": [f"all {n // 3}", f"p{n}"], "neg": [f"m{n}", "n"]} for n in range(30)]
+    assert report_of(tmp_path, write(path, *shared)) == (0, []), "control: a few queries share a positive"
+    assert report_of(tmp_path, write(path, *flat("a passage")[:2]))[1][0][2] == "1 negative repeats a positive"
+
+
+def test_a_label_that_is_not_read_is_found(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", GOOD | {"label": 0, "split": "test", "neg_scores": [0.1], "id": 1})
+    code, found = report_of(tmp_path, path)
+    assert code == 1 and [what.split(":")[0] for _, _, what in found] == ["label", "split"]
+    assert report_of(tmp_path, path, more=["--ignore_columns", "label"])[1][0][2].startswith("split: found a key")
+    assert report_of(tmp_path, path, more=["--ignore_columns", "label,split"]) == (0, [])
+    pq.write_table(pa.Table.from_pylist([GOOD | {"query": "q", "is_duplicate": 0}]), tmp_path / "b.parquet")
+    assert "is_duplicate" in report_of(tmp_path, tmp_path / "b.parquet")[1][0][2]
 
 
 # ---- random files
@@ -296,12 +505,12 @@ def test_a_random_file_has_findings_exactly_where_the_loader_refuses_it(tmp_path
     path.unlink(missing_ok=True)  # much faster than to truncate it
     path.write_bytes(gzip.compress(content)[: -1 if len(content) % 7 == 0 else None] if zipped else content)
     (report,) = check([path], None, None, MAX_LENGTHS, 1)
-    for line in (*report.summary("characters", MAX_LENGTHS), *(why for _, why in report.dropped() + report.changed())):
+    for line in (*describe_file(report, "characters", MAX_LENGTHS), *(why for _, _, why in report.stats.found)):
         line.encode()  # can be printed
-    refused = sorted(report.stats.bad) + [(0, problem) for problem in report.problems]
+    refused = [f"{path}:{line}: {why}" for line, kind, why in report.stats.found if kind == "bad"] + report.problems
     try:
         for block in read_blocks(path):
             parse_block(path, block)
         assert not refused
     except UserError as error:
-        assert str(error) == refused[0][1]
+        assert str(error) == refused[0]

@@ -4,12 +4,18 @@ import csv
 import gzip
 import json
 import random
+import re
+import tracemalloc
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gritlm.curation.prepare import hold_out, main, write_held_out
+from gritlm.curation import held_out_rows, row_spool
+from gritlm.curation.held_out_rows import write_held_out
+from gritlm.curation.prepare import main
+from gritlm.data import columns
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
 from gritlm.models.text import Text
@@ -27,7 +33,7 @@ def write(path, text: str):
 
 
 @pytest.fixture(params=["csv", "tsv", "jsonl", "parquet"])
-def columns(request, tmp_path):
+def pairs_file(request, tmp_path):
     """The same pairs in a file of each kind."""
     path = tmp_path / f"data.{request.param}"
     if request.param == "csv":
@@ -48,11 +54,11 @@ def columns(request, tmp_path):
     return path
 
 
-def test_every_file_format_gives_the_same_rows(columns, tmp_path):
-    assert main([str(columns), str(tmp_path / "out"), "--instruction", "Answer it", "--licence", "MIT"]) == 0
+def test_every_file_format_gives_the_same_rows(pairs_file, tmp_path):
+    assert main([str(pairs_file), str(tmp_path / "out"), "--instruction", "Answer it", "--licence", "MIT"]) == 0
     rows = rows_of(tmp_path / "out")
     assert [row["query"] for row in rows] == [["Instruct: Answer it\nQuery: ", p["question"]] for p in PAIRS]
-    wanted = [p["answer"].replace("\n", " ") if columns.suffix == ".tsv" else p["answer"] for p in PAIRS]
+    wanted = [p["answer"].replace("\n", " ") if pairs_file.suffix == ".tsv" else p["answer"] for p in PAIRS]
     assert [row["pos"] for row in rows] == [[text] for text in wanted]
     (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
     assert records[3].query == Text("Instruct: Answer it\nQuery: ", "what is 3?")
@@ -93,7 +99,7 @@ def test_the_positives_of_a_beir_query_are_its_relevant_passages(tmp_path):
     ]
     with pytest.raises(UserError, match="found the splits train"):
         main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "test"])
-    write(tmp_path / "set" / "qrels" / "bad.tsv", "query-id\tcorpus-id\tscore\nq0\td9\t1\n")
+    write(tmp_path / "set" / "qrels" / "bad.tsv", "query-id\tcorpus-id\tscore\nq0\td9\t1\nq0\td1\t1\n")
     with pytest.raises(UserError, match=r"bad\.tsv:2: found the id 'd9'"):
         main([str(tmp_path / "set"), str(tmp_path / "other"), "--split", "bad"])
 
@@ -161,10 +167,159 @@ def test_a_held_out_query_with_several_rows_is_written_once(tmp_path):
 
 
 def test_a_held_out_query_or_positive_is_removed_from_the_negatives_of_train(tmp_path):
-    rows = [{"query": "q", "pos": ["p"], "neg": []}, {"query": "other", "pos": ["r"], "neg": ["q", "p", "s"]}]
-    drawn = [hold_out(rows, 1, seed) for seed in range(9)]
-    (train, _, removed), *_ = [found for found in drawn if found[1] == rows[:1]]
-    assert train == [{"query": "other", "pos": ["r"], "neg": ["s"]}] and removed == 2
+    rows = [
+        {"query": "q", "pos": ["p"], "neg": []},
+        {"query": "other", "pos": ["r"], "neg": ["q", "p", "P!", "s"], "neg_scores": [0.1, 0.2, 0.3, 0.4]},
+    ]
+    path = write(tmp_path / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(9):
+        main([str(path), str(tmp_path / f"out{seed}"), "--held_out", "1", "--seed", str(seed)])
+    trained = [rows_of(tmp_path / f"out{seed}") for seed in range(9)]
+    (number, *_) = [seed for seed, made in enumerate(trained) if made[0]["query"] == "other"]
+    assert trained[number] == [{"query": "other", "pos": ["r"], "neg": ["s"], "neg_scores": [0.4]}]
+    assert "0 rows and 3 negatives" in (tmp_path / f"out{number}" / "README.md").read_text()
+
+
+def written(path, rows):
+    return write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\W+", " ", text.casefold()).strip()
+
+
+LONG = "the old ferry of the harbour leaves from pier six at noon, and it comes back at dusk with number"
+
+
+def test_no_near_copy_of_a_held_out_text_is_in_train(tmp_path, monkeypatch):
+    """Twins that differ in case and punctuation, or in one word of many."""
+    rows = []
+    for n in range(30):
+        passage = f"{LONG} {n}{n} of its {n * 7} passengers {n * 13}"
+        rows.append({"query": f"What is thing {n}?", "pos": [passage]})
+        rows.append({"query": f"what is thing {n}", "pos": [f"another {n}"]})
+        rows.append({"query": f"which ferry {n}?", "pos": [passage.replace("dusk", "dawn")]})
+    path = written(tmp_path / "data.jsonl", rows)
+
+    def in_train(out) -> list[str]:
+        assert main([str(path), str(tmp_path / out), "--held_out", "20"]) == 0
+        held = (tmp_path / out / "held_out" / "queries.jsonl").read_text().splitlines()
+        held_queries = {json.loads(line)["text"] for line in held}
+        assert len(held_queries) > 10
+        passages = {plain(row["pos"][0]).replace("dawn", "dusk") for row in rows if row["query"] in held_queries}
+        return [
+            row["query"]
+            for row in rows_of(tmp_path / out)
+            if plain(row["query"]) in map(plain, held_queries)
+            or plain(row["pos"][0]).replace("dawn", "dusk") in passages
+        ]
+
+    assert in_train("out") == []
+    assert re.search(r"left out of train for that.*: \d+ rows and", (tmp_path / "out" / "README.md").read_text())
+    monkeypatch.setattr(held_out_rows, "_find_copies", lambda *_: np.zeros((0, 3), dtype=np.int64))
+    assert in_train("control") != []
+
+
+def test_a_row_with_near_copies_in_many_rows_is_not_held_out(tmp_path, monkeypatch):
+    """30 queries that differ in punctuation alone: to hold one of them out would cost the others."""
+    rows = [{"query": "what is it" + "?" * n, "pos": [f"passage {n}"]} for n in range(30)]
+    rows += [{"query": f"question {n}", "pos": [f"answer {n}"]} for n in range(30)]
+    calls, find = [], held_out_rows._find_copies
+    monkeypatch.setattr(held_out_rows, "_find_copies", lambda *given: calls.append(0) or find(*given))
+    main([str(written(tmp_path / "data.jsonl", rows)), str(tmp_path / "out"), "--held_out", "20"])
+    assert len(calls) == 2, "not once for each of these rows"
+    held = (tmp_path / "out" / "held_out" / "queries.jsonl").read_text()
+    assert "what is it" not in held and 5 <= held.count("question") <= 20
+    assert len(rows_of(tmp_path / "out")) + held.count("question") == 60
+    first = [row["query"] for row in rows_of(tmp_path / "out")][:30]
+    assert first == [row["query"] for row in rows[:30]]
+
+
+@pytest.mark.parametrize("bucket", [1, 300, 64_000_000])
+def test_rows_are_merged_on_disk_as_in_memory(tmp_path, monkeypatch, bucket):
+    rng = random.Random(0)
+    rows = []
+    for n in range(500):
+        negatives = rng.sample(range(40), rng.randint(0, 3))
+        row = {"query": f"q{rng.randrange(120)}", "pos": ["p"], "neg": [f"n{k}" for k in negatives]}
+        rows.append(row | ({"neg_scores": [k / 8 for k in negatives]} if n % 3 else {}))
+    wanted: dict[str, dict] = {}
+    for row in rows:
+        known = wanted.setdefault(row["query"], {})
+        for negative, score in zip(row["neg"], row.get("neg_scores", [None] * 3), strict=False):
+            known.setdefault(negative, score)
+    monkeypatch.setattr(row_spool, "BUCKET_BYTES", bucket)
+    main([str(written(tmp_path / "data.jsonl", rows)), str(tmp_path / "out")])
+    made = {
+        r["query"]: dict(zip(r["neg"], r.get("neg_scores", [None] * 99), strict=False))
+        for r in rows_of(tmp_path / "out")
+    }
+    assert list(made) == list(wanted) and made == wanted, "and in the order of the first row of each query"
+    assert not list((tmp_path / "out").rglob("*bucket*")) and not (tmp_path / "out" / "temporary").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    counts = [int(re.search(pattern, card)[1]) for pattern in (r"left out: (\d+) repeated", r"merged: (\d+) rows")]
+    assert sum(counts) == 500 - len(wanted) and min(counts) > 10
+
+
+def test_memory_holds_no_text_of_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "SURVEYED", 50)
+    rows = [{"query": f"q{n}", "pos": [f"{n} {LONG * 30}"], "neg": [f"n{n}"]} for n in range(1500)]
+    rows += [{**rows[n], "neg": [f"m{n}"]} for n in range(0, 1500, 40)]
+    path = written(tmp_path / "data.jsonl", rows)
+    tracemalloc.start()
+    main([str(path), str(tmp_path / "out")])
+    peak = tracemalloc.get_traced_memory()[1]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    control = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000 < path.stat().st_size < control and len(lines) == len(rows)
+
+
+# ---- instructions
+
+
+def instructed(tmp_path, *flags, **row) -> dict:
+    path = written(tmp_path / "data.jsonl", [{"query": "what is rain", "pos": ["water"], "neg": ["a loaf"]} | row])
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    main([str(path), str(out), *flags])
+    return rows_of(out)[0]
+
+
+def test_instructions_of_queries_and_passages(tmp_path):
+    row = instructed(tmp_path, "--instruction_template", "query: ", "--passage_instruction", "passage: ")
+    assert row == {
+        "query": ["query: ", "what is rain"],
+        "pos": [["passage: ", "water"]],
+        "neg": [["passage: ", "a loaf"]],
+    }
+    template = ["--instruction", "Find it", "--instruction_template", r"Task: {instruction}\nQ: "]
+    assert instructed(tmp_path, *template)["query"] == ["Task: Find it\nQ: ", "what is rain"]
+    assert instructed(tmp_path, "--instruction", "query: ")["query"] == ["query: ", "what is rain"], "whole"
+
+
+@pytest.mark.parametrize("before", ["Instruct: Find it\nQuery: ", "Find it: ", "Find it "])
+def test_an_instruction_in_the_text_is_not_put_there_twice(tmp_path, before):
+    query = instructed(tmp_path, "--instruction", "Find it", query=f"{before}what is rain")["query"]
+    assert query == [before, "what is rain"]
+    (card,) = tmp_path.glob("out*/README.md")
+    assert "1 texts that begin with their instruction" in card.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--instruction", "x", "--instruction_template", "query: "], "wanted {instruction} in it"),
+        (["--instruction_template", "{instruction}: "], "wanted --instruction"),
+        (["--instruction_template", "{task}: "], "no other braces"),
+        (["--instruction_template", "query:"], "wanted white space at its end"),
+        (["--passage_instruction", "passage:"], "wanted white space at its end"),
+        (["--passage_instruction", "passage: ", "--skip_bad"], "data.jsonl:1 has the instruction 'doc: ' already"),
+    ],
+)
+def test_instructions_that_would_be_lost_are_refused(tmp_path, flags, message):
+    with pytest.raises(UserError) as error:
+        instructed(tmp_path, *flags, pos=[["doc: ", "water"]])
+    assert message in str(error.value) and "--skip_bad" not in str(error.value)
 
 
 def test_data_that_cannot_be_split_is_refused(tmp_path):
@@ -189,7 +344,7 @@ def test_a_flag_for_another_kind_of_input_is_refused(tmp_path):
         (folder, ["--query_column", "text"]),
         (f"hub:{folder}", ["--no_header"]),
     ):
-        with pytest.raises(UserError, match=f"{flags[0]} has no effect on "):
+        with pytest.raises(UserError, match=f"{flags[0]} has no effect on |\\({flags[0]}\\)"):
             main([str(source), str(tmp_path / "out"), *flags])
     with pytest.raises(UserError, match="--seed -1: wanted 0 or more"):
         main([str(path), str(tmp_path / "out"), "--seed", "-1"])
@@ -225,7 +380,7 @@ def test_dropped_negatives_are_counted(tmp_path):
     path = write(tmp_path / "data.jsonl", json.dumps(row) + "\n")
     main([str(path), str(tmp_path / "out")])
     (made,) = rows_of(tmp_path / "out")
-    assert made["neg"] == ["n ", "m"]
+    assert made["neg"] == ["n", "m"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2 negatives that repeat a positive of their row; 1 repeated negatives;" in card
 
@@ -239,7 +394,7 @@ def test_a_folder_with_a_similar_name_is_left_alone(tmp_path):
 
 BAD = {
     "no such column": ("a,b\n1,2\n", "data.csv: found the columns a, b; wanted one of query, anchor"),
-    "empty positive": ("query,positive\nq,p\nq,\n", "data.csv:3: pos[0]: found an empty text"),
+    "empty positive": ("query,positive\nq,p\nq,\n", "data.csv:3: positive: found an empty text"),
     "too many columns": ("query,positive\nq,p,x\n", "data.csv:2: found 3 columns, wanted 2"),
     "no row": ("query,positive\n", "data.csv: found no row"),
     "open quote": ('query,positive\nq,"p\n', "data.csv:2: found unexpected end of data, wanted comma-separated"),
@@ -262,7 +417,7 @@ def test_skipped_rows_are_listed(tmp_path):
     path = write(tmp_path / "data.csv", "query,positive\nq,p\nr,\n")
     main([str(path), str(tmp_path / "out"), "--skip_bad"])
     assert len(rows_of(tmp_path / "out")) == 1
-    assert "data.csv:3: pos[0]: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
+    assert "data.csv:3: positive: found an empty text" in (tmp_path / "out" / "skipped.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +425,7 @@ def test_skipped_rows_are_listed(tmp_path):
 )
 def test_a_damaged_gzip_file_is_refused(tmp_path, content):
     (tmp_path / "data.csv.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"data\.csv\.gz:\d+: found "):
+    with pytest.raises(UserError, match=r"data\.csv\.gz:.* (found|cannot be read)"):
         main([str(tmp_path / "data.csv.gz"), str(tmp_path / "out")])
 
 

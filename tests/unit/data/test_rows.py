@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gritlm.data.containers import FileError
 from gritlm.data.folders import find_files
 from gritlm.data.rows import parse_block, read_blocks, text_id
 from gritlm.errors import UserError
@@ -65,6 +66,38 @@ def test_a_path_without_rows_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="folder without data"):
         find_files(tmp_path / "folder")
+
+
+NOT_LINES = {  # of rows in a file for training
+    "CSV": ("Query,Positive,Negative\n7,Water.,A loaf.\ntrue,Snow.,\n", r"text that is not JSON \(line 1: 'Query,Pos"),
+    "TSV": ("q\tp\nnot\tJSON\n", "text that is not JSON"),
+    "YAML": ("- query: q\n  pos: [p]\n", "text that is not JSON"),
+    "a JSON array": ("[\n  {}\n]\n", "one JSON array"),
+    "a JSON array on one line": (f"[{json.dumps(GOOD)}, {json.dumps(GOOD)}]\n", "one JSON array"),
+    "JSON that is indented": (json.dumps(GOOD, indent=1), "one JSON object over several lines"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_LINES)
+def test_a_file_of_another_form_is_one_fault_of_the_file(tmp_path, name):
+    content, found = NOT_LINES[name]
+    for path in (tmp_path / "a.jsonl", tmp_path / "a.csv"):
+        path.write_text(content)
+        with pytest.raises(
+            FileError, match=rf"a\.\w+: found {found}.*; gritlm prepare makes rows for training of \.csv"
+        ) as error:
+            read(path)
+        assert ":1: " not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_control_a_first_line_that_is_no_row_is_a_bad_row(tmp_path):
+    for line in ("# rows", "Query,Positive", "null", '["x"]', "\ufeff" + json.dumps(GOOD)):
+        write(tmp_path / "a.jsonl", GOOD)
+        rest = (tmp_path / "a.jsonl").read_text()
+        (tmp_path / "a.jsonl").write_text(f"{line}\n{rest}")
+        with pytest.raises(UserError, match=r"a\.jsonl:1: found") as error:
+            read(tmp_path / "a.jsonl")
+        assert not isinstance(error.value, FileError)
 
 
 def test_malformed_files_are_read_in_full_or_refused_at_the_bad_line(shared_data, tmp_path):

@@ -90,6 +90,39 @@ def test_a_folder_and_its_sentence_transformers_form_get_the_same_numbers(model,
     assert "no run.json that names its training data" in printed
 
 
+def test_vectors_are_also_searched_cut_and_quantised(model, sets, evaluate, tmp_path):
+    forms = ["--precisions", "float32", "binary", "--truncate_dim", "8"]
+    benchmark = ["--benchmark", sets / "plain.jsonl", sets / "sts.jsonl", *forms]
+    code, printed, found = evaluate(*benchmark, "--against", "bm25")
+    assert code == 0 and printed.count("bm25: --precisions, --truncate_dim have no effect on it") == 1
+    rows = {(row["width"], row["precision"]): row for row in found["plain"].sets[0].compressed}
+    assert set(rows) == {(32, "float32"), (32, "binary"), (8, "float32"), (8, "binary")}
+    assert rows[32, "float32"]["metrics"] == found["plain"].sets[0].metrics and found["sts"].sets[0].compressed == []
+    assert "plain, 8 binary" in printed
+    assert f"plain: {model}: read from" in evaluate(*benchmark)[1]
+    assert f"plain: {model}: read from" not in evaluate(*benchmark[:-1], "16")[1], "control: other forms"
+    own = shutil.copytree(model, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": [16, 4]}))
+    evaluate("--benchmark", sets / "plain.jsonl", "--precisions", "int8", model=own)
+    (written,) = (tmp_path / "out" / "own").glob("plain-*.json")
+    assert [row["width"] for row in read_results(written).sets[0].compressed] == [32, 16, 4]
+
+
+def test_forms_that_do_not_fit_are_refused(sets, evaluate):
+    plain = ["--benchmark", sets / "plain.jsonl"]
+    code, printed, _ = evaluate(*plain, "--truncate_dim", "33")
+    assert code == 2 and "--truncate_dim: found 33, wanted at most the 32 dimensions of" in printed
+    for flags, said in (
+        ([*plain, "--truncate_dim", "0"], "--truncate_dim: found 0, wanted a number of dimensions"),
+        ([*plain, "--precisions", "int4"], "invalid choice: 'int4'"),
+        (["--benchmark", sets / "sts.jsonl", "--precisions", "int8"], "found no retrieval set, wanted one"),
+        (["--benchmark", "NanoBEIR", "--precisions", "int8"], "--precisions: found no path in --benchmark"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate(*flags)
+
+
 def test_texts_are_encoded_as_queries_and_passages_of_the_model(model, tmp_path):
     texts = [" ".join(WORDS), "river", "stone quiet", "river"]
     found, grit = find_model(str(model), None, 24, 100, tmp_path), GritLM(model)

@@ -106,9 +106,20 @@ def test_a_folder_of_sets_and_their_names(tmp_path):
     write(tmp_path / "README.md", "left out")
     names = [found.name for found in read(tmp_path, tmp_path / "x" / "same")]
     assert names == ["rows", "x-same", "y-same", "sts"], "each once"
+    assert [found.name for found in read(tmp_path / "x" / "same" / "qrels")] == ["same-test"]
     with pytest.raises(UserError, match="found two sets of one name"):
         write(tmp_path / "y" / "sts.jsonl", STS)
         read(tmp_path)
+
+
+def test_a_folder_of_parquet_files(tmp_path):
+    """The form of MTEB's and NanoBEIR's sets on the hub."""
+    queries = [{"_id": "q1", "text": "one"}]
+    judged = [{"query-id": "q1", "corpus-id": "d1"}, {"query-id": "q1", "corpus-id": "d2"}]
+    for kind, rows in (("corpus", CORPUS), ("queries", queries), ("qrels", judged)):
+        write(tmp_path / "set" / kind / "train-00000-of-00001.parquet", rows)
+    (found,) = read(tmp_path / "set")
+    assert found.queries == ["one"] and found.grades == [{"d1": 1, "d2": 1}] and len(found.corpus) == len(CORPUS)
 
 
 def test_rows_for_training_are_a_retrieval_set(tmp_path):
@@ -168,15 +179,21 @@ NO_FOLDER = {
     "no corpus": ({"corpus": None}, "set: found no corpus.jsonl, wanted"),
     "an empty corpus": ({"corpus": ""}, "corpus.jsonl: found no row, wanted at least one"),
     "no judgement": ({"test": "query-id\tcorpus-id\tscore\n"}, "test.tsv: found no judgement, wanted query-id"),
-    "no query known": ({"test": "x\td1\t1\ny\td1\t1\n"}, "test.tsv: found none of its 2 query ids in .*set/queries, "),
-    "no passage known": ({"test": "q1\tx\t1\n"}, "test.tsv: found none of its 1 passage ids in .*set/corpus, wanted"),
+    "no query known": (
+        {"test": "x\td1\t1\ny\td1\t1\n"},
+        "test.tsv: found none of its 2 query ids in .*set/queries.jsonl, ",
+    ),
+    "no passage known": (
+        {"test": "q1\tx\t1\n"},
+        "test.tsv: found none of its 1 passage ids in .*set/corpus.jsonl, wanted",
+    ),
     "nothing relevant": (
         {"test": "q1\td1\t0\nq1\tx\t1\n"},
         "test.tsv: found no score above 0 for a passage of the corpus",
     ),
     "a score in words": ({"test": QRELS + "q2\td1\thigh\n"}, r"test.tsv:5: found 'q2\\td1\\thigh', wanted query-id"),
     "it in line 1": ({"test": "q2\td1\thigh\n"}, r"test.tsv:1: found 'q2\\td1\\thigh', wanted query-id"),
-    "a score of NaN": ({"test": QRELS + "q2\td1\tnan\n"}, "test.tsv:5: found the score nan, wanted a whole number"),
+    "a score of NaN": ({"test": QRELS + "q2\td1\tnan\n"}, r"test.tsv:5: found 'q2\\td1\\tnan', wanted query-id"),
     "half a score": ({"test": QRELS + "q2\td1\t0.5\n"}, "test.tsv:5: found the score 0.5, wanted a whole number"),
     "two columns": ({"test": "q1\td1\n"}, r"test.tsv:1: found 'q1\\td1', wanted query-id, corpus-id and score"),
     "two judgements": (
@@ -184,7 +201,7 @@ NO_FOLDER = {
         "test.tsv:5: found the scores 2 and 0 for query 'q1' and passage 'd1', wanted one",
     ),
     "an id twice": ({"corpus": [*CORPUS, CORPUS[0]]}, "corpus.jsonl:4: found the _id 'd1' a second time, wanted"),
-    "no id": ({"queries": [{"qid": "q1", "text": "one"}]}, "queries.jsonl:1: found the keys qid, text, wanted _id"),
+    "no id": ({"queries": [{"key": "q1", "text": "one"}]}, "queries.jsonl:1: found the keys key, text, wanted _id"),
     "no text": ({"queries": [{"_id": "q1", "query": "one"}]}, "queries.jsonl:1: found the keys"),
     "an empty query": ({"queries": [{"_id": "q1", "text": " "}]}, "queries.jsonl:1: found an empty query, wanted a"),
     "a passage that is a number": (

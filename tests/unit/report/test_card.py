@@ -52,7 +52,8 @@ def test_the_card_of_a_run(model, tmp_path):
         "| hard_held_out | ndcg@10 | 0.200 | 0.600 | [0.538, 0.662] | 5 |",
         "Against the base: nDCG@10 0.2 -> 0.6.",
         "| `--learning_rate` | `0.001` |",
-        "| loss | 10 | 0.3 |",
+        "| loss | █▄▃▂▂▂▁▁▁▁ | 3 (step 1) | 0.3 (step 10) |",
+        "| hard_held_out, ndcg@10 | ▁▅█ | 0.2 (step 0) | 0.6 (step 10) |",
         "| hard | 40 | `f1` |",
         "2 × CPU.",
     ):
@@ -64,7 +65,7 @@ def test_the_card_of_a_checkpoint_is_of_its_step(model, tmp_path):
     run = write_run(tmp_path / "mine", steps=10, evaluation={"verdict": "at the end", "step": 10})
     write_evaluation(run, 5, 0.4)
     card = card_of(model, read_facts(run / "checkpoint-5"))
-    assert "Trained with gritlm, step 5." in card.text and "| loss | 5 | 0.6 |" in card.text
+    assert "Trained with gritlm, step 5." in card.text and "| 3 (step 1) | 0.6 (step 5) |" in card.text
     assert "| 0.400 |" in card.text and "at the end" not in card.text
     later = card_of(model, read_facts(run / "checkpoint-7"))
     assert "this run has evaluated no model at this step" in later.text and later.data.eval_results is None
@@ -127,7 +128,7 @@ def test_texts_of_others_stay_texts(model, tmp_path):
     assert not re.search(r"(?<!\\)[<\[](script|b>|/script|http)", outside_code)
     tables = [line for line in card.text.splitlines() if line.startswith("| ") and "script" in line]
     columns = {len(re.findall(r"(?<!\\)\|", line)) for line in tables}
-    assert tables and columns <= {3, 4, 7}
+    assert tables and columns <= {3, 4, 5, 7}
 
 
 def test_the_parity_table_has_a_column_for_each_program_and_a_line_for_those_not_run(model):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import INSTRUCTION, make_model_folder
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -104,7 +105,7 @@ def test_truncated_vectors_are_a_real_slice_in_every_program(base, tmp_path, cap
     whole = GritLM(tmp_path / "model").encode(TEXTS)
     command = [str(tmp_path / "model"), str(tmp_path / "out"), "--truncate_dim"]
     assert main([*command, "7"]) == 0
-    assert "--truncate_dim 7: the model was not trained for that width" in capsys.readouterr().out
+    assert "--truncate_dim 7: the model was not trained for it" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "out")
     assert main([*command, "8"]) == 0
     assert "not trained for" not in capsys.readouterr().out
@@ -232,6 +233,10 @@ FLAGS = {
     "--push_to_hub a/b/c": "found 'a/b/c', wanted a name of the hub",
     "--push_to_hub me/mine": "found no login, wanted one: hf auth login, or HF_TOKEN",
     "--dtype int8": "invalid choice: 'int8'",
+    "--license Apache": "--license: found 'Apache', wanted the hub's name of a licence",
+    "--language English": "--language: found 'English', wanted a code such as en",
+    "--datasets a/b/c": "--datasets: found 'a/b/c', wanted a name of the hub",
+    "--results none.json": "none.json",
 }
 
 
@@ -269,16 +274,17 @@ def test_a_disk_that_fills_leaves_nothing(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# The command line of llama.cpp's converter, which scripts/serving_check.sh runs itself.
+# It takes the command line of llama.cpp's converter. scripts/serving_check.sh runs the converter.
 STAND_IN = """
-import argparse, pathlib
+import argparse, json, pathlib
 parser = argparse.ArgumentParser()
 parser.add_argument("model", type=pathlib.Path)
-for flag in ("--outfile", "--outtype", "--model-name"):
+for flag in ("--outfile", "--outtype", "--model-name", "--metadata"):
     parser.add_argument(flag)
 found = parser.parse_args()
 assert (found.model / "config.json").is_file()
-pathlib.Path(found.outfile).write_text(found.outtype + " " + found.model_name)
+names = json.loads(pathlib.Path(found.metadata).read_text())
+pathlib.Path(found.outfile).write_text(json.dumps([found.outtype, found.model_name, names]))
 """
 
 
@@ -293,7 +299,8 @@ def test_the_converter_of_llama_cpp_is_run(run, base, tmp_path, capsys):
     assert not out.exists()
     (llama_cpp / CONVERTER).write_text(STAND_IN)
     assert main([str(run), str(out), *gguf, "--dtype", "bfloat16"]) == 0
-    assert (out / "out-bf16.gguf").read_text() == "bf16 out"
+    kind, name, names = json.loads((out / "out-bf16.gguf").read_text())
+    assert (kind, name, names["general.name"], names["general.finetune"]) == ("bf16", "out", "out", None)
     assert "llama.cpp: not run: it pools the prompt" in capsys.readouterr().out
     make_model_folder(base, tmp_path / "projected", projection=16, **CONTRACT)
     for source, more, said in (
@@ -320,6 +327,27 @@ def test_a_dry_run_shows_what_would_go_up(run, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "modules.json").is_file()
 
 
+@ONE
+def test_the_card_says_what_the_flags_say(run, tmp_path):
+    form = {"width": 8, "precision": "int8", "bytes": 8, "metrics": {"ndcg@10": 0.25}}
+    row = {"name": "own", "kind": "retrieval", "main": "ndcg@10", "metrics": {"ndcg@10": 0.5}, "values": [0.4, 0.6]}
+    row["compressed"] = [form | {"metrics of float32 queries": {"ndcg@10": 0.375}}]
+    content = {"format": 1, "about": {"model": {"name": str(run)}}, "sets": [row]}
+    results = tmp_path / "own.json"
+    results.write_text(json.dumps(content))
+    more = ["--license", "mit", "--language", "en", "zh-Hant", "--datasets", "me/pairs", "--results", str(results)]
+    assert main([str(run), str(tmp_path / "out"), *more]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, card.data.language, card.data.datasets) == ("mit", ["en", "zh-Hant"], ["me/pairs"])
+    assert "| own | ndcg@10 | unknown | 0.500 | unknown | 2 |" in card.text
+    assert "| own | 8 | int8 | 8 | 0.250 | 0.375 |" in card.text and "- Licence: mit." in card.text
+    assert card.data.eval_results[0].metric_value == 0.5
+    results.write_text(json.dumps(content | {"about": {"model": {"name": "other"}}}))
+    with pytest.raises(UserError, match=r"--results .*own.json: found results of other, wanted those of "):
+        main([str(run), str(tmp_path / "bad"), *more])
+    assert not (tmp_path / "bad").exists()
+
+
 @pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="onnx and onnxscript are not installed")
 def test_onnx(run, tmp_path):
@@ -336,5 +364,5 @@ def test_onnx(run, tmp_path):
 def test_onnx_that_is_not_installed_is_said(run, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
-    with pytest.raises(UserError, match="--onnx: onnx is not installed; pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(UserError, match=r"--onnx: onnx is not installed; pip install 'gritlm\[onnx\]'"):
         main([str(run), str(tmp_path / "out"), "--onnx"])

@@ -171,9 +171,23 @@ def test_one_message_names_two_faults_and_their_programs(checkpoint, reference, 
     MORE["pooling, by the contract"][1](folder)
     said = message(folder, reference)
     assert re.match(
-        r"pooling: found cls, wanted \w+ \(GritLM; such as .*: cosine -?0\.\d+\); pooling: found last", said
+        r"pooling: found cls, wanted \w+ \(GritLM, transformers; such as .*: cosine -?0\.\d+\); pooling: found last",
+        said,
     )
-    assert "(sentence-transformers, transformers; such as " in said
+    assert "(sentence-transformers; such as " in said
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen2"], indirect=True)
+def test_a_broken_file_hides_no_other_fault(checkpoint, reference, tmp_path):
+    """Two files that cannot be read, beside a fault that the programs which do not read them still show."""
+    for name in ("tokenizer_config.json", "sentence_bert_config.json"):
+        folder = shutil.copytree(checkpoint, tmp_path / name)
+        MORE["the weights"][1](folder)
+        (folder / name).write_text("{")
+        said = message(folder, reference)
+        assert re.search(r"Error: .*\((GritLM, )?sentence-transformers", said), said
+        if name != "tokenizer_config.json":  # no program runs without
+            assert "no single setting explains it: look at the weights (GritLM, transformers" in said, said
 
 
 def test_a_program_that_is_not_installed_says_so(tmp_path):

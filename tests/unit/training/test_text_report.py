@@ -6,6 +6,7 @@ import pytest
 from helpers import INSTRUCTION
 
 from gritlm.data.records import load_records
+from gritlm.errors import UserError
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.text_report import report_on_texts
@@ -21,7 +22,7 @@ def rows(count: int = 20, **change) -> list[dict]:
 def report(qwen3, tmp_path):
     """The lines and the warnings on data sets: `report(rows)`, `report(rows, more_rows, query_prompt="Q: ")`."""
 
-    def make(*sets, query_prompt=None, **contract):
+    def make(*sets, query_prompt=None, ignore_columns=(), **contract):
         for number, some in enumerate(sets):
             path = tmp_path / "data" / f"set{number}.jsonl"
             path.parent.mkdir(exist_ok=True)
@@ -30,7 +31,8 @@ def report(qwen3, tmp_path):
         text_tokenizer = TextTokenizer(
             load_tokenizer(str(qwen3), TextContract()), TextContract(prompts=prompts, **contract)
         )
-        return report_on_texts(load_records(tmp_path / "data", tmp_path / "cache"), text_tokenizer, query_prompt)
+        records = load_records(tmp_path / "data", tmp_path / "cache")
+        return report_on_texts(records, text_tokenizer, query_prompt, ignore_columns)
 
     return make
 
@@ -81,8 +83,8 @@ DOUBTS = {
         "set0: the label 'bad:' tells positives from negatives, which gives the answer away",
     ),
     "keys": (
-        [rows(prompt="Represent it: ", type="normal"), rows(3, type=1)],
-        'keys of rows that are not read: "type" (23 rows), "prompt" (20 rows); an instruction is read from '
+        [[*rows(prompt="Represent it: ", type="normal"), *rows(3, type=1)]],
+        'set0: keys that are not read: "type" (23 rows), "prompt" (20 rows); an instruction is read from '
         '"query": [instruction, text]',
     ),
 }  # fmt: skip
@@ -92,6 +94,17 @@ DOUBTS = {
 def test_a_doubt_is_one_line(report, name):
     sets, wanted = DOUBTS[name]
     assert report(*sets)[1] == [wanted]
+
+
+@pytest.mark.parametrize("key", ["label", "is_duplicate", "similarity_score", "split", "goldLabel"])
+def test_a_label_or_split_that_is_not_read_stops_the_run(report, key):
+    some = [*rows(), *rows(2, **{key: 0, "neg_scores": [1, 2]})]
+    with pytest.raises(UserError, match=f"set0: found the key '{key}' in 2 rows, .* --ignore_columns {key} trains on"):
+        report(some)
+    (warning,) = report(some, ignore_columns=[f"other,{key}"])[1]
+    assert '"neg_scores" (2 rows)' in warning and key not in warning
+    for unclear in ("pos_scores", "scores", "type", "labelling", "id"):  # controls
+        assert len(report(rows(3, **{unclear: 0}))[1]) == 1
 
 
 def test_what_reveals_nothing_is_no_doubt(report):

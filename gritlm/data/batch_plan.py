@@ -16,7 +16,7 @@ from gritlm.strict_json import read_json_object
 
 MIXED = "(mixed)"
 VERSION = 2  # raise it with every change that gives other batches for the same seed
-_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS = range(6)  # each purpose has its random stream
+_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS, _LOSS = range(7)  # each purpose has its random stream
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ class Plan:
         rng = np.random.default_rng((self.seed, _DRAW, epoch, step, dataset, row))
         positive = int(rng.integers(positives))
         return positive, [int(i) for i in rng.permutation(negatives)[:wanted]]
+
+    def loss_seed(self, epoch: int, step: int) -> int:
+        """The seed of what a loss draws in a step, such as random directions."""
+        return int(np.random.default_rng((self.seed, _LOSS, epoch, step)).integers(2**31))
 
     def _epoch(self, epoch: int) -> _Epoch:
         if self._latest is None or self._latest[0] != epoch:

@@ -30,6 +30,7 @@ class ContrastiveBatch:
     id_of_slot_S: int64 (S,), a hash of the passage's whole text.
     tokens_of_slot_S: int64 (S,), a hash of the passage's tokens, 0 for an unused slot.
     known_positives_BK: int64 (B, K), hashes of the query's known positives, padded with one of them.
+    seed: of what the loss draws, equal on all ranks.
     """
 
     text_of_query_B: Tensor
@@ -38,6 +39,7 @@ class ContrastiveBatch:
     id_of_slot_S: Tensor
     tokens_of_slot_S: Tensor
     known_positives_BK: Tensor
+    seed: int = 0
 
 
 @dataclass
@@ -176,6 +178,7 @@ class BatchBuilder(Dataset):
             self.chunking,
             self.text_tokenizer.tokenizer.pad_token_id,
         )
+        contrastive.seed = self.plan.loss_seed(epoch, step)
         return Batch(
             chunks=chunks,
             contrastive=contrastive,

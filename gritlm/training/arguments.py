@@ -109,6 +109,41 @@ class ObjectiveArguments:
     same_tower: bool = flag(
         False, "Add query-query and positive-passage similarities to the loss's denominator (GTE, Qwen3-Embedding)."
     )
+    symmetric: bool = flag(
+        False, "Half the loss from query to passages, half from each positive to the queries (jina-embeddings-v2)."
+    )
+    in_batch_negatives: bool = flag(
+        True, "Contrast with the passages of other rows. False: with the row's own hard negatives only."
+    )
+    hardness_hard: float = flag(
+        0.0, "Add this times the similarity to the logits of hard negatives, without gradient (LLaVE, about 5)."
+    )
+    hardness_in_batch: float = flag(0.0, "The same for in-batch negatives (about 9).")
+    focal_gamma: float = flag(
+        0.0, "Weight each query's loss by (1 - p)**gamma, where p is its positive's softmax share (focal loss)."
+    )
+    false_negative_margin: float | None = flag(
+        None, "Leave out candidates more similar than the positive by more than this (Qwen3-Embedding: 0.1)."
+    )
+    false_negative_relative_margin: float | None = flag(
+        None, "Leave out candidates with s > s+ - r|s+| for this r (NV-Retriever's rule, within the batch; 0.05)."
+    )
+    debiased: bool = flag(
+        False, "Correct the sum over negatives for false ones (debiased contrastive loss), see --tau_plus."
+    )
+    tau_plus: float = flag(0.1, "Expected share of false negatives, for --debiased.")
+    matryoshka_dims: list[int] | None = flag(
+        None, "Narrower widths, falling, that are trained too: the first values of a vector, normalised again."
+    )
+    matryoshka_weights: list[float] | None = flag(
+        None, "Weight of the loss at each of --matryoshka_dims; the full width's is 1. None: 1 each."
+    )
+    sigreg_weight: float = flag(
+        0.0, "Share of SIGReg (LeJEPA) in the loss: the batch's vectors as an isotropic Gaussian."
+    )
+    spread_out_weight: float = flag(
+        0.0, "Weight of the spread-out regulariser (GOR): queries, and positives, in all directions."
+    )
     emb_q_only: bool = flag(False, "Let the gradient flow through the queries only; passages are constants.")
     emb_p_only: bool = flag(False, "Let the gradient flow through the passages only; queries are constants.")
 

@@ -17,7 +17,7 @@ from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import TERMS, Objective
+from gritlm.training.objective import VARIANTS, Objective
 from gritlm.training.random_texts import RandomTexts
 
 STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def flags(self) -> ObjectiveArguments:
-        return ObjectiveArguments(temperature=TEMPERATURE, **TERMS[self.term].example)
+        return ObjectiveArguments(**{"temperature": TEMPERATURE} | VARIANTS[self.term])
 
 
 @dataclass
@@ -79,12 +79,12 @@ class Cell:
 
     def line(self, verdict: str) -> str:
         negatives = "hard" if self.case.hard else "in-batch"
-        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.case.term:12}{negatives:>10}"
+        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.case.term:17}{negatives:>10}"
         return text + "".join(f"{error:10.1e}" for error in (self.loss, self.gradient, self.weights)) + f"  {verdict}"
 
 
 HEADER = (
-    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':12}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
+    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':17}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
 )
 
 

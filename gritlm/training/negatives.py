@@ -14,7 +14,7 @@ from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
-from gritlm.training.objective import Contrast, known_passages, related_passages, related_queries
+from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
 from gritlm.training.setup import largest_group
 
 SAMPLED = 2048  # texts to look at

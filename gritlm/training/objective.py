@@ -1,11 +1,12 @@
-"""From one rank's vectors to its share of the global loss: arrange, gather, mask, and sum the terms of `TERMS`.
+"""From one rank's vectors to its share of the global loss: the terms of `TERMS`, at each width, times their weights.
 
 A term is one function and one row of `TERMS`. Shape suffixes: T local texts, B local queries, G passages per query,
-S = B*G local passage slots, P candidates of all ranks, K known positives kept per query, D width.
+S = B*G local passage slots, D width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,86 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gritlm.data.batches import ContrastiveBatch
-from gritlm.distributed import Ranks, all_gather, all_reduce_max, gather_with_gradient, ring_shift
+from gritlm.distributed import Ranks, gather_with_gradient
+from gritlm.errors import UserError
 from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.losses import Mask, Ring, logsumexp_over
-
-MANY_KNOWN = 64  # known positives of a query; from here on a binary search is faster than comparing one by one
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Vectors of all ranks to contrast with. With a ring: this rank's block, and the others as they arrive.
-
-    vectors: (P, D), or (P / ranks, D) with a ring; columns_PC: int64 (P, C), what the masks need to know of each.
-    """
-
-    vectors: Tensor
-    columns_PC: Tensor
-    ring: Ring | None
-
-
-@dataclass
-class Contrast:
-    """What a term sees: unit vectors, who is whose positive, and the other ranks' candidates.
-
-    queries_BD, positives_BD: float32 (B, D), this rank's. slots_SD: float32 (S, D), zeros in an unused slot.
-    """
-
-    args: ObjectiveArguments
-    ranks: Ranks
-    gather: Callable[[Tensor], Tensor]
-    batch: ContrastiveBatch
-    queries_BD: Tensor
-    positives_BD: Tensor
-    slots_SD: Tensor
-
-    @property
-    def group_size(self) -> int:
-        return len(self.slots_SD) // len(self.queries_BD)
-
-    @property
-    def known_BK(self) -> Tensor:
-        """int64 (B, K + 1): the ids of each query's known positives, and of its positive's tokens."""
-        return torch.cat([self.batch.known_positives_BK, self.batch.tokens_of_slot_S[:: self.group_size, None]], dim=1)
-
-    @property
-    def positive_similarity_B(self) -> Tensor:
-        return (self.queries_BD * self.positives_BD).sum(1)
-
-    def lse(self, rows_BD: Tensor, candidates: Candidates, masked: Mask) -> Tensor:
-        """(B,): the log-sum over candidates, shifted by each query's similarity to its positive."""
-        return logsumexp_over(
-            rows_BD, candidates.vectors, self.positive_similarity_B, self.args.temperature, masked, candidates.ring
-        )
-
-    def from_all_ranks(self, vectors: Tensor, columns: Tensor) -> Candidates:
-        """The rows of all ranks: gathered, or sent round a ring, so that a rank holds at most two ranks' share."""
-        ranks = self.ranks
-        if ranks.size == 1 or not self.args.negatives_cross_device:
-            return Candidates(vectors, columns, None)
-        columns = all_gather(columns)
-        if not self.args.negatives_ring:
-            return Candidates(self.gather(vectors), columns, None)
-        by_rank = columns.chunk(ranks.size)
-        arrival = [by_rank[ranks.rank - hop] for hop in range(ranks.size)]
-        return Candidates(vectors, torch.cat(arrival), Ring(ranks.size, ring_shift))
-
-    def passages(self) -> Candidates:
-        """All passage slots. Columns: the text's id, that of its tokens (0 if unused), the query of the slot."""
-        batch = self.batch
-        owner_S = batch.query_id_B.repeat_interleave(self.group_size)
-        columns = [batch.id_of_slot_S, batch.tokens_of_slot_S, owner_S]
-        return self.from_all_ranks(self.slots_SD, torch.stack(columns, dim=1))
-
-    def queries(self) -> Candidates:
-        """All queries. Columns: the query's id, then `known_BK`."""
-        known_BK = self.known_BK
-        if self.ranks.size > 1 and self.args.negatives_cross_device:
-            (width,) = all_reduce_max(known_BK.shape[1])
-            known_BK = torch.cat([known_BK, known_BK[:, :1].expand(-1, width - known_BK.shape[1])], dim=1)
-        return self.from_all_ranks(self.queries_BD, torch.cat([self.batch.query_id_B[:, None], known_BK], dim=1))
-
+from gritlm.training.contrast import (
+    Contrast,
+    LogSum,
+    answering_queries,
+    known_passages,
+    related_passages,
+    related_queries,
+)
+from gritlm.training.losses import EMPTY
+from gritlm.training.regularizers import gaussian_distance, spread
 
 # ---- terms: Contrast -> float32 (B,), the loss of each local query
 
@@ -104,7 +38,8 @@ def info_nce(contrast: Contrast) -> Tensor:
     no negative.
     """
     passages = contrast.passages()
-    return F.softplus(contrast.lse(contrast.queries_BD, passages, known_passages(contrast, passages)))
+    masked = known_passages(contrast, passages)
+    return loss_of(contrast, contrast.lse(contrast.queries_BD, passages, masked, hardness=True))
 
 
 def same_tower(contrast: Contrast) -> Tensor:
@@ -114,73 +49,62 @@ def same_tower(contrast: Contrast) -> Tensor:
     no known positive of q.
     """
     queries, passages = contrast.queries(), contrast.passages()
-    parts = [
-        contrast.lse(contrast.queries_BD, passages, known_passages(contrast, passages)),
+    return loss_of(
+        contrast,
+        contrast.lse(contrast.queries_BD, passages, known_passages(contrast, passages), hardness=True),
         contrast.lse(contrast.queries_BD, queries, related_queries(contrast, queries)),
         contrast.lse(contrast.positives_BD, passages, related_passages(contrast, passages)),
-    ]
-    return F.softplus(torch.logsumexp(torch.stack(parts), dim=0))
+    )
 
 
-# ---- masks: the candidates that are no negatives of a query
-#
-# Texts with the same tokens after the cut have one vector, so they are one text. A query knows its positive by the
-# tokens, too, and the positives of the queries that equal it.
+def passage_to_query(contrast: Contrast) -> Tensor:
+    """InfoNCE from each positive to the queries (jina-embeddings-v2, arXiv 2310.19923).
+
+    A query that has the passage as a known positive is no negative.
+    """
+    queries = contrast.queries()
+    return loss_of(contrast, contrast.lse(contrast.positives_BD, queries, answering_queries(contrast, queries)))
 
 
-def known_passages(contrast: Contrast, passages: Candidates) -> Mask:
-    """Unused slots, and known positives of the query."""
-    batch = contrast.batch
-    positive_B, answered_P = batch.tokens_of_slot_S[:: contrast.group_size], answered_queries(contrast, passages)
-
-    def masked(b: slice, p: slice) -> Tensor:
-        id_p, tokens_p, _ = passages.columns_PC[p].unbind(1)
-        masked_bp = (tokens_p == 0) | is_known(id_p, batch.known_positives_BK[b])
-        return masked_bp | (tokens_p == positive_B[b, None]) | (answered_P[p] == batch.query_id_B[b, None])
-
-    return masked
+def sigreg(contrast: Contrast) -> Tensor:
+    """SIGReg of all query and passage vectors of the global batch (LeJEPA, arXiv 2511.08544)."""
+    used_SD = contrast.slots_SD[contrast.batch.text_of_slot_S >= 0]
+    vectors = torch.cat([contrast.queries_BD, used_SD])
+    distance = gaussian_distance(vectors * vectors.shape[1] ** 0.5, contrast.batch.seed, contrast.everywhere)
+    return distance.expand(len(contrast.queries_BD))
 
 
-def related_passages(contrast: Contrast, passages: Candidates) -> Mask:
-    """Besides known passages, the passages of the query itself."""
-    known = known_passages(contrast, passages)
-    return lambda b, p: known(b, p) | (contrast.batch.query_id_B[b, None] == passages.columns_PC[p, 2])
+def spread_out(contrast: Contrast) -> Tensor:
+    """The spread-out regulariser of all queries, and of all positives (Zhang et al., arXiv 1708.06320)."""
+    sides = contrast.queries_BD, contrast.positives_BD
+    return sum(spread(contrast.everywhere(side)) for side in sides).expand(len(contrast.queries_BD))
 
 
-def related_queries(contrast: Contrast, queries: Candidates) -> Mask:
-    """Queries with the text of this one, or with a known positive of it."""
-    id_P, known_PK = queries.columns_PC[:, 0], queries.columns_PC[:, 1:]
-    query_id_B, known_BK = contrast.batch.query_id_B, contrast.known_BK
-
-    def masked(b: slice, p: slice) -> Tensor:
-        masked_bp = query_id_B[b, None] == id_P[p]
-        for known_p in known_PK[p].unbind(1):
-            masked_bp = masked_bp | is_known(known_p, known_BK[b])
-        return masked_bp
-
-    return masked
+def loss_of(contrast: Contrast, *parts: LogSum) -> Tensor:
+    """float32 (B,): the loss of each query from the log-sums over its negatives, shifted by its positive."""
+    log_sum_B = torch.logsumexp(torch.stack([part.log_sum_B for part in parts]), dim=0)
+    if contrast.args.debiased:
+        log_sum_B = debiased(contrast, log_sum_B, sum(part.count_B for part in parts))
+    loss_B = F.softplus(log_sum_B)
+    if contrast.args.focal_gamma:  # 1 - exp(-loss) is what the positive lacks of the softmax
+        loss_B = loss_B * (-torch.expm1(-loss_B.detach())) ** contrast.args.focal_gamma
+    return loss_B
 
 
-def answered_queries(contrast: Contrast, passages: Candidates) -> Tensor:
-    """int64 (P,): the query that each passage answers, which is one that has its tokens as the positive; 0 if none."""
-    tokens_P, owner_P = passages.columns_PC[:, 1], passages.columns_PC[:, 2]
-    positive_Q, order_Q = tokens_P[:: contrast.group_size].sort()
-    at_P = torch.searchsorted(positive_Q, tokens_P.contiguous()).clamp(max=len(positive_Q) - 1)
-    answered_P = torch.where(positive_Q[at_P] == tokens_P, owner_P[:: contrast.group_size][order_Q[at_P]], 0)
-    answered_P[:: contrast.group_size] = owner_P[:: contrast.group_size]  # of several queries, each its own
-    return answered_P
+def debiased(contrast: Contrast, log_sum_B: Tensor, count_B: Tensor) -> Tensor:
+    """The log-sum over negatives, less the share of positives expected among them (Chuang et al., arXiv 2007.00224).
 
-
-def is_known(id_P: Tensor, known_positives_BK: Tensor) -> Tensor:
-    """bool (B, P): true where a candidate's text is a known positive of the query."""
-    if known_positives_BK.shape[1] > MANY_KNOWN:
-        known_BK = known_positives_BK.sort(dim=1).values
-        nearest_BP = torch.searchsorted(known_BK, id_P.repeat(len(known_BK), 1)).clamp(max=known_BK.shape[1] - 1)
-        return known_BK.gather(1, nearest_BP) == id_P
-    known_BP = torch.zeros(len(known_positives_BK), len(id_P), dtype=torch.bool, device=id_P.device)
-    for known_B in known_positives_BK.unbind(1):
-        known_BP |= id_P == known_B[:, None]
-    return known_BP
+    `max((sum - tau N)/(1 - tau), N exp((-1 - s+)/t))`, in logarithms, since exp(1/t) overflows. The bound holds for
+    unit vectors. Below it the negatives get no gradient.
+    """
+    tau, log_count_B = contrast.args.tau_plus, count_B.clamp(min=1).log()
+    bound_B = log_count_B - (1 + contrast.positive_similarity_B) / contrast.args.temperature
+    expected_B = log_count_B + math.log(tau) - log_sum_B  # below 0 where the sum exceeds the expected positives' share
+    above_B = expected_B < 0
+    left_B = torch.log(-torch.expm1(torch.where(above_B, expected_B, -1.0)))
+    corrected_B = torch.where(above_B, log_sum_B + left_B - math.log(1 - tau), float("-inf"))
+    corrected_B = torch.where(corrected_B > bound_B, corrected_B, bound_B)
+    return torch.where(count_B > 0, corrected_B, EMPTY)
 
 
 # ---- the objective
@@ -192,17 +116,70 @@ class Term:
 
     losses: the loss of each local query. weight: of the term in a run with these flags; 0 leaves it out.
     example: flags that switch it on, for `gritlm verify-gradients` and the tests.
+    every_width: whether --matryoshka_dims compute it at each width.
     """
 
     losses: Callable[[Contrast], Tensor]
     weight: Callable[[ObjectiveArguments], float]
     example: dict[str, Any]
+    every_width: bool = True
+
+
+def _from_queries(args: ObjectiveArguments) -> float:
+    return (1 - args.sigreg_weight) * (0.5 if args.symmetric else 1.0)
 
 
 TERMS = {
-    "info_nce": Term(info_nce, lambda args: float(not args.same_tower), {}),
-    "same_tower": Term(same_tower, lambda args: float(args.same_tower), {"same_tower": True}),
+    "info_nce": Term(info_nce, lambda args: _from_queries(args) * (not args.same_tower), {}),
+    "same_tower": Term(same_tower, lambda args: _from_queries(args) * args.same_tower, {"same_tower": True}),
+    "passage_to_query": Term(
+        passage_to_query, lambda args: (1 - args.sigreg_weight) * 0.5 * args.symmetric, {"symmetric": True}
+    ),
+    "sigreg": Term(sigreg, lambda args: args.sigreg_weight, {"sigreg_weight": 0.05}, every_width=False),
+    "spread_out": Term(spread_out, lambda args: args.spread_out_weight, {"spread_out_weight": 1.0}, every_width=False),
 }
+
+# Flags that change how terms are computed, with examples for `gritlm verify-gradients` and the tests. The relative
+# margin leaves out each negative that counts: at t = 0.05 float32 rounds off 2e-5 of the little gradient that is left.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "hard_negatives": {"in_batch_negatives": False},
+    "hardness": {"hardness_hard": 5.0, "hardness_in_batch": 9.0},
+    "focal": {"focal_gamma": 2.0},
+    "margin": {"same_tower": True, "false_negative_margin": 0.3},
+    "relative_margin": {"false_negative_relative_margin": 0.05, "temperature": 0.2},
+    "debiased": {"debiased": True},
+    "matryoshka": {"matryoshka_dims": [8, 4], "matryoshka_weights": [0.5, 0.25]},
+}
+CHANGES = ("hardness_hard", "hardness_in_batch", "focal_gamma", "false_negative_margin")
+CHANGES += ("false_negative_relative_margin", "debiased")
+VARIANTS = {name: term.example for name, term in TERMS.items()} | OPTIONS
+
+
+def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
+    """Each width of --matryoshka_dims, and its weight."""
+    dims = args.matryoshka_dims or []
+    return list(zip(dims, args.matryoshka_weights or [1.0] * len(dims), strict=True))
+
+
+def describe_objective(args: ObjectiveArguments, width: int) -> str:
+    """A line with the terms of a run's loss, their weights, and the widths that are trained.
+
+    Raises:
+        UserError: a width of --matryoshka_dims is not below the model's.
+    """
+    dims = args.matryoshka_dims or []
+    if dims and dims[0] >= width:
+        raise UserError(f"--matryoshka_dims {dims[0]}: wanted widths below the model's, which is {width}")
+    weights = {name: term.weight(args) for name, term in TERMS.items()}
+    parts = [f"{weight:g} {name}" if weight != 1 else name for name, weight in weights.items() if weight]
+    changes = [f"--{name}" for name in CHANGES if getattr(args, name) not in (None, False, 0.0)]
+    changes += ["hard negatives only"] * (not args.in_batch_negatives)
+    widths = ", ".join(f"{dim} ({weight:g})" for dim, weight in narrow_widths(args))
+    return (
+        f"loss: {' + '.join(parts)}, temperature {args.temperature:g}"
+        + (f", with {', '.join(changes)}" if changes else "")
+        + (f"; also at the widths {widths} of {width}" if dims else "")
+    )
 
 
 @dataclass(frozen=True)
@@ -213,25 +190,42 @@ class Objective:
         args: which terms there are, and their settings.
         ranks: who shares the global batch; one process by default, also inside a job of many ranks.
         gather: this rank's vectors -> all ranks', with gradient.
+        left_out: by rule, how many candidates of this rank's queries it left out in the last call.
     """
 
     args: ObjectiveArguments
     ranks: Ranks = Ranks()
     gather: Callable[[Tensor], Tensor] = gather_with_gradient
+    left_out: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> dict[str, Tensor]:
         """This rank's share of each term: the sum of its queries' losses over the number of queries of all ranks.
 
-        The global loss is the sum over ranks and terms. Scalars, float32, differentiable once.
+        A term at a narrower width w is named `term@w`. The global loss is the sum over ranks and terms. Scalars,
+        float32, differentiable once.
         """
         vectors_TD = vectors_TD.float()  # before anything else, so that gradients of a vector add up in float32
+        self.left_out.clear()
+        total = len(batch.text_of_query_B) * self.ranks.size
+        shares = {}
+        for suffix, weight, narrow_TD in self._widths(vectors_TD):
+            contrast = self._contrast(narrow_TD, batch)
+            for name, term in TERMS.items():
+                if (own := weight * term.weight(self.args)) and (term.every_width or not suffix):
+                    shares[name + suffix] = own * term.losses(contrast).sum() / total
+        return shares
+
+    def _widths(self, vectors_TD: Tensor) -> Iterator[tuple[str, float, Tensor]]:
+        """The suffix of a term's name, the weight, and the vectors at each width."""
+        yield "", 1.0, vectors_TD
+        for width, weight in narrow_widths(self.args):
+            yield f"@{width}", weight, F.normalize(vectors_TD[:, :width], dim=1)
+
+    def _contrast(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> Contrast:
         queries_BD = vectors_TD[batch.text_of_query_B]
         used_S = batch.text_of_slot_S >= 0
         slots_SD = vectors_TD[batch.text_of_slot_S.clamp(min=0)] * used_S[:, None]
         queries_BD = queries_BD.detach() if self.args.emb_p_only else queries_BD
         slots_SD = slots_SD.detach() if self.args.emb_q_only else slots_SD
         positives_BD = slots_SD[:: len(slots_SD) // len(queries_BD)]
-        contrast = Contrast(self.args, self.ranks, self.gather, batch, queries_BD, positives_BD, slots_SD)
-        total = len(queries_BD) * self.ranks.size
-        weights = {name: term.weight(self.args) for name, term in TERMS.items()}
-        return {name: w * TERMS[name].losses(contrast).sum() / total for name, w in weights.items() if w}
+        return Contrast(self.args, self.ranks, self.gather, batch, queries_BD, positives_BD, slots_SD, self.left_out)

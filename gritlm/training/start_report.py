@@ -11,6 +11,7 @@ from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
+from gritlm.training.objective import describe_objective
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.setup import (
     build_text_tokenizer,
@@ -34,7 +35,8 @@ def describe_run(
     """The tokenizer of the run, the lines to print, and the warnings.
 
     Raises:
-        UserError: the base's tokenizer does not fit, there is nothing to contrast, or the disk has too little room.
+        UserError: the base's tokenizer does not fit, there is nothing to contrast, a width of --matryoshka_dims is not
+            below the model's, or the disk has too little room.
     """
     used = used_sets(plan, records)
     text_tokenizer = build_text_tokenizer(run, used)
@@ -47,6 +49,7 @@ def describe_run(
         *describe_base(run, text_tokenizer.contract),
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
+        describe_objective(run.objective, run.model.projection or config.hidden_size),
         *negatives,
         *evaluation.lines,
         *check_disk_space(run, config, plan.steps_per_epoch),

@@ -178,6 +178,8 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
     embedder = Embedder(backbone, contract, model.projection)
     if (weights := run.base.projection_folder) and not model.reset_weight:
         embedder.load_projection(weights.parent, weights.name, run.base.projection_bias)
+    if run.objective.matryoshka_dims:  # for servers that cut vectors on request
+        embedder.config.matryoshka_dimensions = [embedder.embedding_dim, *run.objective.matryoshka_dims]
     dropout = getattr(config, "attention_dropout", 0.0)
     reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
     if embedder.packed and args.device.type == "cuda" and reason:

@@ -16,7 +16,7 @@ from gritlm.strict_json import read_json_object
 
 MIXED = "(mixed)"
 VERSION = 2  # raise it with every change that gives other batches for the same seed
-_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS, _LOSS = range(7)  # each purpose has its random stream
+_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS, _LOSS, _MORE = range(8)  # each purpose has its random stream
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,18 @@ class Plan:
         rng = np.random.default_rng((self.seed, _DRAW, epoch, step, dataset, row))
         positive = int(rng.integers(positives))
         return positive, [int(i) for i in rng.permutation(negatives)[:wanted]]
+
+    def draw_more(self, place: tuple[int, int, int, int], positives: int, first: int, most: int) -> list[int]:
+        """At most `most` of a row's positives, by their numbers, beside the `first` that was drawn.
+
+        Args:
+            place: epoch, step, data set and row.
+        """
+        others = [number for number in range(positives) if number != first] if most else []
+        if not others:
+            return []
+        rng = np.random.default_rng((self.seed, _MORE, *place))
+        return [others[i] for i in rng.permutation(len(others))[:most]]
 
     def loss_seed(self, epoch: int, step: int) -> int:
         """The seed of what a loss draws in a step, such as random directions."""

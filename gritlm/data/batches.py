@@ -23,13 +23,15 @@ Chunk = dict[str, Any]  # keyword arguments of `Embedder`
 class ContrastiveBatch:
     """Where each local vector belongs: B queries, G passages per query, S = B*G slots.
 
-    Slot `b*G` holds query b's positive. An unused slot has no text.
+    The first slots of query b, from `b*G` on, hold its positives: one, or with --max_positives several. An unused slot
+    has no text.
 
     text_of_query_B: int64 (B,), text_of_slot_S: int64 (S,), indices into the local vectors, -1 for an unused slot.
     query_id_B: int64 (B,), a hash of the query's tokens.
     id_of_slot_S: int64 (S,), a hash of the passage's whole text.
     tokens_of_slot_S: int64 (S,), a hash of the passage's tokens, 0 for an unused slot.
     known_positives_BK: int64 (B, K), hashes of the query's known positives, padded with one of them.
+    positives_BM: bool (B, M), which of the first M slots of a query hold a positive.
     seed: of what the loss draws, equal on all ranks.
     """
 
@@ -39,6 +41,7 @@ class ContrastiveBatch:
     id_of_slot_S: Tensor
     tokens_of_slot_S: Tensor
     known_positives_BK: Tensor
+    positives_BM: Tensor
     seed: int = 0
 
 
@@ -98,13 +101,15 @@ def build_contrastive_batch(
     group_size: int,
     chunking: ChunkConfig,
     pad_id: int,
+    positives: Sequence[int] | None = None,
 ) -> tuple[list[Chunk], ContrastiveBatch]:
     """The chunks of one rank's texts, and where their vectors belong.
 
     Args:
         queries: each query's tokens.
-        groups, group_ids: each query's passages, its positive first, and their ids; at most `group_size` of them.
-        known_positives: the ids of each query's known positives, the drawn one included.
+        groups, group_ids: each query's passages, its positives first, and their ids; at most `group_size` of them.
+        known_positives: the ids of each query's known positives, the drawn ones included.
+        positives: how many of each query's passages are positives; None: one.
     """
     passages = [passage for group in groups for passage in group]
     chunks, row_of_text = make_chunks([*queries, *passages], chunking, pad_id)
@@ -113,7 +118,7 @@ def build_contrastive_batch(
     slots = [[next(row_of_passage) for _ in group] + [-1] * n for group, n in zip(groups, unused, strict=True)]
     ids = [[*group, *[0] * n] for group, n in zip(group_ids, unused, strict=True)]
     tokens = [[*map(tokens_id, group), *[0] * n] for group, n in zip(groups, unused, strict=True)]
-    width = max(map(len, known_positives))
+    width, count = max(map(len, known_positives)), positives or [1] * len(queries)
     known = [[*row, *[row[0]] * (width - len(row))] for row in known_positives]
     return chunks, ContrastiveBatch(
         text_of_query_B=row_of_text[: len(queries)],
@@ -122,6 +127,7 @@ def build_contrastive_batch(
         id_of_slot_S=torch.tensor(ids).flatten(),
         tokens_of_slot_S=torch.tensor(tokens).flatten(),
         known_positives_BK=torch.tensor(known),
+        positives_BM=torch.arange(max(count)) < torch.tensor(count)[:, None],
     )
 
 
@@ -135,6 +141,7 @@ class BatchBuilder(Dataset):
         group_size: passages per query, at most.
         chunking: how texts are cut into chunks.
         rank, ranks: which slice of the global batch.
+        max_positives: how many of the group's slots are for positives.
     """
 
     def __init__(
@@ -146,10 +153,11 @@ class BatchBuilder(Dataset):
         chunking: ChunkConfig,
         rank: int = 0,
         ranks: int = 1,
+        max_positives: int = 1,
     ):
         self.plan, self.records, self.text_tokenizer = plan, records, text_tokenizer
         self.group_size, self.chunking = group_size, chunking
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.max_positives = rank, ranks, max_positives
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -177,6 +185,7 @@ class BatchBuilder(Dataset):
             self.group_size,
             self.chunking,
             self.text_tokenizer.tokenizer.pad_token_id,
+            [min(self.max_positives, len(record.positives)) for record in records],
         )
         contrastive.seed = self.plan.loss_seed(epoch, step)
         return Batch(
@@ -190,11 +199,14 @@ class BatchBuilder(Dataset):
         )
 
     def _draw(self, epoch: int, step: int, dataset: int, row: int, record: Record) -> tuple[list, list[int]]:
-        """The passages that a row contributes to a batch, its positive first, and their ids."""
+        """The passages that a row contributes to a batch, its positives first, and their ids."""
         held_out = self.plan.held_out.texts
         allowed = [i for i, key in enumerate(record.negative_ids) if key not in held_out]
         counts = len(record.positives), len(allowed)
-        positive, numbers = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - 1)
+        first, numbers = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - self.max_positives)
+        more = self.plan.draw_more((epoch, step, dataset, row), counts[0], first, self.max_positives - 1)
+        positives = [first, *more]
         negatives = [allowed[i] for i in numbers]
-        texts = [record.positives[positive], *(record.negatives[i] for i in negatives)]
-        return texts, [record.positive_ids[positive], *(record.negative_ids[i] for i in negatives)]
+        texts = [*(record.positives[i] for i in positives), *(record.negatives[i] for i in negatives)]
+        ids = [*(record.positive_ids[i] for i in positives), *(record.negative_ids[i] for i in negatives)]
+        return texts, ids

@@ -57,6 +57,9 @@ class DataArguments:
         changes_learning=False,  # what is compared is the rows
     )
     train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
+    max_positives: int = flag(
+        1, "Positives of a row that a step contrasts with its negatives, each for itself. More than 1 adds passages."
+    )
     query_max_len: int = open_flag(512, "Longest query in tokens, instruction included; the end is cut off.")
     passage_max_len: int = open_flag(512, "Longest passage in tokens; the end is cut off.")
     contract: str | None = flag(

@@ -65,6 +65,12 @@ class Contrast:
         return torch.cat([self.batch.known_positives_BK, self.batch.tokens_of_slot_S[:: self.group_size, None]], dim=1)
 
     @property
+    def similarity_BM(self) -> Tensor:
+        """float32 (B, M): a query's similarity to each of its positives."""
+        slots_BGD = self.slots_SD.view(len(self.queries_BD), self.group_size, -1)
+        return torch.einsum("bd,bmd->bm", self.queries_BD, slots_BGD[:, : self.batch.positives_BM.shape[1]])
+
+    @property
     def positive_similarity_B(self) -> Tensor:
         return (self.queries_BD * self.positives_BD).sum(1)
 
@@ -156,14 +162,16 @@ def known_passages(contrast: Contrast, passages: Candidates) -> Mask:
     batch = contrast.batch
     row_P = torch.arange(len(passages.columns_PC), device=batch.query_id_B.device) // contrast.group_size
     row_B = torch.arange(len(batch.query_id_B), device=batch.query_id_B.device)
-    positive_B, answered_P = batch.tokens_of_slot_S[:: contrast.group_size], answered_queries(contrast, passages)
+    answered_P, is_positive_BM = answered_queries(contrast, passages), batch.positives_BM
+    tokens_BM = batch.tokens_of_slot_S.view(len(row_B), -1)[:, : is_positive_BM.shape[1]]
+    tokens_BM = torch.where(is_positive_BM, tokens_BM, tokens_BM[:, :1])  # of the query's positives
 
     def masked(b: slice, p: slice) -> Tensor:
         id_p, tokens_p, _ = passages.columns_PC[p].unbind(1)
         masked_bp = (tokens_p == 0) | is_known(id_p, batch.known_positives_BK[b])
         if not contrast.args.in_batch_negatives:
             masked_bp |= row_P[p] != row_B[b, None]
-        return masked_bp | (tokens_p == positive_B[b, None]) | (answered_P[p] == batch.query_id_B[b, None])
+        return masked_bp | is_known(tokens_p, tokens_BM[b]) | (answered_P[p] == batch.query_id_B[b, None])
 
     return masked
 

@@ -34,6 +34,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda x: 0 < x < math.inf,
         (
             *("train_group_size", "query_max_len", "passage_max_len", "global_batch_size", "chunk_tokens"),
+            *("max_positives",),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
         ),
@@ -122,6 +123,10 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: not f.in_batch_negatives and f.hardness_in_batch > 0,
         "--hardness_in_batch with --in_batch_negatives False: there is none to weight; leave one out",
+    ),
+    (
+        lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),
+        "--max_positives {max_positives}: found --same_tower or --symmetric, which start from one positive; choose one",
     ),
     (
         lambda f: not f.normalized and (f.debiased or f.sigreg_weight > 0 or f.spread_out_weight > 0),

@@ -15,7 +15,7 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
-from gritlm.training.setup import largest_group
+from gritlm.training.setup import slots
 
 SAMPLED = 2048  # texts to look at
 SLICE = 256  # queries of one batch to look at, at most
@@ -115,7 +115,7 @@ def count_negatives(
     plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int, text_tokenizer: TextTokenizer
 ) -> dict[str, Count]:
     """Count by data set: on the first batch of each, then on their second, and so on; on a slice of a large batch."""
-    group_size = largest_group(run.data, records)
+    group_size, positives = slots(run.data, records)
     reach = plan.batch_size // (1 if run.objective.negatives_cross_device else ranks)
     names = plan.datasets(epoch=0)
     seen: Counter[str] = Counter()
@@ -126,7 +126,8 @@ def count_negatives(
     wanted = SAMPLED // (1 + group_size)  # queries
     size = min(reach, SLICE, max(wanted // len(seen), 8))
     chunking = ChunkConfig(run.training.chunk_tokens)
-    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, ranks=plan.batch_size // size)
+    slices = plan.batch_size // size
+    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives)
     by_set: dict[str, Count] = {}
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:
         by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, run.objective)

@@ -81,30 +81,36 @@ def spread_out(contrast: Contrast) -> Tensor:
 
 
 def loss_of(contrast: Contrast, *parts: LogSum) -> Tensor:
-    """float32 (B,): the loss of each query from the log-sums over its negatives, shifted by its positive."""
+    """float32 (B,): the loss of each query from the log-sums over its negatives, shifted by its first positive.
+
+    With several positives M, each is contrasted with the same negatives, and the loss is their mean.
+    """
+    args, is_positive_BM, similarity_BM = contrast.args, contrast.batch.positives_BM, contrast.similarity_BM
     log_sum_B = torch.logsumexp(torch.stack([part.log_sum_B for part in parts]), dim=0)
-    if contrast.args.debiased:
-        log_sum_B = debiased(contrast, log_sum_B, sum(part.count_B for part in parts))
-    loss_B = F.softplus(log_sum_B)
-    if contrast.args.focal_gamma:  # 1 - exp(-loss) is what the positive lacks of the softmax
-        loss_B = loss_B * (-torch.expm1(-loss_B.detach())) ** contrast.args.focal_gamma
-    return loss_B
+    log_sum_BM = log_sum_B[:, None] + (similarity_BM[:, :1] - similarity_BM) / args.temperature
+    if args.debiased:
+        count_B = torch.stack([part.count_B for part in parts]).sum(0)
+        log_sum_BM = debiased(args, log_sum_BM, count_B[:, None], similarity_BM)
+    loss_BM = F.softplus(log_sum_BM)
+    if args.focal_gamma:  # 1 - exp(-loss) is what the positive lacks of the softmax
+        loss_BM = loss_BM * (-torch.expm1(-loss_BM.detach())) ** args.focal_gamma
+    return (loss_BM * is_positive_BM).sum(1) / is_positive_BM.sum(1)
 
 
-def debiased(contrast: Contrast, log_sum_B: Tensor, count_B: Tensor) -> Tensor:
+def debiased(args: ObjectiveArguments, log_sum_BM: Tensor, count_B1: Tensor, similarity_BM: Tensor) -> Tensor:
     """The log-sum over negatives, less the share of positives expected among them (Chuang et al., arXiv 2007.00224).
 
     `max((sum - tau N)/(1 - tau), N exp((-1 - s+)/t))`, in logarithms, since exp(1/t) overflows. The bound holds for
     unit vectors. Below it the negatives get no gradient.
     """
-    tau, log_count_B = contrast.args.tau_plus, count_B.clamp(min=1).log()
-    bound_B = log_count_B - (1 + contrast.positive_similarity_B) / contrast.args.temperature
-    expected_B = log_count_B + math.log(tau) - log_sum_B  # below 0 where the sum exceeds the expected positives' share
-    above_B = expected_B < 0
-    left_B = torch.log(-torch.expm1(torch.where(above_B, expected_B, -1.0)))
-    corrected_B = torch.where(above_B, log_sum_B + left_B - math.log(1 - tau), float("-inf"))
-    corrected_B = torch.where(corrected_B > bound_B, corrected_B, bound_B)
-    return torch.where(count_B > 0, corrected_B, EMPTY)
+    tau, log_count_B1 = args.tau_plus, count_B1.clamp(min=1).log()
+    bound_BM = log_count_B1 - (1 + similarity_BM) / args.temperature
+    expected_BM = log_count_B1 + math.log(tau) - log_sum_BM  # below 0: the sum exceeds the expected positives' share
+    above_BM = expected_BM < 0
+    left_BM = torch.log(-torch.expm1(torch.where(above_BM, expected_BM, -1.0)))
+    corrected_BM = torch.where(above_BM, log_sum_BM + left_BM - math.log(1 - tau), float("-inf"))
+    corrected_BM = torch.where(corrected_BM > bound_BM, corrected_BM, bound_BM)
+    return torch.where(count_B1 > 0, corrected_BM, EMPTY)
 
 
 # ---- the objective

@@ -4,6 +4,8 @@ import dataclasses
 from collections import Counter
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gritlm.data.batch_plan import HELD_OUT, Plan, read_num_samples
 from gritlm.data.folders import describe_folder
 from gritlm.data.held_out import NOTHING, HeldOut, hold_out
@@ -128,9 +130,11 @@ def used_sets(plan: Plan, records: list[RecordSet]) -> list[RecordSet]:
     return [r for r, rows in zip(records, plan.epoch_sizes, strict=True) if rows]
 
 
-def largest_group(data: DataArguments, records: list[RecordSet]) -> int:
-    """Passages per query at most: no more slots than the fullest row of the data fills."""
-    return min(data.train_group_size, max(r.longest_group for r in records))
+def slots(data: DataArguments, records: list[RecordSet]) -> tuple[int, int]:
+    """Passages per query at most, and positives among them: no more than the fullest rows of the data fill."""
+    most = max(int(np.diff(r.row_texts.starts).max()) - 1 for r in records) if data.max_positives > 1 else 1
+    positives = min(data.max_positives, most)
+    return positives - 1 + min(data.train_group_size, max(r.longest_group for r in records)), positives
 
 
 def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int) -> list[str]:

@@ -42,7 +42,7 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.setup import largest_group, make_plan, used_sets
+from gritlm.training.setup import make_plan, slots, used_sets
 from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
 
@@ -98,8 +98,8 @@ def train(run: RunArguments) -> int:
 
     embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
-    group_size = largest_group(run.data, records)
-    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, ranks)
+    group_size, positives = slots(run.data, records)
+    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, ranks, positives)
     trainer = EmbeddingTrainer(
         embedder,
         args,

@@ -229,7 +229,8 @@ def check_loss(code: str) -> None:
     group = dataclasses.make_dataclass("More", [("alignment", float, 0.0)], bases=(arguments.ObjectiveArguments,))
     vectors = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     places = torch.arange(4)
-    batch = objective.ContrastiveBatch(places, places + 4, places, places + 4, places + 4, places[:, None] + 4)
+    ids = places + 4
+    batch = objective.ContrastiveBatch(places, ids, places, ids, ids, ids[:, None], torch.ones(4, 1, dtype=torch.bool))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "TERMS", dict(objective.TERMS))
         exec(code, dict(vars(objective)))

@@ -20,6 +20,7 @@ QUERY_IDS = [100, 101, 102, 102, 104, 105, 106, 104]
 SLOT_IDS = [0, 1, 2, 3, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 UNUSED = (5, 23)
 AFTER_THE_CUT = {20: 19, 7: 19, 17: 1}
+ONE = [[True], [True]]  # each query has one positive
 KNOWN = [[0, 0], [3, 3], [5, 8], [5, 8], [11, 11], [13, 11], [16, 16], [19, 19]]
 
 
@@ -36,6 +37,7 @@ def batch(query_ids=QUERY_IDS, slot_ids=SLOT_IDS, unused=UNUSED, known=KNOWN, cu
         torch.tensor(slot_ids),
         torch.tensor([0 if slot in unused else cut(text) for slot, text in enumerate(slot_ids)]),
         torch.tensor(known),
+        torch.ones(len(query_ids), 1, dtype=torch.bool),
     )
 
 
@@ -299,11 +301,52 @@ def test_the_debiased_loss_is_finite_at_a_low_temperature(similarity):
     positive = torch.tensor([similarity, (1 - similarity**2) ** 0.5])
     queries = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     vectors = torch.cat([queries, torch.stack([positive, negative, positive, negative])])
-    two = ContrastiveBatch(*map(torch.tensor, ([0, 1], [2, 3, 4, 5], [7, 8], [1, 2, 3, 4], [1, 2, 3, 4], [[1], [3]])))
+    two = ContrastiveBatch(
+        *map(torch.tensor, ([0, 1], [2, 3, 4, 5], [7, 8], [1, 2, 3, 4], [1, 2, 3, 4], [[1], [3]], ONE))
+    )
     objective = Objective(ObjectiveArguments(0.01, debiased=True, in_batch_negatives=False))
     loss, gradient = loss_and_gradient(lambda v: sum(objective(v, two).values()), vectors)
     assert loss.isfinite() and gradient.isfinite().all()
     assert (gradient[3].abs().sum() > 0) == (similarity < 0), "the negative's gradient"
+
+
+SEVERAL = (0, 2, 6)  # queries whose second slot holds another positive
+
+
+@pytest.mark.parametrize("more", [{}, {"debiased": True}, {"focal_gamma": 2.0}], ids=str)
+def test_each_of_several_positives_is_contrasted_for_itself(vectors, more):
+    """The other positives of a query are no negatives of it."""
+    extra = [SLOT_IDS[q * GROUP + (q in SEVERAL)] for q in range(QUERIES)]
+    where = batch(known=[[*row, more] for row, more in zip(KNOWN, extra, strict=True)])
+    where.positives_BM = torch.tensor([[True, q in SEVERAL] for q in range(QUERIES)])
+
+    def wanted(vectors):
+        q, slots, total = vectors[:QUERIES], vectors[QUERIES:], 0.0
+        for query in range(QUERIES):
+            known = {*where.known_positives_BK[query].tolist()}
+            own = [query * GROUP, query * GROUP + 1] if query in SEVERAL else [query * GROUP]
+            tokens = {tokens_of(SLOT_IDS[s]) for s in own} | positives(query)
+            used = [s for s in range(QUERIES * GROUP) if s not in UNUSED and SLOT_IDS[s] not in known]
+            negatives = [q[query] @ slots[s] / TEMPERATURE for s in used if tokens_of(SLOT_IDS[s]) not in tokens]
+            losses = []
+            for s in own:
+                positive = (q[query] @ slots[s] / TEMPERATURE).exp()
+                against, count = sum(score.exp() for score in negatives), len(negatives)
+                if "debiased" in more:
+                    corrected = (against - 0.1 * count * positive) / 0.9
+                    against = corrected.clamp(min=count * math.exp(-1 / TEMPERATURE))
+                loss = -torch.log(positive / (positive + against))
+                losses.append(loss * (1 - (-loss.detach()).exp()) ** 2 if "focal_gamma" in more else loss)
+            total = total + sum(losses) / len(losses)
+        return total / QUERIES
+
+    objective = Objective(ObjectiveArguments(TEMPERATURE, **more))
+    found = loss_and_gradient(lambda v: sum(objective(v, where).values()), vectors)
+    truth = loss_and_gradient(wanted, vectors.double())
+    assert relative(found[0].double(), truth[0]) < 1e-6
+    assert relative(found[1].double(), truth[1]) < 1e-6
+    where.positives_BM = torch.ones(QUERIES, 1, dtype=torch.bool)
+    assert relative(sum(objective(vectors, where).values()), found[0]) > 1e-3, "control: one positive"
 
 
 def test_the_margin_counts_what_it_leaves_out(vectors):
@@ -350,7 +393,7 @@ def test_an_unused_slot_changes_nothing(vectors):
     known = [[1], [2]]
 
     def loss(slots, ids):
-        parts = ([0, 1], slots, [7, 8], ids, ids, known)
+        parts = ([0, 1], slots, [7, 8], ids, ids, known, ONE)
         return Objective(ObjectiveArguments(0.1))(vectors, ContrastiveBatch(*map(torch.tensor, parts)))["info_nce"]
 
     assert torch.allclose(loss([2, -1, 3, -1], [1, 0, 2, 0]), loss([2, 3], [1, 2]))
@@ -376,5 +419,5 @@ def test_many_known_positives_are_found_by_a_search():
 
 def test_a_loss_of_equal_scores_is_the_logarithm_of_their_number():
     vectors = torch.ones(4, 1)
-    two = ContrastiveBatch(*map(torch.tensor, ([0, 1], [2, 3], [7, 8], [1, 2], [1, 2], [[1], [2]])))
+    two = ContrastiveBatch(*map(torch.tensor, ([0, 1], [2, 3], [7, 8], [1, 2], [1, 2], [[1], [2]], ONE)))
     assert math.isclose(Objective(ObjectiveArguments(0.5))(vectors, two)["info_nce"], math.log(2), rel_tol=1e-6)

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 from zlib import crc32
 
@@ -22,12 +22,12 @@ MIN_WORDS, MIN_LETTERS = 12, 40  # a text with as many words or letters may diff
 PROMPT_WORDS = 40  # a prompt in front is not longer
 # Length of the n-grams: words of the indexed texts that have them, words of the texts that are looked up by them.
 GRAMS = {3: ((6, 11), (5, 60)), 4: ((12, 79), (10, 140)), 8: ((80, 1 << 30), (66, 1 << 30))}
-STRIDE = 2  # of the 8-grams every 2nd is indexed
 MAX_TEXTS = 300  # an n-gram of more texts than this says too little
-COMPARED = 64  # texts that are compared with the one that is looked up: those with most n-grams in common
+COMPARED = 1280  # words of the texts that are compared with one: those with most n-grams in common
 LONG, WINDOW = 1000, 160  # letters: a longer text is first looked up by two windows
 BATCH = 4096  # texts that are hashed together
 MIX = np.uint32(0x9E3779B1)
+HALF, LOW_HALF = np.uint64(32), np.uint64(0xFFFFFFFF)
 # Prompts of well-known models. What else stands in front of a colon or line break is one if the text equals the rest.
 PROMPT = re.compile(
     r"\s*(?:(?:<\|user\|>\s*)?<?instruct(?:ion)?>?\s*:.{,1000}?<?query>?\s*:|(?:<\|user\|>.{,1000}?)?<\|embed\|>"
@@ -58,13 +58,13 @@ class _Letters(dict):
     Punctuation is left out, so that a word stays one. A dash or another sign becomes a space.
     """
 
-    def __missing__(self, code: int) -> str:
+    def __missing__(self, code: int) -> str | None:
         letter = chr(code)
         kind = unicodedata.category(letter)
         if letter.isalnum() or kind in ("Mn", "Mc", "Me", "Sm", "Sc") or letter == "#":
             self[code] = f" {letter} " if UNSPACED.match(letter) else letter
         else:
-            self[code] = "" if kind == "Cf" or (kind[0] == "P" and letter not in "\u2014\u2026") else " "
+            self[code] = None if kind == "Cf" or (kind[0] == "P" and letter not in "\u2014\u2026") else " "
         return self[code]
 
 
@@ -131,7 +131,7 @@ def _share_changed(longer: list[str], shorter: list[str]) -> float:
         return 1
     if changed * NEAR > len(longer) and len(longer) < LONG:
         edits = [edit for edit in Levenshtein.editops(longer, shorter) if edit.tag == "replace"]
-        changed -= sum(_is_misspelt(longer[edit.src_pos], shorter[edit.dest_pos]) for edit in edits) * 3 / 4
+        changed -= sum(_is_misspelt(longer[edit.src_pos], shorter[edit.dest_pos]) for edit in edits) / 2
     return changed / len(longer)
 
 
@@ -146,21 +146,16 @@ def _equal(a: str, b: str) -> bool:
 
 
 class _Numbers:
-    """The numbers of texts by a hash, in two arrays."""
+    """The numbers of texts by a hash of 64 bits, in two arrays."""
 
-    def __init__(self, hashes: np.ndarray, numbers: np.ndarray):
-        order = np.argsort(hashes, kind="stable")
-        self.hashes, self.numbers = hashes[order], numbers[order]
+    def __init__(self, hashes: array):
+        order = np.argsort(_array(hashes), kind="stable")
+        self.hashes, self.numbers = _array(hashes)[order], order.astype(np.int32)
 
     def first(self, key: int) -> int:
+        """The number of the first text with a hash; -1 if there is none."""
         place = int(np.searchsorted(self.hashes, key))
         return int(self.numbers[place]) if place < len(self.hashes) and self.hashes[place] == key else -1
-
-    def all(self, keys: np.ndarray) -> np.ndarray:
-        """The numbers of the texts of each key, one after the other."""
-        starts, ends = (np.searchsorted(self.hashes, keys, side).tolist() for side in ("left", "right"))
-        spans = [self.numbers[a:b] for a, b in zip(starts, ends, strict=True) if a < b <= a + MAX_TEXTS]
-        return np.concatenate(spans) if spans else self.numbers[:0]
 
 
 def _hash_grams(texts: Sequence[str], sizes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -184,9 +179,8 @@ def _hash_grams(texts: Sequence[str], sizes: np.ndarray | None = None) -> tuple[
             low, high = GRAMS[length][sizes is not None]
             of, size = owners[: len(rolled)], wanted[: len(rolled)]
             chosen = (of == owners[length - 1 :]) & (low <= size) & (size <= high)
-            if length == max(GRAMS) and sizes is None:
-                chosen &= (np.arange(len(rolled)) - (np.cumsum(counts) - counts)[of]) % STRIDE == 0
-            found.append((rolled[chosen], of[chosen], 1 + length * (size[chosen] // SIMILAR)))
+            quota = np.minimum(1 + length * (size // SIMILAR), size * 3 // 4)
+            found.append((rolled[chosen], of[chosen], quota[chosen]))
     hashes, owners, quotas = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return hashes, owners, quotas
 
@@ -195,47 +189,52 @@ class NearCopies:
     """An index of texts, in arrays. It is the same in every process."""
 
     def __init__(self, texts: Iterable[str]):
-        exact, keys, rests, rest_numbers = array("q"), array("q"), array("q"), array("q")
-        self._words, self._ends = bytearray(), array("q", [0])  # of all texts, one after the other
-        marks, grams, words = array("L"), [_hash_grams([])], []
-        for number, text in enumerate(texts):
-            exact.append(text_id(text))
-            text = _without_prompt(text)
-            keys.append(text_id(normal_text(text)))
-            marks.append(crc32(normal_text(text).encode()))
-            for rest in _after_colons(text):
-                rests.append(text_id(normal_text(rest)))
-                rest_numbers.append(number)
-                marks.append(crc32(normal_text(rest).encode()))
-            words.append(_words(text))
-            self._words += words[-1].encode()
-            self._ends.append(len(self._words))
-            if len(words) == BATCH:
-                grams.append(self._place(_hash_grams(words), number + 1 - BATCH))
-                words = []
-        grams.append(self._place(_hash_grams(words), len(exact) - len(words)))
-        hashes, owners, quotas = (np.concatenate(parts) for parts in zip(*grams, strict=True))
-        self._grams = _Numbers(*_rarest(hashes, owners, quotas))
-        numbers = np.arange(len(exact), dtype=np.int32)
-        self._exact, self._keys = _Numbers(_array(exact), numbers), _Numbers(_array(keys), numbers)
-        self._rests = _Numbers(_array(rests), _array(rest_numbers))
-        self._marks = np.unique(np.concatenate([self._grams.hashes, _array(marks).astype(np.uint32)]))
-        self._shift = np.uint32(32 - min(32, max(16, len(self._marks).bit_length() + 4)))  # 16 to 32 bits for each
+        exact, keys, ends = array("q"), array("q"), array("q", [0])
+        self._words = bytearray()  # of all texts, one after the other
+        counts = np.zeros(1 << 22, np.uint32)  # how often n-grams occur, by the first bits of their hash
+        parts, texts = [], iter(texts)
+        while batch := list(islice(texts, BATCH)):
+            bare = [*map(_without_prompt, batch)]
+            normal, words = [*map(normal_text, bare)], [*map(_words, bare)]
+            exact.extend(map(text_id, batch))
+            keys.extend(map(text_id, normal))
+            whole = np.fromiter((crc32(text.encode()) for text in normal), np.uint32, len(normal))
+            hashes, owners, quotas = _hash_grams(words)
+            np.add.at(counts, hashes >> 10, 1)
+            parts.append((np.uint64(len(ends) - 1), whole, hashes, owners, quotas))
+            for text in words:
+                self._words += text.encode()
+                ends.append(len(self._words))
+        self._exact, self._keys, self._ends = _Numbers(exact), _Numbers(keys), _array(ends)
+        for place, (start, whole, hashes, owners, quotas) in enumerate(parts):
+            hashes, owners = _rarest(hashes, owners, quotas, counts[hashes >> 10])
+            hashes = np.concatenate([whole, hashes]).astype(np.uint64)
+            parts[place] = hashes << HALF | np.concatenate([np.arange(len(whole)), owners]).astype(np.uint64) + start
+        self._grams = np.concatenate([*parts, np.array([], np.uint64)])  # hash and number of a text, 32 bits each
+        del parts
+        self._grams.sort()
+        self._shift = np.uint32(32 - min(32, max(16, len(self._grams).bit_length() + 4)))  # 16 to 32 bits for each
         self._bits = np.zeros(1 << (29 - int(self._shift)), np.uint8)
-        places = self._marks * MIX >> self._shift
-        np.bitwise_or.at(self._bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
+        for start in range(0, len(self._grams), 1 << 20):
+            places = (self._grams[start : start + (1 << 20)] >> HALF).astype(np.uint32) * MIX >> self._shift
+            np.bitwise_or.at(self._bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
 
-    @staticmethod
-    def _place(grams, start):
-        return grams[0], grams[1] + start, grams[2]
+    def _spans(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first = hashes.astype(np.uint64) << HALF
+        return np.searchsorted(self._grams, first), np.searchsorted(self._grams, first | LOW_HALF, "right")
 
-    def _marked(self, hashes: np.ndarray) -> np.ndarray:
+    def _known(self, hashes: np.ndarray) -> np.ndarray:
         """The places of the hashes that the index has. The bits rule most others out without a search."""
         bits = hashes * MIX >> self._shift
         places = np.flatnonzero(self._bits[bits >> 3] >> (bits & 7) & 1)
-        found = hashes[places]
-        near = np.searchsorted(self._marks[:-1], found)
-        return places[self._marks[near] == found]
+        starts, ends = self._spans(hashes[places])
+        return places[starts < ends]
+
+    def _owners(self, hashes: np.ndarray) -> np.ndarray:
+        """The numbers of the texts that have one of these n-grams, as often as they have one."""
+        spans = zip(*self._spans(hashes), strict=True)
+        found = [self._grams[a:b] & LOW_HALF for a, b in spans if a < b <= a + MAX_TEXTS]
+        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
 
     def find(self, text: str) -> Match:
         """The best match of a text among the indexed ones."""
@@ -243,13 +242,12 @@ class NearCopies:
 
     def find_all(self, texts: Sequence[str]) -> list[Match]:
         """The best match of each text. Many texts at once are looked up several times faster than one by one."""
-        words, sizes, letters, owners = [], [], array("L"), array("q")
+        words, sizes, letters, owners = [], array("q"), array("I"), array("q")
         for number, text in enumerate(texts):
             if len(text) > LONG:
                 middle, end = len(text) // 3, 2 * len(text) // 3
                 words.append(_words(text[middle : middle + WINDOW] + " " + text[end : end + WINDOW]))
-                size = words[-1].count(" ")
-                if size > 2 * max(GRAMS):
+                if words[-1].count(" ") > 2 * max(GRAMS):
                     sizes.append(1 << 30)
                     continue
                 words.pop()
@@ -261,10 +259,10 @@ class NearCopies:
             for rest in _after_colons(text):
                 letters.append(crc32(normal_text(rest).encode()))
                 owners.append(number)
-        grams, of, _ = _hash_grams(words, np.array(sizes, dtype=np.int32))
-        hashes, of = np.concatenate([grams, _array(letters).astype(np.uint32)]), np.concatenate([of, _array(owners)])
+        grams, of, _ = _hash_grams(words, _array(sizes))
+        hashes, of = np.concatenate([grams, _array(letters)]), np.concatenate([of, _array(owners)])
         found = [Match()] * len(texts)
-        for number in np.unique(of[self._marked(hashes)]).tolist():
+        for number in np.unique(of[self._known(hashes)]).tolist():
             found[number] = self._find(texts[number])
         return found
 
@@ -272,18 +270,17 @@ class NearCopies:
         if (number := self._exact.first(text_id(text))) >= 0:
             return Match("exact", number)
         text = _without_prompt(text)
-        whole, words = text_id(normal_text(text)), _words(text)
-        for key in (whole, *(text_id(normal_text(rest)) for rest in _after_colons(text))):
-            number = self._keys.first(key)
-            number = self._rests.first(key) if number < 0 and key == whole else number
-            if number >= 0:
+        for rest in (text, *_after_colons(text)):
+            if (number := self._keys.first(text_id(normal_text(rest)))) >= 0:
                 return Match("near", number)
-        grams, _, _ = _hash_grams([words], np.array([words.count(" ") + 1], dtype=np.int32))
-        numbers, shared = np.unique(self._grams.all(np.unique(grams)), return_counts=True)
-        ends = _array(self._ends)
-        other_length = np.abs(ends[numbers + 1] - ends[numbers] - len(words.encode()))
+        words = _words(text)
+        size = words.count(" ") + 1
+        grams, _, _ = _hash_grams([words], np.array([size]))
+        numbers, shared = np.unique(self._owners(np.unique(grams)), return_counts=True)
+        other_length = np.abs(self._ends[numbers + 1] - self._ends[numbers] - len(words.encode()))
+        order = np.lexsort((other_length, -shared))[: max(8, COMPARED // size)]
         best = Match()
-        for number in numbers[np.lexsort((other_length, -shared))[:COMPARED]].tolist():
+        for number in numbers[order].tolist():
             indexed = self._words[self._ends[number] : self._ends[number + 1]].decode()
             kind = _compare(words, indexed)
             if kind == "near":
@@ -293,14 +290,14 @@ class NearCopies:
 
 
 def _array(values: array) -> np.ndarray:
-    return np.frombuffer(values, dtype=f"{values.typecode}") if len(values) else np.zeros(0, values.typecode)
+    return np.array(values, dtype=values.typecode)
 
 
-def _rarest(hashes: np.ndarray, owners: np.ndarray, quotas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rarest(
+    hashes: np.ndarray, owners: np.ndarray, quotas: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each text the rarest n-grams, as many as its quota: with one word in 6 changed, one of them is left."""
-    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    order = np.lexsort((counts[inverse], owners))
+    order = np.lexsort((hashes, counts, owners))
     hashes, owners, quotas = hashes[order], owners[order], quotas[order]
-    starts = np.searchsorted(owners, owners)
-    kept = np.arange(len(owners)) - starts < quotas
+    kept = np.arange(len(owners)) - np.searchsorted(owners, owners) < quotas
     return hashes[kept], owners[kept]

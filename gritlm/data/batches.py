@@ -33,6 +33,8 @@ class ContrastiveBatch:
     known_positives_BK: int64 (B, K), hashes of the query's known positives, padded with one of them.
     positives_BM: bool (B, M), which of the first M slots of a query hold a positive.
     seed: of what the loss draws, equal on all ranks.
+    scores_S: float32 (S,), a teacher's score of the slot's passage, NaN where there is none; None: no row has scores.
+    teacher_BE, teacher_SE: float32 (B, E) and (S, E), a teacher's vectors of queries and slots, zeros in unused slots.
     """
 
     text_of_query_B: Tensor
@@ -43,6 +45,9 @@ class ContrastiveBatch:
     known_positives_BK: Tensor
     positives_BM: Tensor
     seed: int = 0
+    scores_S: Tensor | None = None
+    teacher_BE: Tensor | None = None
+    teacher_SE: Tensor | None = None
 
 
 @dataclass

@@ -131,6 +131,10 @@ class ObjectiveArguments:
     false_negative_relative_margin: float | None = flag(
         None, "Leave out candidates with s > s+ - r|s+| for this r (NV-Retriever's rule, within the batch; 0.05)."
     )
+    guide_margin: float | None = flag(
+        None,
+        "Leave out candidates that --teacher_vectors rate higher than the positive by more than this (GISTEmbed: 0).",
+    )
     debiased: bool = flag(
         False, "Correct the sum over negatives for false ones (debiased contrastive loss), see --tau_plus."
     )
@@ -146,6 +150,27 @@ class ObjectiveArguments:
     )
     spread_out_weight: float = flag(
         0.0, "Weight of the spread-out regulariser (GOR): queries, and positives, in all directions."
+    )
+    contrastive_weight: float = flag(1.0, "Weight of InfoNCE and its kin. 0: only the terms below train.")
+    cosent_weight: float = flag(0.0, "Weight of CoSENT, which ranks scored pairs by their score.")
+    angle_weight: float = flag(0.0, "Weight of AnglE, which is CoSENT on the angle of complex vectors.")
+    cosent_temperature: float = flag(0.05, "Temperature of CoSENT and AnglE.")
+    distill_weight: float = flag(
+        0.0, "Weight of the KL divergence from a teacher's scores of a row's passages to the model's."
+    )
+    teacher_temperature: float = flag(0.05, "Temperature of the teacher's scores in --distill_weight; logits: about 1.")
+    student_temperature: float = flag(0.05, "Temperature of the model's similarities in --distill_weight.")
+    margin_mse_weight: float = flag(
+        0.0, "Weight of MarginMSE: the margin of a positive over a negative against the teacher's."
+    )
+    margin_mse_scale: float = flag(
+        1.0, "Factor on the model's margin in MarginMSE. 1 for a teacher's cosines; more for logits."
+    )
+    teacher_weight: float = flag(0.0, "Weight of the distance to --teacher_vectors.")
+    teacher_loss: str = flag(
+        "cosine",
+        "That distance: cosine or mse of each vector, or scores (the mean squared error of all similarities).",
+        choices=("cosine", "mse", "scores"),
     )
     emb_q_only: bool = flag(False, "Let the gradient flow through the queries only; passages are constants.")
     emb_p_only: bool = flag(False, "Let the gradient flow through the passages only; queries are constants.")

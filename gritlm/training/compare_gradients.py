@@ -17,8 +17,9 @@ from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import VARIANTS, Objective
+from gritlm.training.objective import Objective
 from gritlm.training.random_texts import RandomTexts
+from gritlm.training.terms import VARIANTS
 
 STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
 WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything

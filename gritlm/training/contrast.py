@@ -23,11 +23,13 @@ class Candidates:
     """Vectors of all ranks to contrast with. With a ring: this rank's block, and the others as they arrive.
 
     vectors: (P, D), or (P / ranks, D) with a ring; columns_PC: int64 (P, C), what the masks need to know of each.
+    guide_PE: the teacher's vectors of all candidates, where --guide_margin wants them.
     """
 
     vectors: Tensor
     columns_PC: Tensor
     ring: Ring | None
+    guide_PE: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Contrast:
     """What a term sees: unit vectors, who is whose positive, and the other ranks' candidates.
 
     queries_BD, positives_BD: float32 (B, D), this rank's. slots_SD: float32 (S, D), zeros in an unused slot.
+    projected_TE: float32 (T, E), the local vectors on the teacher's width, by --teacher_weight.
     left_out: by rule, how many candidates of these queries it left out so far.
     """
 
@@ -53,6 +56,7 @@ class Contrast:
     queries_BD: Tensor
     positives_BD: Tensor
     slots_SD: Tensor
+    projected_TE: Tensor
     left_out: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -65,30 +69,32 @@ class Contrast:
         return torch.cat([self.batch.known_positives_BK, self.batch.tokens_of_slot_S[:: self.group_size, None]], dim=1)
 
     @property
-    def similarity_BM(self) -> Tensor:
-        """float32 (B, M): a query's similarity to each of its positives."""
-        slots_BGD = self.slots_SD.view(len(self.queries_BD), self.group_size, -1)
-        return torch.einsum("bd,bmd->bm", self.queries_BD, slots_BGD[:, : self.batch.positives_BM.shape[1]])
+    def similarity_BG(self) -> Tensor:
+        """float32 (B, G): a query's similarity to each slot of its row."""
+        return torch.einsum(
+            "bd,bgd->bg", self.queries_BD, self.slots_SD.view(len(self.queries_BD), self.group_size, -1)
+        )
 
     @property
     def positive_similarity_B(self) -> Tensor:
         return (self.queries_BD * self.positives_BD).sum(1)
 
-    def lse(self, rows_BD: Tensor, candidates: Candidates, masked: Mask, hardness: bool = False) -> "LogSum":
+    def lse(self, rows: str, candidates: Candidates, masked: Mask, hardness: bool = False) -> "LogSum":
         """The log-sum over candidates, shifted by each query's similarity to its positive.
 
         Args:
+            rows: what is contrasted with the candidates: "queries" or "positives".
             hardness: whether --hardness_hard and --hardness_in_batch act on these candidates.
         """
+        rows_BD = self.queries_BD if rows == "queries" else self.positives_BD
         left_out_2B = torch.zeros(2, len(rows_BD), dtype=torch.long, device=rows_BD.device)
-        bias = self._bias(candidates, hardness)
+        bias = self._bias(rows, candidates, hardness)
         similarity_B, ring = self.positive_similarity_B, candidates.ring
         log_sum_B = logsumexp_over(
             rows_BD, candidates.vectors, similarity_B, self.args.temperature, masked, ring, bias, left_out_2B
         )
-        if self.margin is not None:
-            name = "false_negative_margin"
-            self.left_out[name] = self.left_out.get(name, 0) + left_out_2B[1].sum()
+        if self.margin is not None or candidates.guide_PE is not None:
+            self.left_out["margins"] = self.left_out.get("margins", 0) + left_out_2B[1].sum()
         return LogSum(log_sum_B, len(candidates.columns_PC) - left_out_2B.sum(0))
 
     @property
@@ -101,12 +107,17 @@ class Contrast:
             limits.append(similarity_B - self.args.false_negative_relative_margin * similarity_B.abs())
         return torch.stack(limits).amin(0) if limits else None
 
-    def _bias(self, candidates: Candidates, hardness: bool) -> Bias | None:
-        """What is added to the logits: -inf above the margin, and the hardness of a negative."""
-        margin_B, args, query_id_B = self.margin, self.args, self.batch.query_id_B
+    def _bias(self, rows: str, candidates: Candidates, hardness: bool) -> Bias | None:
+        """What is added to the logits: the hardness of a negative, and -inf above a margin or the guide's."""
+        margin_B, args, query_id_B, guide_PE = self.margin, self.args, self.batch.query_id_B, candidates.guide_PE
         hardness = hardness and bool(args.hardness_hard or args.hardness_in_batch)
-        if margin_B is None and not hardness:
+        if margin_B is None and guide_PE is None and not hardness:
             return None
+        if guide_PE is not None:
+            assert self.batch.teacher_BE is not None and self.batch.teacher_SE is not None
+            own_BE = self.batch.teacher_SE[:: self.group_size]
+            guide_BE = self.batch.teacher_BE if rows == "queries" else own_BE
+            limit_B = (self.batch.teacher_BE * own_BE).sum(1) + (args.guide_margin or 0.0)
 
         def bias(b: slice, p: slice, similarity_bp: Tensor) -> Tensor:
             added_bp = torch.zeros_like(similarity_bp)
@@ -115,6 +126,8 @@ class Contrast:
                 added_bp = similarity_bp * torch.where(own_bp, args.hardness_hard, args.hardness_in_batch)
             if margin_B is not None:
                 added_bp.masked_fill_(similarity_bp > margin_B[b, None], float("-inf"))
+            if guide_PE is not None:
+                added_bp.masked_fill_(guide_BE[b] @ guide_PE[p].T > limit_B[b, None], float("-inf"))
             return added_bp
 
         return bias
@@ -123,24 +136,28 @@ class Contrast:
         """The rows of all ranks, gathered with gradient."""
         return self.gather(rows) if self.ranks.size > 1 else rows
 
-    def from_all_ranks(self, vectors: Tensor, columns: Tensor) -> Candidates:
+    def from_all_ranks(self, vectors: Tensor, columns: Tensor, guide: Tensor | None) -> Candidates:
         """The rows of all ranks: gathered, or sent round a ring, so that a rank holds at most two ranks' share."""
         ranks = self.ranks
         if ranks.size == 1 or not (self.args.negatives_cross_device and self.args.in_batch_negatives):
-            return Candidates(vectors, columns, None)
-        columns = all_gather(columns)
+            return Candidates(vectors, columns, None, guide)
+        columns, guide = all_gather(columns), None if guide is None else all_gather(guide)
         if not self.args.negatives_ring:
-            return Candidates(self.gather(vectors), columns, None)
-        by_rank = columns.chunk(ranks.size)
-        arrival = [by_rank[ranks.rank - hop] for hop in range(ranks.size)]
-        return Candidates(vectors, torch.cat(arrival), Ring(ranks.size, ring_shift))
+            return Candidates(self.gather(vectors), columns, None, guide)
+
+        def arrival(rows: Tensor) -> Tensor:
+            by_rank = rows.chunk(ranks.size)
+            return torch.cat([by_rank[ranks.rank - hop] for hop in range(ranks.size)])
+
+        guide = None if guide is None else arrival(guide)
+        return Candidates(vectors, arrival(columns), Ring(ranks.size, ring_shift), guide)
 
     def passages(self) -> Candidates:
         """All passage slots. Columns: the text's id, that of its tokens (0 if unused), the query of the slot."""
         batch = self.batch
         owner_S = batch.query_id_B.repeat_interleave(self.group_size)
         columns = [batch.id_of_slot_S, batch.tokens_of_slot_S, owner_S]
-        return self.from_all_ranks(self.slots_SD, torch.stack(columns, dim=1))
+        return self.from_all_ranks(self.slots_SD, torch.stack(columns, dim=1), self._guide(batch.teacher_SE))
 
     def queries(self) -> Candidates:
         """All queries. Columns: the query's id, then `known_BK`."""
@@ -148,7 +165,11 @@ class Contrast:
         if self.ranks.size > 1 and self.args.negatives_cross_device:
             (width,) = all_reduce_max(known_BK.shape[1])
             known_BK = torch.cat([known_BK, known_BK[:, :1].expand(-1, width - known_BK.shape[1])], dim=1)
-        return self.from_all_ranks(self.queries_BD, torch.cat([self.batch.query_id_B[:, None], known_BK], dim=1))
+        columns = torch.cat([self.batch.query_id_B[:, None], known_BK], dim=1)
+        return self.from_all_ranks(self.queries_BD, columns, self._guide(self.batch.teacher_BE))
+
+    def _guide(self, vectors: Tensor | None) -> Tensor | None:
+        return vectors if self.args.guide_margin is not None else None
 
 
 # ---- masks: the candidates that are no negatives of a query

@@ -139,7 +139,7 @@ def count_batch(builder: BatchBuilder, step: int, args: ObjectiveArguments) -> C
     batch, group_size = builder[0, step].contrastive, builder.group_size
     count = len(batch.query_id_B)
     vectors_BD, slots_SD = torch.zeros(count, 1), torch.zeros(count * group_size, 1)  # the masks do not read them
-    contrast = Contrast(args, Ranks(), lambda vectors: vectors, batch, vectors_BD, vectors_BD, slots_SD)
+    contrast = Contrast(args, Ranks(), lambda vectors: vectors, batch, vectors_BD, vectors_BD, slots_SD, vectors_BD)
     passages, queries = contrast.passages(), contrast.queries()
     everything = slice(None), slice(None)
     left_BS = ~known_passages(contrast, passages)(*everything)

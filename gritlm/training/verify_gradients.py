@@ -28,8 +28,9 @@ from gritlm.training.arguments import ModelArguments, flag
 from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import make_parser
-from gritlm.training.objective import VARIANTS, Objective
+from gritlm.training.objective import Objective
 from gritlm.training.setup import settle
+from gritlm.training.terms import VARIANTS
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 FEWEST_CHUNKS = 8  # with fewer texts, a query may have nothing to be contrasted with

@@ -11,7 +11,8 @@ from sentence_transformers.losses import MultipleNegativesRankingLoss
 from gritlm.data.batches import ContrastiveBatch
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.contrast import MANY_KNOWN, is_known
-from gritlm.training.objective import TERMS, VARIANTS, Objective
+from gritlm.training.objective import Objective
+from gritlm.training.terms import TERMS, VARIANTS
 
 TEMPERATURE, QUERIES, GROUP = 0.05, 8, 3
 # Query 3 is query 2 once more. The positive of query 4 is known to answer query 5. Passage text 0 appears three times.
@@ -22,6 +23,13 @@ UNUSED = (5, 23)
 AFTER_THE_CUT = {20: 19, 7: 19, 17: 1}
 ONE = [[True], [True]]  # each query has one positive
 KNOWN = [[0, 0], [3, 3], [5, 8], [5, 8], [11, 11], [13, 11], [16, 16], [19, 19]]
+
+
+SCORES = torch.rand(QUERIES * GROUP, generator=torch.Generator().manual_seed(1))
+SCORES[[5, 23, 10, 12]] = math.nan  # unused slots, a negative, and a positive
+SCORES[3] = SCORES[0]
+TEACHER = torch.randn(QUERIES * (1 + GROUP), 16, generator=torch.Generator().manual_seed(2))
+TEACHER[[QUERIES + slot for slot in UNUSED]] = 0.0
 
 
 def tokens_of(text: int) -> int:
@@ -38,6 +46,12 @@ def batch(query_ids=QUERY_IDS, slot_ids=SLOT_IDS, unused=UNUSED, known=KNOWN, cu
         torch.tensor([0 if slot in unused else cut(text) for slot, text in enumerate(slot_ids)]),
         torch.tensor(known),
         torch.ones(len(query_ids), 1, dtype=torch.bool),
+        0,
+        SCORES,
+        *(
+            torch.nn.functional.normalize(rows, dim=1)
+            for rows in (TEACHER[: len(query_ids)], TEACHER[len(query_ids) :])
+        ),
     )
 
 
@@ -182,6 +196,81 @@ def matryoshka(vectors):
     return sum(w * mean_of(info_nce)(v) for w, v in zip((1, 0.5, 0.25), (vectors, *narrow), strict=True))
 
 
+# ---- the formulas of scores and of a teacher's vectors
+
+
+def normal(rows):
+    return torch.nn.functional.normalize(rows.double(), dim=1)
+
+
+def scored(query: int) -> list[int]:
+    """Slots of the query's row that have a score."""
+    return [s for s in range(query * GROUP, (query + 1) * GROUP) if not SCORES[s].isnan()]
+
+
+def cosent(vectors, similarity=lambda a, b: a @ b):
+    q, slots, total = vectors[:QUERIES], vectors[QUERIES:], 1.0
+    pairs = [(similarity(q[n], slots[n * GROUP]), SCORES[n * GROUP]) for n in range(QUERIES)]
+    for s_i, y_i in pairs:
+        for s_j, y_j in pairs:
+            total = total + ((s_j - s_i) / 0.05).exp() * float(y_i > y_j)
+    return total.log()
+
+
+def angle(a, b):
+    half = len(a) // 2
+    x, y = torch.complex(a[:half], a[half:]), torch.complex(b[:half], b[half:])
+    product = x * y.conj()
+    return (product.real.sum() + product.imag.sum()).abs()
+
+
+def distill(q, slots, query: int):
+    own = scored(query)
+    if not own:
+        return 0.0
+    student = torch.stack([q[query] @ slots[s] / 0.05 for s in own]).log_softmax(0)
+    target = (SCORES[own].double() / 0.05).softmax(0)
+    return 0.05**2 * (target * (target.log() - student)).sum()
+
+
+def margin_mse(q, slots, query: int):
+    own, errors = query * GROUP, []
+    for s in scored(query):
+        if s != own and own in scored(query):
+            found = q[query] @ slots[own] - q[query] @ slots[s]
+            errors.append((found - (SCORES[own].double() - SCORES[s].double())) ** 2)
+    return sum(errors) / len(errors) if errors else 0.0
+
+
+def teacher(kind: str):
+    goal = torch.cat([normal(TEACHER[:QUERIES]), normal(TEACHER[QUERIES:])])
+
+    def of_query(q, slots, query: int):
+        own = [(q[query], goal[query])]
+        own += [(slots[s], goal[QUERIES + s]) for s in range(query * GROUP, (query + 1) * GROUP) if s not in UNUSED]
+        if kind == "mse":
+            return sum((x - y).square().mean() for x, y in own) / len(own)
+        return sum(1 - (x @ y) / (x.norm() * y.norm()) for x, y in own) / len(own)
+
+    def all_scores(vectors):
+        used = [s for s in range(QUERIES * GROUP) if s not in UNUSED]
+        pairs = [(query, QUERIES + s) for query in range(QUERIES) for s in used]
+        errors = [(vectors[a] @ vectors[b] - goal[a] @ goal[b]).square() for a, b in pairs]
+        return sum(errors) / len(errors)
+
+    return all_scores if kind == "scores" else mean_of(of_query)
+
+
+def guided(q, slots, query: int):
+    goal_q, goal_s = normal(TEACHER[:QUERIES]), normal(TEACHER[QUERIES:])
+    limit = goal_q[query] @ goal_s[query * GROUP]
+    return info_nce(q, slots, query, (), lambda score, s: -math.inf if goal_q[query] @ goal_s[s] > limit else 0.0)
+
+
+def with_info_nce(formula):
+    return lambda vectors: mean_of(info_nce)(vectors) + formula(vectors)
+
+
 FORMULAS = {
     "info_nce": mean_of(info_nce),
     "same_tower": mean_of(same_tower),
@@ -194,10 +283,18 @@ FORMULAS = {
     "margin": mean_of(margin),
     "relative_margin": mean_of(relative_margin),
     "debiased": mean_of(debiased),
+    "cosent": cosent,
+    "angle": lambda vectors: cosent(vectors, angle),
+    "distill": with_info_nce(mean_of(distill)),
+    "margin_mse": with_info_nce(mean_of(margin_mse)),
+    "teacher": with_info_nce(teacher("cosine")),
+    "teacher_mse": with_info_nce(teacher("mse")),
+    "teacher_scores": with_info_nce(teacher("scores")),
+    "guide": mean_of(guided),
     "matryoshka": matryoshka,
 }
 # The masks change nothing there: no candidate of another row, or all of them left out by the margin.
-WITHOUT_CONTROLS = {"hard_negatives", "relative_margin"}
+WITHOUT_CONTROLS = {"hard_negatives", "relative_margin", "cosent", "angle", "guide"}
 
 
 def loss_of(name: str, **more):
@@ -291,6 +388,33 @@ def test_spread_out_and_widths_agree_with_sentence_transformers(vectors):
     assert all(abs(found[name] - wanted) / wanted < 1e-6 for name, wanted in terms.items())
 
 
+def theirs_of(name: str, *columns, labels=None, **settings):
+    """What sentence-transformers' class says of vectors, with labels."""
+    losses = pytest.importorskip("sentence_transformers.losses")
+    if not hasattr(losses, name):
+        pytest.skip("this sentence-transformers has no such loss")
+    return getattr(losses, name)(torch.nn.Identity(), **settings).compute_loss_from_embeddings([*columns], labels)
+
+
+@pytest.mark.parametrize("name", ["cosent", "angle", "distill", "margin_mse", "teacher", "teacher_mse"])
+def test_scores_and_teachers_agree_with_sentence_transformers(vectors, name):
+    columns, where = columns_of(vectors), without_repeats()
+    where.scores_S = torch.rand(QUERIES * GROUP, generator=torch.Generator().manual_seed(5))
+    where.teacher_SE = torch.nn.functional.normalize(torch.randn(QUERIES * GROUP, 16), dim=1)
+    scores_BG = where.scores_S.view(QUERIES, GROUP)
+    goals = [where.teacher_BE, *(where.teacher_SE[g::GROUP] for g in range(GROUP))]
+    wanted = {
+        "cosent": lambda: theirs_of("CoSENTLoss", *columns[:2], labels=scores_BG[:, 0]),
+        "angle": lambda: theirs_of("AnglELoss", *columns[:2], labels=scores_BG[:, 0]),
+        "distill": lambda: theirs_of("DistillKLDivLoss", *columns, labels=scores_BG, temperature=0.05),
+        "margin_mse": lambda: theirs_of("MarginMSELoss", *columns, labels=scores_BG),
+        "teacher": lambda: theirs_of("EmbedDistillLoss", *columns, labels=goals),
+        "teacher_mse": lambda: theirs_of("EmbedDistillLoss", *columns, labels=goals, distance_metric="mse"),
+    }[name]()
+    found = Objective(flags(name))(vectors, where)[name.removesuffix("_mse") if name == "teacher_mse" else name]
+    assert abs(found - wanted) / wanted < 1e-6
+
+
 # ---- single terms
 
 
@@ -363,7 +487,7 @@ def test_the_margin_counts_what_it_leaves_out(vectors):
         for other in range(QUERIES):
             if QUERY_IDS[other] != QUERY_IDS[query] and not set(KNOWN[other]) & set(KNOWN[query]):
                 wanted += bool(q[query] @ q[other] > limit)
-    assert objective.left_out["false_negative_margin"] == wanted > 5
+    assert objective.left_out["margins"] == wanted > 5
     plain = Objective(flags("info_nce"))
     plain(vectors, batch())
     assert not plain.left_out, "control"

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import Record, RecordSet
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.models.chunks import ChunkConfig, make_chunks
 from gritlm.models.tokenizer import TextTokenizer, Tokens
 
@@ -147,6 +148,7 @@ class BatchBuilder(Dataset):
         chunking: how texts are cut into chunks.
         rank, ranks: which slice of the global batch.
         max_positives: how many of the group's slots are for positives.
+        teacher: a teacher's vectors of the texts, which a term of the loss reads.
     """
 
     def __init__(
@@ -159,10 +161,11 @@ class BatchBuilder(Dataset):
         rank: int = 0,
         ranks: int = 1,
         max_positives: int = 1,
+        teacher: TeacherVectors | None = None,
     ):
         self.plan, self.records, self.text_tokenizer = plan, records, text_tokenizer
         self.group_size, self.chunking = group_size, chunking
-        self.rank, self.ranks, self.max_positives = rank, ranks, max_positives
+        self.rank, self.ranks, self.max_positives, self.teacher = rank, ranks, max_positives, teacher
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -193,6 +196,10 @@ class BatchBuilder(Dataset):
             [min(self.max_positives, len(record.positives)) for record in records],
         )
         contrastive.seed = self.plan.loss_seed(epoch, step)
+        if self.teacher:
+            contrastive.teacher_BE = torch.from_numpy(self.teacher.lookup([record.query_id for record in records]))
+            vectors_SE = torch.from_numpy(self.teacher.lookup(contrastive.id_of_slot_S.tolist()))
+            contrastive.teacher_SE = vectors_SE * (contrastive.text_of_slot_S >= 0)[:, None]
         return Batch(
             chunks=chunks,
             contrastive=contrastive,

@@ -105,6 +105,12 @@ class RecordSet:
         ids[starts[:-1]] = np.fromiter(queries, np.int64, len(self))
         return RowTexts(starts, ids)
 
+    @functools.cached_property
+    def negative_ids(self) -> np.ndarray:
+        """The ids of all negatives, row after row."""
+        parts = [pc.list_flatten(part) for part in self.table["neg_id"].chunks]
+        return pa.chunked_array(parts, pa.int64()).to_numpy()
+
     def positive_ids(self, row: int) -> np.ndarray:
         """The ids of a row's positives."""
         return self.row_texts.ids[self.row_texts.starts[row] + 1 : self.row_texts.starts[row + 1]]

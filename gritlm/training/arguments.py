@@ -167,6 +167,11 @@ class ObjectiveArguments:
         1.0, "Factor on the model's margin in MarginMSE. 1 for a teacher's cosines; more for logits."
     )
     teacher_weight: float = flag(0.0, "Weight of the distance to --teacher_vectors.")
+    teacher_vectors: str | None = flag(
+        None,
+        "Folder of gritlm encode --rows: a teacher's vectors of the training data, for --teacher_weight and "
+        "--guide_margin.",
+    )
     teacher_loss: str = flag(
         "cosine",
         "That distance: cosine or mse of each vector, or scores (the mean squared error of all similarities).",

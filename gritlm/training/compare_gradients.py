@@ -17,8 +17,8 @@ from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import Objective
-from gritlm.training.random_texts import RandomTexts
+from gritlm.training.objective import Objective, needs_projection
+from gritlm.training.random_texts import TEACHER_WIDTH, RandomTexts
 from gritlm.training.terms import VARIANTS
 
 STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
@@ -167,7 +167,12 @@ def compare(
         build: makes the embedder, the same on every call and rank.
         engine: its name, or None for one process alone, on the whole batch.
     """
-    reference, model = build().to(device), build().to(device)
+    reference, model = build(), build()
+    for embedder in (reference, model):
+        if needs_projection(case.flags):
+            torch.manual_seed(0)
+            embedder.add_teacher_projection(TEACHER_WIDTH)
+        embedder.train().to(device)
     problem = compile_layers(model, device, case.bf16) if case.torch_compile else ""
     if all_reduce_max(len(problem))[0]:
         raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")

@@ -34,7 +34,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda x: 0 < x < math.inf,
         (
             *("train_group_size", "query_max_len", "passage_max_len", "global_batch_size", "chunk_tokens"),
-            *("max_positives",),
+            *("max_positives", "cosent_temperature", "teacher_temperature", "student_temperature", "margin_mse_scale"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
         ),
@@ -46,6 +46,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
             *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
             *("eval_held_out", "eval_delay", "early_stopping_threshold", "focal_gamma", "spread_out_weight"),
+            *("contrastive_weight", "cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight"),
+            *("teacher_weight", "guide_margin"),
             *("hardness_hard", "hardness_in_batch", "false_negative_margin", "false_negative_relative_margin"),
         ),
     ),
@@ -61,6 +63,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 )
 
 TAU_PLUS = ObjectiveArguments.tau_plus
+TERM_WEIGHTS = [name for name in vars(ObjectiveArguments) if name.endswith("_weight")]
 
 # Flags that hold a JSON object, with an example.
 OBJECTS = {
@@ -127,6 +130,18 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),
         "--max_positives {max_positives}: found --same_tower or --symmetric, which start from one positive; choose one",
+    ),
+    (
+        lambda f: not any(getattr(f, name) for name in TERM_WEIGHTS),
+        "--contrastive_weight 0: no other term has a weight, so nothing is trained; give one a weight",
+    ),
+    (
+        lambda f: not f.teacher_vectors and (f.teacher_weight > 0 or f.guide_margin is not None),
+        "--teacher_weight and --guide_margin: found no --teacher_vectors, wanted the folder of gritlm encode --rows",
+    ),
+    (
+        lambda f: bool(f.teacher_vectors) and not f.teacher_weight and f.guide_margin is None,
+        "--teacher_vectors {teacher_vectors}: wanted --teacher_weight or --guide_margin; alone it has no effect",
     ),
     (
         lambda f: not f.normalized and (f.debiased or f.sigreg_weight > 0 or f.spread_out_weight > 0),

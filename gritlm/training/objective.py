@@ -5,7 +5,7 @@ model and of the teacher.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,13 +15,23 @@ from gritlm.distributed import Ranks, gather_with_gradient
 from gritlm.errors import UserError
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.contrast import Contrast
-from gritlm.training.terms import CHANGES, TERMS
+from gritlm.training.terms import CHANGES, TERMS, found
 
 
 def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
     """Each width of --matryoshka_dims, and its weight."""
     dims = args.matryoshka_dims or []
     return list(zip(dims, args.matryoshka_weights or [1.0] * len(dims), strict=True))
+
+
+def needs_projection(args: ObjectiveArguments) -> bool:
+    """Whether a learnt projection of the model's vectors is compared with a teacher's."""
+    return args.teacher_weight > 0 and args.teacher_loss != "scores"
+
+
+def without_teacher(args: ObjectiveArguments) -> ObjectiveArguments:
+    """The loss of an evaluation, where the model's vectors have no projection on the teacher's width."""
+    return replace(args, teacher_weight=0.0)
 
 
 def describe_objective(args: ObjectiveArguments, width: int) -> str:
@@ -53,14 +63,12 @@ class Objective:
         args: which terms there are, and their settings.
         ranks: who shares the global batch; one process by default, also inside a job of many ranks.
         gather: this rank's vectors -> all ranks', with gradient.
-        width: of the model's vectors. What a row has beyond it is its projection on the teacher's width.
         left_out: by rule, how many candidates of this rank's queries it left out in the last call.
     """
 
     args: ObjectiveArguments
     ranks: Ranks = Ranks()
     gather: Callable[[Tensor], Tensor] = gather_with_gradient
-    width: int | None = None
     left_out: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> dict[str, Tensor]:
@@ -70,8 +78,10 @@ class Objective:
         float32, differentiable once.
         """
         vectors_TD = vectors_TD.float()  # before anything else, so that gradients of a vector add up in float32
-        wider = self.width is not None and vectors_TD.shape[1] > self.width
-        vectors_TD, projected_TE = vectors_TD[:, : self.width], vectors_TD[:, self.width :] if wider else vectors_TD
+        projected_TE = vectors_TD
+        if needs_projection(self.args):  # each row ends in its projection on the teacher's width
+            width = found(batch.teacher_BE, "teacher vectors").shape[1]
+            vectors_TD, projected_TE = vectors_TD[:, :-width], vectors_TD[:, -width:]
         self.left_out.clear()
         total = len(batch.text_of_query_B) * self.ranks.size
         shares = {}

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
@@ -42,6 +43,8 @@ def describe_run(
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_instructions(evaluation, text_tokenizer)
+    if run.objective.teacher_vectors:
+        TeacherVectors(run.objective.teacher_vectors).check(used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)

@@ -76,7 +76,7 @@ def sigreg(contrast: Contrast) -> Tensor:
 def spread_out(contrast: Contrast) -> Tensor:
     """The spread-out regulariser of all queries, and of all positives (Zhang et al., arXiv 1708.06320)."""
     sides = contrast.queries_BD, contrast.positives_BD
-    return sum(spread(contrast.everywhere(side)) for side in sides).expand(len(contrast.queries_BD))
+    return torch.stack([spread(contrast.everywhere(side)) for side in sides]).sum().expand(len(contrast.queries_BD))
 
 
 def cosent(contrast: Contrast) -> Tensor:
@@ -206,19 +206,19 @@ TERMS = {
     "sigreg": Term(sigreg, lambda args: args.sigreg_weight, {"sigreg_weight": 0.05}, every_width=False),
     "spread_out": Term(spread_out, lambda args: args.spread_out_weight, {"spread_out_weight": 1.0}, every_width=False),
     "cosent": Term(cosent, lambda args: args.cosent_weight, {"cosent_weight": 1.0, "contrastive_weight": 0.0}),
-    "angle": Term(angle, lambda args: args.angle_weight, {"angle_weight": 1.0, "contrastive_weight": 0.0}),
+    "angle": Term(angle, lambda args: args.angle_weight, {"angle_weight": 0.1, "contrastive_weight": 0.0}),
     "distill": Term(distill, lambda args: args.distill_weight, {"distill_weight": 1.0}),
     "margin_mse": Term(margin_mse, lambda args: args.margin_mse_weight, {"margin_mse_weight": 1.0}),
     "teacher": Term(teacher, lambda args: args.teacher_weight, {"teacher_weight": 1.0}, every_width=False),
 }
 
-# Flags that change how terms are computed, with examples for `gritlm verify-gradients` and the tests. The relative
-# margin leaves out each negative that counts: at t = 0.05 float32 rounds off 2e-5 of the little gradient that is left.
+# Flags that change how terms are computed, with examples for `gritlm verify-gradients` and the tests. A margin leaves out
+# the negatives that count: at t = 0.05 float32 rounds off up to 2e-5 of the little gradient that is left.
 OPTIONS: dict[str, dict[str, Any]] = {
     "hard_negatives": {"in_batch_negatives": False},
     "hardness": {"hardness_hard": 5.0, "hardness_in_batch": 9.0},
     "focal": {"focal_gamma": 2.0},
-    "margin": {"same_tower": True, "false_negative_margin": 0.3},
+    "margin": {"same_tower": True, "false_negative_margin": 0.3, "temperature": 0.2},
     "relative_margin": {"false_negative_relative_margin": 0.05, "temperature": 0.2},
     "guide": {"guide_margin": 0.0},
     "debiased": {"debiased": True},
@@ -226,6 +226,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "teacher_scores": {"teacher_weight": 1.0, "teacher_loss": "scores"},
     "matryoshka": {"matryoshka_dims": [8, 4], "matryoshka_weights": [0.5, 0.25]},
 }
-CHANGES = ("hardness_hard", "hardness_in_batch", "focal_gamma", "false_negative_margin")
-CHANGES += ("false_negative_relative_margin", "guide_margin", "debiased")
+CHANGES = (
+    *("hardness_hard", "hardness_in_batch", "focal_gamma", "debiased"),
+    *("false_negative_margin", "false_negative_relative_margin", "guide_margin"),
+)
 VARIANTS = {name: term.example for name, term in TERMS.items()} | OPTIONS

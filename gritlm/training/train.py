@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, TrainerState, set_seed
 from gritlm.cli import quieten
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import load_records
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.devices import describe_devices, device_name
 from gritlm.distributed import all_ranks, barrier, destroy_process_group, gather_objects
 from gritlm.errors import UserError
@@ -28,7 +29,7 @@ from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_r
 from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import parse
 from gritlm.training.monitors import end_with_torchrun
-from gritlm.training.objective import Objective
+from gritlm.training.objective import Objective, needs_projection, without_teacher
 from gritlm.training.provenance import describe_start, resolved_flags, unlike
 from gritlm.training.reporters import report_to_one_run
 from gritlm.training.run_folder import (
@@ -97,9 +98,13 @@ def train(run: RunArguments) -> int:
         return publish(run, run_settings, state, checkpoint, lambda staged: copy_served(checkpoint, staged))
 
     embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
+    teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
+    if teacher and needs_projection(run.objective):
+        embedder.add_teacher_projection(teacher.width)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
     group_size, positives = slots(run.data, records)
-    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, ranks, positives)
+    place = args.process_index, ranks
+    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher)
     trainer = EmbeddingTrainer(
         embedder,
         args,
@@ -129,7 +134,7 @@ def evaluation_of(run: RunArguments, data: EvaluationData, batches: BatchBuilder
         return None
     contract, folder = batches.text_tokenizer.contract, Path(run.training.output_dir or "")
     about = {"model": run.model.model_name_or_path, "run": str(folder), "contract": dataclasses.asdict(contract)}
-    return RunEvaluation(data, batches, Objective(run.objective), folder, about)
+    return RunEvaluation(data, batches, Objective(without_teacher(run.objective)), folder, about)
 
 
 def publish(

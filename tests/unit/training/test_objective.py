@@ -11,7 +11,7 @@ from sentence_transformers.losses import MultipleNegativesRankingLoss
 from gritlm.data.batches import ContrastiveBatch
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.contrast import MANY_KNOWN, is_known
-from gritlm.training.objective import Objective
+from gritlm.training.objective import Objective, needs_projection
 from gritlm.training.terms import TERMS, VARIANTS
 
 TEMPERATURE, QUERIES, GROUP = 0.05, 8, 3
@@ -284,7 +284,7 @@ FORMULAS = {
     "relative_margin": mean_of(relative_margin),
     "debiased": mean_of(debiased),
     "cosent": cosent,
-    "angle": lambda vectors: cosent(vectors, angle),
+    "angle": lambda vectors: 0.1 * cosent(vectors, angle),
     "distill": with_info_nce(mean_of(distill)),
     "margin_mse": with_info_nce(mean_of(margin_mse)),
     "teacher": with_info_nce(teacher("cosine")),
@@ -299,7 +299,8 @@ WITHOUT_CONTROLS = {"hard_negatives", "relative_margin", "cosent", "angle", "gui
 
 def loss_of(name: str, **more):
     objective = Objective(flags(name, **more))
-    return lambda vectors, *where: sum(objective(vectors, *(where or (batch(),))).values())
+    repeat = 1 + needs_projection(objective.args)  # the projection on the teacher's width is the vector itself
+    return lambda vectors, *where: sum(objective(vectors.repeat(1, repeat), *(where or (batch(),))).values())
 
 
 def loss_and_gradient(function, vectors):
@@ -411,7 +412,10 @@ def test_scores_and_teachers_agree_with_sentence_transformers(vectors, name):
         "teacher": lambda: theirs_of("EmbedDistillLoss", *columns, labels=goals),
         "teacher_mse": lambda: theirs_of("EmbedDistillLoss", *columns, labels=goals, distance_metric="mse"),
     }[name]()
-    found = Objective(flags(name))(vectors, where)[name.removesuffix("_mse") if name == "teacher_mse" else name]
+    args = flags(name)
+    found = Objective(args)(vectors.repeat(1, 1 + needs_projection(args)), where)[
+        name.replace("teacher_mse", "teacher")
+    ]
     assert abs(found - wanted) / wanted < 1e-6
 
 

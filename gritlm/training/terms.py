@@ -212,8 +212,8 @@ TERMS = {
     "teacher": Term(teacher, lambda args: args.teacher_weight, {"teacher_weight": 1.0}, every_width=False),
 }
 
-# Flags that change how terms are computed, with examples for `gritlm verify-gradients` and the tests. A margin leaves out
-# the negatives that count: at t = 0.05 float32 rounds off up to 2e-5 of the little gradient that is left.
+# Flags that change how terms are computed, with examples for `gritlm verify-gradients` and the tests. A margin leaves
+# out the negatives that count: at t = 0.05 float32 rounds off up to 2e-5 of the little gradient that is left.
 OPTIONS: dict[str, dict[str, Any]] = {
     "hard_negatives": {"in_batch_negatives": False},
     "hardness": {"hardness_hard": 5.0, "hardness_in_batch": 9.0},

@@ -12,6 +12,7 @@ from processes import run_ranks
 from transformers import AutoModel, Qwen3Config
 
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.training.terms import VARIANTS
 
 ZERO = ["zero1", "zero2", "zero3"] if DEEPSPEED else []
 FAULTY = ROOT / "tests" / "distributed" / "faulty.py"

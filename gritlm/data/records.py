@@ -66,10 +66,15 @@ class RecordSet:
     def __reduce__(self) -> tuple:
         return RecordSet, (self.name, self.files)  # another process maps the files, too
 
-    def __getitem__(self, index: int) -> Record:
+    def raw(self, index: int) -> dict:
+        """A row in the cached form, `rows.SCHEMA`."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         batch = self.batches[number]
         (row,) = batch.slice(index - int(self.ends[number]) + len(batch), 1).to_pylist()
+        return row
+
+    def __getitem__(self, index: int) -> Record:
+        row = self.raw(index)
         positives, negatives = (
             [Text(*pair) for pair in zip(row[field]["instruction"], row[field]["text"], strict=True)]
             for field in ("pos", "neg")
@@ -105,11 +110,18 @@ class RecordSet:
         ids[starts[:-1]] = np.fromiter(queries, np.int64, len(self))
         return RowTexts(starts, ids)
 
-    @functools.cached_property
-    def negative_ids(self) -> np.ndarray:
-        """The ids of all negatives, row after row."""
-        parts = [pc.list_flatten(part) for part in self.table["neg_id"].chunks]
-        return pa.chunked_array(parts, pa.int64()).to_numpy()
+    def text_places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """int64, one entry a text: its id, its row, its field (0 query, 1 pos, 2 neg) and its number in the field."""
+        ids, places = [self._column("query_id")], [np.zeros((3, len(self)), dtype=np.int64)]
+        places[0][0] = np.arange(len(self))
+        for number, name in ((1, "pos_id"), (2, "neg_id")):
+            lists = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table[name].chunks])
+            counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+            ids.append(pc.list_flatten(lists).to_numpy(zero_copy_only=False))
+            rows = np.repeat(np.arange(len(self)), counts)
+            starts = np.repeat(np.cumsum(counts) - counts, counts)
+            places.append(np.stack([rows, np.full(len(rows), number), np.arange(len(rows)) - starts]))
+        return np.concatenate(ids), *np.concatenate(places, axis=1)
 
     def positive_ids(self, row: int) -> np.ndarray:
         """The ids of a row's positives."""

@@ -56,7 +56,7 @@ class TeacherVectors:
             UserError: naming the data set, and how many of its texts have no vector.
         """
         for record_set in records:
-            ids = np.unique(np.concatenate([record_set.row_texts.ids, record_set.negative_ids]))
+            ids = np.unique(record_set.text_places()[0])
             missing = len(ids) - int(np.isin(ids, self.ids).sum())
             if missing:
                 found = f"no vector of {missing} of {len(ids)} texts of {record_set.name}"

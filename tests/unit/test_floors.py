@@ -10,8 +10,8 @@ FLOORS = (
     ("__init__", "errors", "files", "distributed"),
     ("models", "cli", "strict_json"),
     ("data", "report", "gritlm", "devices"),
-    ("evaluation", "serving"),
-    ("training", "curation", "quickstart"),
+    ("evaluation",),
+    ("serving", "training", "curation", "quickstart"),
     ("benchmark", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

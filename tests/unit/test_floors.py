@@ -82,5 +82,5 @@ def test_two_files_use_torch_distributed(path):
 
 def test_control_a_climb_and_a_circle_are_noticed():
     assert climbs("data.rows", {"training.trainer", "data.records", "errors"}) == ["training"]
-    assert climbs("serving.encode", {"evaluation.metrics"}) == ["evaluation"], "one floor"
+    assert climbs("serving.encode", {"curation.mine"}) == ["curation"], "one floor"
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]

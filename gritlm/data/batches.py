@@ -1,6 +1,7 @@
 """From planned rows to one rank's batch: tokens in chunks, and where each vector belongs."""
 
 import hashlib
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -183,12 +184,12 @@ class BatchBuilder(Dataset):
 
         contract = self.text_tokenizer.contract
         queries = self.text_tokenizer([record.query for record in records], contract.query_max_len)
-        passages = self.text_tokenizer([text for texts, _ in drawn for text in texts], contract.passage_max_len)
+        passages = self.text_tokenizer([text for texts, *_ in drawn for text in texts], contract.passage_max_len)
         remaining = iter(passages)
         chunks, contrastive = build_contrastive_batch(
             queries,
-            [[next(remaining) for _ in texts] for texts, _ in drawn],
-            [ids for _, ids in drawn],
+            [[next(remaining) for _ in texts] for texts, *_ in drawn],
+            [ids for _, ids, _ in drawn],
             [record.known_positives for record in records],
             self.group_size,
             self.chunking,
@@ -196,6 +197,7 @@ class BatchBuilder(Dataset):
             [min(self.max_positives, len(record.positives)) for record in records],
         )
         contrastive.seed = self.plan.loss_seed(epoch, step)
+        contrastive.scores_S = self._scores([own for *_, own in drawn])
         if self.teacher:
             contrastive.teacher_BE = torch.from_numpy(self.teacher.lookup([record.query_id for record in records]))
             vectors_SE = torch.from_numpy(self.teacher.lookup(contrastive.id_of_slot_S.tolist()))
@@ -210,8 +212,10 @@ class BatchBuilder(Dataset):
             padded_tokens=sum(chunk["input_ids"].numel() for chunk in chunks),
         )
 
-    def _draw(self, epoch: int, step: int, dataset: int, row: int, record: Record) -> tuple[list, list[int]]:
-        """The passages that a row contributes to a batch, its positives first, and their ids."""
+    def _draw(
+        self, epoch: int, step: int, dataset: int, row: int, record: Record
+    ) -> tuple[list, list[int], list[float]]:
+        """The passages that a row contributes to a batch, its positives first, their ids and their scores."""
         held_out = self.plan.held_out.texts
         allowed = [i for i, key in enumerate(record.negative_ids) if key not in held_out]
         counts = len(record.positives), len(allowed)
@@ -221,4 +225,13 @@ class BatchBuilder(Dataset):
         negatives = [allowed[i] for i in numbers]
         texts = [*(record.positives[i] for i in positives), *(record.negatives[i] for i in negatives)]
         ids = [*(record.positive_ids[i] for i in positives), *(record.negative_ids[i] for i in negatives)]
-        return texts, ids
+        of_positives, of_negatives = record.positive_scores, record.negative_scores
+        scores = [math.nan if of_positives is None else of_positives[i] for i in positives]
+        scores += [math.nan if of_negatives is None else of_negatives[i] for i in negatives]
+        return texts, ids, scores
+
+    def _scores(self, drawn: list[list[float]]) -> Tensor | None:
+        """Scores of the slots, nan where there is none; None where no data set has any."""
+        if not any(record_set.scored_rows[0] for record_set in self.records):
+            return None
+        return torch.tensor([[*own, *[math.nan] * (self.group_size - len(own))] for own in drawn]).flatten()

@@ -26,7 +26,8 @@ _LABEL = re.compile(r"\s*([^\s:][^:\n]{0,30}:)")
 class Record:
     """One row. The ids are hashes made by `rows.text_id`, one for each positive and one for each negative.
 
-    `known_positives` holds the sorted ids of the positives of all rows with this query.
+    `known_positives` holds the sorted ids of the positives of all rows with this query. `positive_scores` and
+    `negative_scores` have one score for each passage, nan where there is none; None if the row has no scores.
     """
 
     query: Text
@@ -36,6 +37,8 @@ class Record:
     positive_ids: list[int]
     negative_ids: list[int]
     known_positives: list[int]
+    positive_scores: list[float] | None = None
+    negative_scores: list[float] | None = None
 
 
 class RecordSet:
@@ -80,12 +83,18 @@ class RecordSet:
             for field in ("pos", "neg")
         )
         query_id, positive_ids, negative_ids = row["query_id"], row["pos_id"], row["neg_id"]
-        known = self.positives_by_query.get(query_id)
+        known, scores = self.positives_by_query.get(query_id), row["neg_score"]
         if known:
             kept = [i for i, key in enumerate(negative_ids) if key not in known]
             negatives, negative_ids = [negatives[i] for i in kept], [negative_ids[i] for i in kept]
-        known_positives = sorted(known or positive_ids)
-        return Record(Text(**row["query"]), positives, negatives, query_id, positive_ids, negative_ids, known_positives)
+            scores = None if scores is None else [scores[i] for i in kept]
+        ids = query_id, positive_ids, negative_ids, sorted(known or positive_ids)
+        return Record(Text(**row["query"]), positives, negatives, *ids, row["pos_score"], scores)
+
+    @functools.cached_property
+    def scored_rows(self) -> tuple[int, int]:
+        """The number of rows with scores, and of those that are scored pairs."""
+        return len(self) - self.table["pos_score"].null_count, int(pc.sum(self.table["is_scored_pair"]).as_py() or 0)
 
     @functools.cached_property
     def row_texts(self) -> RowTexts:

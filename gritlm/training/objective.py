@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gritlm.data.batches import ContrastiveBatch
+from gritlm.data.records import RecordSet
 from gritlm.distributed import Ranks, gather_with_gradient
 from gritlm.errors import UserError
 from gritlm.training.arguments import ObjectiveArguments
@@ -22,6 +23,28 @@ def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
     """Each width of --matryoshka_dims, and its weight."""
     dims = args.matryoshka_dims or []
     return list(zip(dims, args.matryoshka_weights or [1.0] * len(dims), strict=True))
+
+
+READ_SCORES = ("cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight")
+
+
+def check_scores(args: ObjectiveArguments, records: list[RecordSet]) -> None:
+    """Refuse data without the scores that the loss reads, and scored pairs that InfoNCE would train as positives.
+
+    Raises:
+        UserError: naming the data set.
+    """
+    asked = [name for name in READ_SCORES if getattr(args, name)]
+    for record_set in records:
+        scored, pairs = record_set.scored_rows
+        if asked and not scored:
+            keys = "score, pos_scores and neg_scores, or scores"
+            raise UserError(f"--{asked[0]}: found no scores in {record_set.name}, wanted {keys} in its rows")
+        if pairs and args.contrastive_weight:
+            raise UserError(
+                f"{record_set.name}: found a score in {pairs} pairs, which would all be trained as positives; use "
+                "--contrastive_weight 0 with --cosent_weight 1, or gritlm prepare --label_column score --positive_above X"
+            )
 
 
 def needs_projection(args: ObjectiveArguments) -> bool:

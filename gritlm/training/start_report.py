@@ -12,7 +12,7 @@ from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
-from gritlm.training.objective import describe_objective
+from gritlm.training.objective import check_scores, describe_objective
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.setup import (
     build_text_tokenizer,
@@ -43,6 +43,7 @@ def describe_run(
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_instructions(evaluation, text_tokenizer)
+    check_scores(run.objective, used)
     if run.objective.teacher_vectors:
         TeacherVectors(run.objective.teacher_vectors).check(used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)

@@ -1,6 +1,7 @@
 """Every row of TERMS against its formula, written apart in float64 with loops over queries and candidates."""
 
 import inspect
+import json
 import math
 
 import pytest
@@ -9,9 +10,11 @@ from helpers import relative
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 
 from gritlm.data.batches import ContrastiveBatch
+from gritlm.data.records import load_records
+from gritlm.errors import UserError
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.contrast import MANY_KNOWN, is_known
-from gritlm.training.objective import Objective, needs_projection
+from gritlm.training.objective import Objective, check_scores, needs_projection
 from gritlm.training.terms import TERMS, VARIANTS
 
 TEMPERATURE, QUERIES, GROUP = 0.05, 8, 3
@@ -548,3 +551,18 @@ def test_a_loss_of_equal_scores_is_the_logarithm_of_their_number():
     vectors = torch.ones(4, 1)
     two = ContrastiveBatch(*map(torch.tensor, ([0, 1], [2, 3], [7, 8], [1, 2], [1, 2], [[1], [2]], ONE)))
     assert math.isclose(Objective(ObjectiveArguments(0.5))(vectors, two)["info_nce"], math.log(2), rel_tol=1e-6)
+
+
+def test_scores_in_the_data_and_in_the_loss_must_agree(tmp_path):
+    """Pairs with a score are no positives, and a loss of scores needs scores."""
+    rows = {"query": "a", "pos": ["b"], "neg": []}
+    for name, row in (("pairs", rows | {"score": 0.1}), ("plain", rows)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    sets = {name: load_records(tmp_path / f"{name}.jsonl", tmp_path / "cache") for name in ("pairs", "plain")}
+    cosent = ObjectiveArguments(cosent_weight=1.0, contrastive_weight=0.0)
+    check_scores(cosent, sets["pairs"])
+    check_scores(ObjectiveArguments(), sets["plain"])
+    with pytest.raises(UserError, match="pairs: found a score in 1 pairs, which would all be trained as positives"):
+        check_scores(ObjectiveArguments(), sets["pairs"])
+    with pytest.raises(UserError, match="--cosent_weight: found no scores in plain"):
+        check_scores(cosent, sets["plain"])

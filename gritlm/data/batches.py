@@ -16,6 +16,7 @@ from gritlm.data.batch_plan import Plan
 from gritlm.data.records import Record, RecordSet
 from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.models.chunks import ChunkConfig, make_chunks
+from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer, Tokens
 
 Chunk = dict[str, Any]  # keyword arguments of `Embedder`
@@ -35,6 +36,8 @@ class ContrastiveBatch:
     known_positives_BK: int64 (B, K), hashes of the query's known positives, padded with one of them.
     positives_BM: bool (B, M), which of the first M slots of a query hold a positive.
     seed: of what the loss draws, equal on all ranks.
+    set_B: int64 (B,), the number of each query's data set; None: all data sets have one loss.
+    sets: the numbers of the data sets that the global batch may hold, equal on all ranks.
     scores_S: float32 (S,), a teacher's score of the slot's passage, NaN where there is none; None: no row has scores.
     teacher_BE, teacher_SE: float32 (B, E) and (S, E), a teacher's vectors of queries and slots, zeros in unused slots.
     """
@@ -50,6 +53,8 @@ class ContrastiveBatch:
     scores_S: Tensor | None = None
     teacher_BE: Tensor | None = None
     teacher_SE: Tensor | None = None
+    set_B: Tensor | None = None
+    sets: tuple[int, ...] = ()
 
 
 @dataclass
@@ -150,6 +155,7 @@ class BatchBuilder(Dataset):
         rank, ranks: which slice of the global batch.
         max_positives: how many of the group's slots are for positives.
         teacher: a teacher's vectors of the texts, which a term of the loss reads.
+        lengths: the longest query and passage of each data set, in tokens; None: the contract's.
     """
 
     def __init__(
@@ -163,10 +169,13 @@ class BatchBuilder(Dataset):
         ranks: int = 1,
         max_positives: int = 1,
         teacher: TeacherVectors | None = None,
+        lengths: Sequence[tuple[int, int]] | None = None,
     ):
         self.plan, self.records, self.text_tokenizer = plan, records, text_tokenizer
         self.group_size, self.chunking = group_size, chunking
         self.rank, self.ranks, self.max_positives, self.teacher = rank, ranks, max_positives, teacher
+        contract = text_tokenizer.contract
+        self.lengths = lengths or [(contract.query_max_len, contract.passage_max_len)] * len(records)
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -182,9 +191,13 @@ class BatchBuilder(Dataset):
         records = [self.records[dataset][row] for dataset, row in rows]
         drawn = [self._draw(epoch, step, *row, record) for row, record in zip(rows, records, strict=True)]
 
-        contract = self.text_tokenizer.contract
-        queries = self.text_tokenizer([record.query for record in records], contract.query_max_len)
-        passages = self.text_tokenizer([text for texts, *_ in drawn for text in texts], contract.passage_max_len)
+        limits = [self.lengths[dataset] for dataset, _ in rows]
+        queries = self._tokens([record.query for record in records], [query for query, _ in limits])
+        per_row = zip(drawn, limits, strict=True)
+        passages = self._tokens(
+            [text for texts, *_ in drawn for text in texts],
+            [passage for (texts, *_), (_, passage) in per_row for _ in texts],
+        )
         remaining = iter(passages)
         chunks, contrastive = build_contrastive_batch(
             queries,
@@ -197,6 +210,9 @@ class BatchBuilder(Dataset):
             [min(self.max_positives, len(record.positives)) for record in records],
         )
         contrastive.seed = self.plan.loss_seed(epoch, step)
+        contrastive.set_B = torch.tensor([number for number, _ in rows])
+        names = [record_set.name for record_set in self.records]
+        contrastive.sets = (names.index(dataset),) if dataset in names else tuple(range(len(names)))
         contrastive.scores_S = self._scores([own for *_, own in drawn])
         if self.teacher:
             contrastive.teacher_BE = torch.from_numpy(self.teacher.lookup([record.query_id for record in records]))
@@ -229,6 +245,14 @@ class BatchBuilder(Dataset):
         scores = [math.nan if of_positives is None else of_positives[i] for i in positives]
         scores += [math.nan if of_negatives is None else of_negatives[i] for i in negatives]
         return texts, ids, scores
+
+    def _tokens(self, texts: list[Text], limits: list[int]) -> list[Tokens]:
+        """The tokens of each text, cut to its own limit."""
+        found: dict[int, Tokens] = {}
+        for limit in set(limits):
+            places = [place for place, own in enumerate(limits) if own == limit]
+            found |= zip(places, self.text_tokenizer([texts[place] for place in places], limit), strict=True)
+        return [found[place] for place in range(len(texts))]
 
     def _scores(self, drawn: list[list[float]]) -> Tensor | None:
         """Scores of the slots, nan where there is none; None where no data set has any."""

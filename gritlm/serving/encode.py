@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     if arguments.rows:
         from gritlm.serving.encode_rows import encode_rows  # loads any model: slow to import
 
-        options = arguments.keep_instruction, arguments.chunk_tokens
-        print(encode_rows(arguments.input, arguments.output, arguments.model, *options))
+        paths = arguments.input, arguments.output
+        print(encode_rows(*paths, arguments.model, arguments.keep_instruction, arguments.chunk_tokens))
         return 0
     if arguments.keep_instruction:
         raise UserError("--keep_instruction has no effect without --rows")

@@ -37,7 +37,7 @@ def encode_rows(data: Path, folder: Path, name: str, keep_instruction: bool, chu
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
         np.save(aside / IDS, texts.ids)
-        vectors: np.ndarray | None = None
+        vectors: np.memmap | None = None
         with tqdm(total=len(texts.ids), desc="encoding", unit=" texts", delay=2) as progress:
             for start in range(0, len(texts.ids), BLOCK):
                 part = _encode(model, texts.block(start), keep_instruction)
@@ -67,7 +67,7 @@ def _encode(model: Model, texts: list[tuple[Side, Text]], keep_instruction: bool
         if not rows:
             continue
         instructions = [texts[row][1].instruction for row in rows] if keep_instruction else None
-        part = model.encode([texts[row][1].text for row in rows], side, instructions)  # type: ignore[arg-type]
+        part = model.encode([texts[row][1].text for row in rows], side, instructions)
         if found is None:
             found = np.empty((len(texts), part.shape[1]), np.float32)
         found[rows] = part

@@ -15,6 +15,7 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
+from gritlm.training.set_settings import objectives_of, read_set_settings
 from gritlm.training.setup import slots
 
 SAMPLED = 2048  # texts to look at
@@ -129,8 +130,11 @@ def count_negatives(
     slices = plan.batch_size // size
     builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives)
     by_set: dict[str, Count] = {}
+    all_names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
+    losses = dict(zip(all_names, objectives_of(run.objective, settings, all_names), strict=True))
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:
-        by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, run.objective)
+        args = losses.get(names[step], run.objective)
+        by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, args)
     return by_set
 
 

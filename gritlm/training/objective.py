@@ -4,9 +4,10 @@ Shape suffixes: T local texts, B local queries, G passages per query, S = B*G lo
 model and of the teacher.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,14 +29,16 @@ def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
 READ_SCORES = ("cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight")
 
 
-def check_scores(args: ObjectiveArguments, records: list[RecordSet]) -> None:
-    """Refuse data without the scores that the loss reads, and scored pairs that InfoNCE would train as positives.
+def check_scores(by_set: Sequence[ObjectiveArguments], records: list[RecordSet]) -> None:
+    """Refuse data without the scores that its loss reads, and scored pairs that InfoNCE would train as positives.
 
+    Args:
+        by_set: the flags of each data set.
     Raises:
         UserError: naming the data set.
     """
-    asked = [name for name in READ_SCORES if getattr(args, name)]
-    for record_set in records:
+    for args, record_set in zip(by_set, records, strict=True):
+        asked = [name for name in READ_SCORES if getattr(args, name)]
         scored, pairs = record_set.scored_rows
         if asked and not scored:
             keys = "score, pos_scores and neg_scores, or scores"
@@ -43,7 +46,7 @@ def check_scores(args: ObjectiveArguments, records: list[RecordSet]) -> None:
         if pairs and args.contrastive_weight:
             raise UserError(
                 f"{record_set.name}: found a score in {pairs} pairs, which would all be trained as positives; use "
-                "--contrastive_weight 0 with --cosent_weight 1, or gritlm prepare --label_column score --positive_above X"
+                "--contrastive_weight 0 with --cosent_weight 1, or gritlm prepare --label_column score"
             )
 
 
@@ -52,9 +55,9 @@ def needs_projection(args: ObjectiveArguments) -> bool:
     return args.teacher_weight > 0 and args.teacher_loss != "scores"
 
 
-def without_teacher(args: ObjectiveArguments) -> ObjectiveArguments:
-    """The loss of an evaluation, where the model's vectors have no projection on the teacher's width."""
-    return replace(args, teacher_weight=0.0)
+def without_teacher(by_set: Sequence[ObjectiveArguments]) -> list[ObjectiveArguments]:
+    """The losses of an evaluation, where the model's vectors have no projection on the teacher's width."""
+    return [replace(args, teacher_weight=0.0, guide_margin=None) for args in by_set]
 
 
 def describe_objective(args: ObjectiveArguments, width: int) -> str:
@@ -86,12 +89,14 @@ class Objective:
         args: which terms there are, and their settings.
         ranks: who shares the global batch; one process by default, also inside a job of many ranks.
         gather: this rank's vectors -> all ranks', with gradient.
+        by_set: the flags of each data set, where they differ; `args` holds those that are one for all.
         left_out: by rule, how many candidates of this rank's queries it left out in the last call.
     """
 
     args: ObjectiveArguments
     ranks: Ranks = Ranks()
     gather: Callable[[Tensor], Tensor] = gather_with_gradient
+    by_set: Sequence[ObjectiveArguments] | None = None
     left_out: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __call__(self, vectors_TD: Tensor, batch: ContrastiveBatch) -> dict[str, Tensor]:
@@ -102,18 +107,35 @@ class Objective:
         """
         vectors_TD = vectors_TD.float()  # before anything else, so that gradients of a vector add up in float32
         projected_TE = vectors_TD
-        if needs_projection(self.args):  # each row ends in its projection on the teacher's width
+        if self.projects:  # each row ends in its projection on the teacher's width
             width = found(batch.teacher_BE, "teacher vectors").shape[1]
             vectors_TD, projected_TE = vectors_TD[:, :-width], vectors_TD[:, -width:]
         self.left_out.clear()
-        total = len(batch.text_of_query_B) * self.ranks.size
-        shares = {}
+        total, shares = len(batch.text_of_query_B) * self.ranks.size, dict[str, Tensor]()
         for suffix, weight, narrow_TD in self._widths(vectors_TD):
-            contrast = self._contrast(narrow_TD, projected_TE, batch)
-            for name, term in TERMS.items():
-                if (own := weight * term.weight(self.args)) and (term.every_width or not suffix):
-                    shares[name + suffix] = own * term.losses(contrast).sum() / total
+            for args, own_B in self._losses(batch):
+                contrast = self._contrast(args, narrow_TD, projected_TE, batch)
+                for name, term in TERMS.items():
+                    if (own := weight * term.weight(args)) and (term.every_width or not suffix):
+                        share = own * (term.losses(contrast) * own_B).sum() / total
+                        shares[name + suffix] = shares[name + suffix] + share if name + suffix in shares else share
         return shares
+
+    @property
+    def projects(self) -> bool:
+        """Whether the vectors end in their projection on the teacher's width."""
+        return any(map(needs_projection, self.by_set or [self.args]))
+
+    def _losses(self, batch: ContrastiveBatch) -> Iterator[tuple[ObjectiveArguments, Tensor]]:
+        """The flags of each loss that the global batch has, and which queries have it; alike on all ranks."""
+        if not self.by_set or batch.set_B is None:
+            yield self.args, torch.ones_like(batch.text_of_query_B, dtype=torch.bool)
+            return
+        flags = [self.by_set[number] for number in batch.sets]
+        for number, args in enumerate(flags):
+            if args not in flags[:number]:
+                own = [other for other, its in zip(batch.sets, flags, strict=True) if its == args]
+                yield args, torch.isin(batch.set_B, torch.tensor(own, device=batch.set_B.device))
 
     def _widths(self, vectors_TD: Tensor) -> Iterator[tuple[str, float, Tensor]]:
         """The suffix of a term's name, the weight, and the vectors at each width."""
@@ -121,7 +143,9 @@ class Objective:
         for width, weight in narrow_widths(self.args):
             yield f"@{width}", weight, F.normalize(vectors_TD[:, :width], dim=1)
 
-    def _contrast(self, vectors_TD: Tensor, projected_TE: Tensor, batch: ContrastiveBatch) -> Contrast:
+    def _contrast(
+        self, args: ObjectiveArguments, vectors_TD: Tensor, projected_TE: Tensor, batch: ContrastiveBatch
+    ) -> Contrast:
         queries_BD = vectors_TD[batch.text_of_query_B]
         used_S = batch.text_of_slot_S >= 0
         slots_SD = vectors_TD[batch.text_of_slot_S.clamp(min=0)] * used_S[:, None]
@@ -129,4 +153,4 @@ class Objective:
         slots_SD = slots_SD.detach() if self.args.emb_q_only else slots_SD
         positives_BD = slots_SD[:: len(slots_SD) // len(queries_BD)]
         vectors = queries_BD, positives_BD, slots_SD, projected_TE
-        return Contrast(self.args, self.ranks, self.gather, batch, *vectors, self.left_out)
+        return Contrast(args, self.ranks, self.gather, batch, *vectors, self.left_out)

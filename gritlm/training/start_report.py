@@ -14,6 +14,7 @@ from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
 from gritlm.training.objective import check_scores, describe_objective
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
+from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import (
     build_text_tokenizer,
     contract_name,
@@ -39,21 +40,26 @@ def describe_run(
         UserError: the base's tokenizer does not fit, there is nothing to contrast, a width of --matryoshka_dims is not
             below the model's, or the disk has too little room.
     """
-    used = used_sets(plan, records)
+    used, settings = used_sets(plan, records), read_set_settings(run.data.num_samples)
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_instructions(evaluation, text_tokenizer)
-    check_scores(run.objective, used)
+    by_set = objectives_of(run.objective, settings, [r.name for r in used])
+    check_scores(by_set, used)
+    lengths_of(run.data, settings, [r.name for r in used])
     if run.objective.teacher_vectors:
         TeacherVectors(run.objective.teacher_vectors).check(used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt)
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
+    width = run.model.projection or config.hidden_size
+    others = [(r.name, args) for r, args in zip(used, by_set, strict=True) if args != run.objective]
     lines = [
         *describe_base(run, text_tokenizer.contract),
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
-        describe_objective(run.objective, run.model.projection or config.hidden_size),
+        describe_objective(run.objective, width),
+        *(f"  {name}: {describe_objective(args, width)}" for name, args in others),
         *negatives,
         *evaluation.lines,
         *check_disk_space(run, config, plan.steps_per_epoch),

@@ -22,7 +22,7 @@ from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
-from gritlm.training.arguments import RunArguments
+from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.checkpoints import checkpoint_name, engine_name, find_damage, is_last, read_trainer_state
 from gritlm.training.engines import load_weights_once
 from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
@@ -43,6 +43,7 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
+from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import make_plan, slots, used_sets
 from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
@@ -99,21 +100,24 @@ def train(run: RunArguments) -> int:
 
     embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
     teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
-    if teacher and needs_projection(run.objective):
+    names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
+    by_set = objectives_of(run.objective, settings, names)
+    if teacher and any(map(needs_projection, by_set)):
         embedder.add_teacher_projection(teacher.width)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
     group_size, positives = slots(run.data, records)
     place = args.process_index, ranks
-    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher)
+    lengths = lengths_of(run.data, settings, names)
+    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher, lengths)
     trainer = EmbeddingTrainer(
         embedder,
         args,
-        Objective(run.objective, all_ranks()),
+        Objective(run.objective, all_ranks(), by_set=by_set),
         train_dataset=batches,
         processing_class=text_tokenizer,
         attn=run.model.attn,
         run_settings=run_settings,
-        evaluation=evaluation_of(run, evaluation_data, batches),
+        evaluation=evaluation_of(run, evaluation_data, batches, by_set),
     )
     report_to_one_run(trainer, folder, run.flags())
     if checkpoint:
@@ -128,13 +132,15 @@ def train(run: RunArguments) -> int:
     return publish(run, run_settings, trainer.state, checkpoint, trainer.write_model)
 
 
-def evaluation_of(run: RunArguments, data: EvaluationData, batches: BatchBuilder) -> RunEvaluation | None:
+def evaluation_of(
+    run: RunArguments, data: EvaluationData, batches: BatchBuilder, by_set: list[ObjectiveArguments]
+) -> RunEvaluation | None:
     """What evaluates the run's model, or None where there is nothing to evaluate on."""
     if not data.sets:
         return None
     contract, folder = batches.text_tokenizer.contract, Path(run.training.output_dir or "")
     about = {"model": run.model.model_name_or_path, "run": str(folder), "contract": dataclasses.asdict(contract)}
-    return RunEvaluation(data, batches, Objective(without_teacher(run.objective)), folder, about)
+    return RunEvaluation(data, batches, Objective(run.objective, by_set=without_teacher(by_set)), folder, about)
 
 
 def publish(

@@ -123,7 +123,7 @@ def counted_again(made, after_the_cut: bool = True) -> tuple[int, int, int]:
         batch = []  # the query's tokens, its known positives, and of each passage the whole text's id and the tokens
         for dataset, row in plan.batch(0, step).rows:
             record = records[dataset][row]
-            texts, ids = builder._draw(0, step, dataset, row, record)
+            texts, ids, _ = builder._draw(0, step, dataset, row, record)
             (query,) = text_tokenizer([record.query], run.data.query_max_len)
             tokens = [tuple(text.ids) for text in text_tokenizer(texts, run.data.passage_max_len)]
             batch.append((query.ids, record.known_positives, list(zip(ids, tokens, strict=True))))

@@ -560,9 +560,9 @@ def test_scores_in_the_data_and_in_the_loss_must_agree(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     sets = {name: load_records(tmp_path / f"{name}.jsonl", tmp_path / "cache") for name in ("pairs", "plain")}
     cosent = ObjectiveArguments(cosent_weight=1.0, contrastive_weight=0.0)
-    check_scores(cosent, sets["pairs"])
-    check_scores(ObjectiveArguments(), sets["plain"])
+    check_scores([cosent], sets["pairs"])
+    check_scores([ObjectiveArguments()], sets["plain"])
     with pytest.raises(UserError, match="pairs: found a score in 1 pairs, which would all be trained as positives"):
-        check_scores(ObjectiveArguments(), sets["pairs"])
+        check_scores([ObjectiveArguments()], sets["pairs"])
     with pytest.raises(UserError, match="--cosent_weight: found no scores in plain"):
-        check_scores(cosent, sets["plain"])
+        check_scores([cosent], sets["plain"])

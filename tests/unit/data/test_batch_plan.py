@@ -189,13 +189,13 @@ def test_batches_that_must_repeat_a_text_are_reported():
 
 
 def test_rows_of_a_set_that_never_mixes_are_in_no_mixed_batch():
-    p = plan(never_mixed=["a"], batch=8)
+    p = plan(never_mixed=["a"], batch=12)
     number = p.names.index("a")
     for step in range(p.steps_per_epoch):
         batch = p.batch(0, step)
         assert batch.dataset != MIXED or number not in {dataset for dataset, _ in batch.rows}
     mixed = [p.batch(0, step) for step, name in enumerate(p.datasets(0)) if name == MIXED]
     assert mixed, "control: there are mixed batches"
-    usual = plan(batch=8)
+    usual = plan(batch=12)
     rows = [row for step, name in enumerate(usual.datasets(0)) if name == MIXED for row in usual.batch(0, step).rows]
     assert number in {dataset for dataset, _ in rows}, "control: else they would be"

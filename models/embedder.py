@@ -33,6 +33,7 @@ class Embedder(nn.Module):
         self.backbone, self.contract = backbone, contract
         width = backbone.config.hidden_size
         self.projection = nn.Linear(width, projection, dtype=backbone.dtype) if projection else None
+        self.teacher_projection: nn.Linear | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -42,6 +43,10 @@ class Embedder(nn.Module):
     def packed(self) -> bool:
         """Whether `forward` accepts packed texts. It always accepts padded ones."""
         return self.config._attn_implementation == PACKED
+
+    def add_teacher_projection(self, width: int) -> None:
+        """In training, append to each vector its projection on a teacher's width. The model folder does not hold it."""
+        self.teacher_projection = nn.Linear(self.embedding_dim, width, dtype=self.backbone.dtype)
 
     @property
     def embedding_dim(self) -> int:
@@ -62,7 +67,7 @@ class Embedder(nn.Module):
             prompt_lengths: int64 (N,), leading tokens of each text that are not pooled.
             equal_length_runs: packed only: (count, length) of each run of equally long texts, in order.
         Returns:
-            float32 (N, D), of unit norm if `contract.normalized`.
+            float32 (N, D), of unit norm if `contract.normalized`. In training with a teacher projection (N, D + E).
         """
         if input_ids.dim() == 1:
             ends_N = lengths.cumsum(0)
@@ -82,7 +87,11 @@ class Embedder(nn.Module):
             vectors_ND = pool(states_TD, lengths, prompt_lengths, self.contract.pooling_method)
             if self.projection is not None:
                 vectors_ND = self.projection(vectors_ND.to(self.projection.weight.dtype)).float()
-            return F.normalize(vectors_ND, dim=-1) if self.contract.normalized else vectors_ND
+            vectors_ND = F.normalize(vectors_ND, dim=-1) if self.contract.normalized else vectors_ND
+            if self.teacher_projection is None or not self.training:
+                return vectors_ND
+            projected_NE = self.teacher_projection(vectors_ND.to(self.teacher_projection.weight.dtype))
+            return torch.cat([vectors_ND, projected_NE.float()], dim=1)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute each layer's activations in the backward pass. The Trainer calls this."""
@@ -107,7 +116,7 @@ class Embedder(nn.Module):
             max_shard_size: the largest weights file.
         """
         weights = self.state_dict() if weights is None else weights
-        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}}
+        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}, "teacher_projection": {}}
         for name, value in weights.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value.contiguous()

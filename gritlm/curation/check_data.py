@@ -85,6 +85,10 @@ def describe_file(report: FileReport, unit: str, max_lengths: dict[str, int]) ->
         yield f"  one instruction in several spellings: {', '.join(map(repr, spellings))}"
     for what, count in stats.similar.items():
         yield f"  {_number(count, 'row')} in which {LEAKS[what].words}, but for a word in 6 (similar; no finding)"
+    if stats.score_errors:
+        line, why = stats.score_errors[0]
+        rows_with = _number(len(stats.score_errors), "row")
+        yield f"  scores that no loss can read, in {rows_with}; the first, line {line}: {why}"
     if stats.unread:
         keys = (f"{json.dumps(key)} ({_number(count, 'row')})" for key, count in stats.unread.most_common())
         yield f"  keys that are not read: {', '.join(keys)}"
@@ -171,8 +175,10 @@ def find_unread_labels(stats: FileStats, ignored: Collection[str]) -> Iterator[s
     for name in unread_notes(stats.unread)[1]:
         if name not in ignored:
             use = "--label_column if it rates the pairs" if is_label(name) else "--split if it names the split"
+            if name == "score":
+                use += "; or train the pairs by their scores, --cosent_weight 1 --contrastive_weight 0 of gritlm train"
             yield (
-                f"{name}: found a key that training does not read, in {_number(stats.unread[name], 'row')}; use gritlm "
+                f"{name}: found a key that InfoNCE does not read, in {_number(stats.unread[name], 'row')}; use gritlm "
                 f"prepare {use}, or --ignore_columns {name} if all rows are good"
             )
 

@@ -62,6 +62,7 @@ class FileStats:
     """Statistics of one block or file. An array has one entry per row, `positive_ids` one per positive."""
 
     found: list[tuple[int, str, str]] = field(default_factory=list)  # line, kind, what was found
+    score_errors: list[tuple[int, str]] = field(default_factory=list)  # line, why no loss can read its scores
     first_of_two: Counter[tuple[str, str]] = field(default_factory=Counter)  # see `_count_first_of_two`
     lines: array = field(default_factory=_integers)
     row_keys: array = field(default_factory=_integers)
@@ -132,6 +133,9 @@ class BlockReader:
                     pairs.setdefault((name, texts[0]), set()).add(texts[1])
             if row["neg_id"] and {*row["pos"]["instruction"]}.isdisjoint(row["neg"]["instruction"]):
                 stats.found.append((number, "revealing", "the instructions tell the positives from the negatives"))
+            stats.unread.update(["score"] * row["is_scored_pair"])
+            if row["score_error"]:
+                stats.score_errors.append((number, row["score_error"].removeprefix(f"{where}: ")))
             if count := row["dropped_negatives"]:
                 message = "1 negative repeats" if count == 1 else f"{count} negatives repeat"
                 stats.found.append((number, "negative", f"{message} a positive"))

@@ -4,7 +4,7 @@ A batch holds rows of one data set. The rows left over from all sets are shuffle
 from those are not used in this epoch. No query and no positive appears twice in a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,10 @@ import numpy as np
 from gritlm.data.held_out import NOTHING, HeldOut
 from gritlm.data.no_repeats import PostponedRows, RowTexts
 from gritlm.errors import UserError
-from gritlm.strict_json import read_json_object
 
 MIXED = "(mixed)"
 VERSION = 2  # raise it with every change that gives other batches for the same seed
-_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS = range(6)  # each purpose has its random stream
+_ORDER, _CAP, _DRAW, _SPARE, HELD_OUT, CORPUS, _LOSS, _MORE = range(8)  # each purpose has its random stream
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Plan:
         num_samples: rows per epoch by data set, all rows by default; may exceed the size of the set (rows repeat).
         temperature: sample data sets in proportion to size ** (1 / temperature). The epoch keeps its length.
         row_texts: ids of the queries and positives of all sets' rows, in order. None: a batch may repeat them.
+        never_mixed: data sets whose rows are in no mixed batch.
         held_out: rows that are in no batch, and texts that are no negative in any.
     Raises:
         UserError: there are fewer rows than one batch needs, or `num_samples` names an unknown set.
@@ -61,6 +61,7 @@ class Plan:
         temperature: float = 1.0,
         row_texts: RowTexts | None = None,
         held_out: HeldOut = NOTHING,
+        never_mixed: Collection[str] = (),
     ):
         self.names, self.sizes, self.seed = list(names), list(sizes), seed
         self.batch_size, self.row_texts = global_batch_size, row_texts
@@ -72,7 +73,8 @@ class Plan:
         self.available = [rows if max_per_dataset is None else min(rows, max_per_dataset) for rows in left]
         self.epoch_sizes = epoch_sizes(self.names, self.available, num_samples or {}, temperature)
         self.full_batches = [rows // global_batch_size for rows in self.epoch_sizes]
-        self.mixed_batches = sum(rows % global_batch_size for rows in self.epoch_sizes) // global_batch_size
+        self.mixes = [name not in never_mixed for name in self.names]
+        self.mixed_batches = self._mixed_with(global_batch_size)
         self.steps_per_epoch = self.steps_with(global_batch_size)
         if not self.steps_per_epoch:
             raise UserError(
@@ -88,7 +90,11 @@ class Plan:
     def steps_with(self, global_batch_size: int) -> int:
         """The steps of an epoch with another batch size."""
         full = sum(rows // global_batch_size for rows in self.epoch_sizes)
-        return full + sum(rows % global_batch_size for rows in self.epoch_sizes) // global_batch_size
+        return full + self._mixed_with(global_batch_size)
+
+    def _mixed_with(self, global_batch_size: int) -> int:
+        left = (rows % global_batch_size for rows, mixes in zip(self.epoch_sizes, self.mixes, strict=True) if mixes)
+        return sum(left) // global_batch_size
 
     def datasets(self, epoch: int) -> list[str]:
         """The data set of each batch of an epoch, or MIXED."""
@@ -115,6 +121,22 @@ class Plan:
         positive = int(rng.integers(positives))
         return positive, [int(i) for i in rng.permutation(negatives)[:wanted]]
 
+    def draw_more(self, place: tuple[int, int, int, int], positives: int, first: int, most: int) -> list[int]:
+        """At most `most` of a row's positives, by their numbers, beside the `first` that was drawn.
+
+        Args:
+            place: epoch, step, data set and row.
+        """
+        others = [number for number in range(positives) if number != first] if most else []
+        if not others:
+            return []
+        rng = np.random.default_rng((self.seed, _MORE, *place))
+        return [others[i] for i in rng.permutation(len(others))[:most]]
+
+    def loss_seed(self, epoch: int, step: int) -> int:
+        """The seed of what a loss draws in a step, such as random directions."""
+        return int(np.random.default_rng((self.seed, _LOSS, epoch, step)).integers(2**31))
+
     def _epoch(self, epoch: int) -> _Epoch:
         if self._latest is None or self._latest[0] != epoch:
             self._latest = epoch, self._make_epoch(epoch)
@@ -133,7 +155,7 @@ class Plan:
             full, left, again = self._group(order, self.full_batches[number], (epoch, number), spare=order)
             batches.append(full)
             datasets += [number] * len(full)
-            leftovers.append(left)
+            leftovers.append(left if self.mixes[number] else left[:0])
             reused += again
         rng = np.random.default_rng((self.seed, _ORDER, epoch, len(self.names)))
         left = rng.permutation(np.concatenate(leftovers))
@@ -214,8 +236,8 @@ class Plan:
             taken += "" if wanted == available == size - len(held) else f", {wanted} taken per epoch"
             taken += f" ({wanted / available:.2f} times each)" if wanted > available else ""
             lines.append(f"  {name}: {size} rows{taken}, {full} batches, {wanted % self.batch_size} rows left over")
-        shares = zip(self.names, self.epoch_sizes, self.full_batches, strict=True)
-        never = [name for name, rows, full in shares if not full and not (rows and self.mixed_batches)]
+        shares = zip(self.names, self.epoch_sizes, self.full_batches, self.mixes, strict=True)
+        never = [name for name, rows, full, mixes in shares if not full and not (rows and mixes and self.mixed_batches)]
         planned = self._epoch(0)
         unused = sum(map(min, self.available, self.epoch_sizes)) - len(np.unique(planned.batches))
         lines.append(f"  left over: {self.mixed_batches} mixed batches, {unused} rows not used in this epoch")
@@ -243,18 +265,3 @@ def epoch_sizes(
         return wanted
     weights = np.array(wanted, dtype=float) ** (1 / temperature)
     return [int(share) for share in sum(wanted) * weights / weights.sum()]
-
-
-def read_num_samples(path: str | None) -> dict[str, int]:
-    """Read GritLM's JSON object of rows per epoch by data set.
-
-    Raises:
-        UserError: the file cannot be read or holds something else.
-    """
-    if not path:
-        return {}
-    found = read_json_object(path, "--num_samples", "an object of data set: rows")
-    for name, rows in found.items():
-        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
-            raise UserError(f"--num_samples {path}: {name}: found {rows!r}, wanted a number of rows")
-    return found

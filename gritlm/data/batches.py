@@ -1,6 +1,7 @@
 """From planned rows to one rank's batch: tokens in chunks, and where each vector belongs."""
 
 import hashlib
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,9 @@ from torch.utils.data import Dataset
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import Record, RecordSet
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.models.chunks import ChunkConfig, make_chunks
+from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer, Tokens
 
 Chunk = dict[str, Any]  # keyword arguments of `Embedder`
@@ -23,13 +26,20 @@ Chunk = dict[str, Any]  # keyword arguments of `Embedder`
 class ContrastiveBatch:
     """Where each local vector belongs: B queries, G passages per query, S = B*G slots.
 
-    Slot `b*G` holds query b's positive. An unused slot has no text.
+    The first slots of query b, from `b*G` on, hold its positives: one, or with --max_positives several. An unused slot
+    has no text.
 
     text_of_query_B: int64 (B,), text_of_slot_S: int64 (S,), indices into the local vectors, -1 for an unused slot.
     query_id_B: int64 (B,), a hash of the query's tokens.
     id_of_slot_S: int64 (S,), a hash of the passage's whole text.
     tokens_of_slot_S: int64 (S,), a hash of the passage's tokens, 0 for an unused slot.
     known_positives_BK: int64 (B, K), hashes of the query's known positives, padded with one of them.
+    positives_BM: bool (B, M), which of the first M slots of a query hold a positive.
+    seed: of what the loss draws, equal on all ranks.
+    set_B: int64 (B,), the number of each query's data set; None: all data sets have one loss.
+    sets: the numbers of the data sets that the global batch may hold, equal on all ranks.
+    scores_S: float32 (S,), a teacher's score of the slot's passage, NaN where there is none; None: no row has scores.
+    teacher_BE, teacher_SE: float32 (B, E) and (S, E), a teacher's vectors of queries and slots, zeros in unused slots.
     """
 
     text_of_query_B: Tensor
@@ -38,6 +48,13 @@ class ContrastiveBatch:
     id_of_slot_S: Tensor
     tokens_of_slot_S: Tensor
     known_positives_BK: Tensor
+    positives_BM: Tensor
+    seed: int = 0
+    scores_S: Tensor | None = None
+    teacher_BE: Tensor | None = None
+    teacher_SE: Tensor | None = None
+    set_B: Tensor | None = None
+    sets: tuple[int, ...] = ()
 
 
 @dataclass
@@ -96,13 +113,15 @@ def build_contrastive_batch(
     group_size: int,
     chunking: ChunkConfig,
     pad_id: int,
+    positives: Sequence[int] | None = None,
 ) -> tuple[list[Chunk], ContrastiveBatch]:
     """The chunks of one rank's texts, and where their vectors belong.
 
     Args:
         queries: each query's tokens.
-        groups, group_ids: each query's passages, its positive first, and their ids; at most `group_size` of them.
-        known_positives: the ids of each query's known positives, the drawn one included.
+        groups, group_ids: each query's passages, its positives first, and their ids; at most `group_size` of them.
+        known_positives: the ids of each query's known positives, the drawn ones included.
+        positives: how many of each query's passages are positives; None: one.
     """
     passages = [passage for group in groups for passage in group]
     chunks, row_of_text = make_chunks([*queries, *passages], chunking, pad_id)
@@ -111,7 +130,7 @@ def build_contrastive_batch(
     slots = [[next(row_of_passage) for _ in group] + [-1] * n for group, n in zip(groups, unused, strict=True)]
     ids = [[*group, *[0] * n] for group, n in zip(group_ids, unused, strict=True)]
     tokens = [[*map(tokens_id, group), *[0] * n] for group, n in zip(groups, unused, strict=True)]
-    width = max(map(len, known_positives))
+    width, count = max(map(len, known_positives)), positives or [1] * len(queries)
     known = [[*row, *[row[0]] * (width - len(row))] for row in known_positives]
     return chunks, ContrastiveBatch(
         text_of_query_B=row_of_text[: len(queries)],
@@ -120,6 +139,7 @@ def build_contrastive_batch(
         id_of_slot_S=torch.tensor(ids).flatten(),
         tokens_of_slot_S=torch.tensor(tokens).flatten(),
         known_positives_BK=torch.tensor(known),
+        positives_BM=torch.arange(max(count)) < torch.tensor(count)[:, None],
     )
 
 
@@ -133,6 +153,9 @@ class BatchBuilder(Dataset):
         group_size: passages per query, at most.
         chunking: how texts are cut into chunks.
         rank, ranks: which slice of the global batch.
+        max_positives: how many of the group's slots are for positives.
+        teacher: a teacher's vectors of the texts, which a term of the loss reads.
+        lengths: the longest query and passage of each data set, in tokens; None: the contract's.
     """
 
     def __init__(
@@ -144,10 +167,15 @@ class BatchBuilder(Dataset):
         chunking: ChunkConfig,
         rank: int = 0,
         ranks: int = 1,
+        max_positives: int = 1,
+        teacher: TeacherVectors | None = None,
+        lengths: Sequence[tuple[int, int]] | None = None,
     ):
         self.plan, self.records, self.text_tokenizer = plan, records, text_tokenizer
         self.group_size, self.chunking = group_size, chunking
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.max_positives, self.teacher = rank, ranks, max_positives, teacher
+        contract = text_tokenizer.contract
+        self.lengths = lengths or [(contract.query_max_len, contract.passage_max_len)] * len(records)
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -163,19 +191,33 @@ class BatchBuilder(Dataset):
         records = [self.records[dataset][row] for dataset, row in rows]
         drawn = [self._draw(epoch, step, *row, record) for row, record in zip(rows, records, strict=True)]
 
-        contract = self.text_tokenizer.contract
-        queries = self.text_tokenizer([record.query for record in records], contract.query_max_len)
-        passages = self.text_tokenizer([text for texts, _ in drawn for text in texts], contract.passage_max_len)
+        limits = [self.lengths[dataset] for dataset, _ in rows]
+        queries = self._tokens([record.query for record in records], [query for query, _ in limits])
+        per_row = zip(drawn, limits, strict=True)
+        passages = self._tokens(
+            [text for texts, *_ in drawn for text in texts],
+            [passage for (texts, *_), (_, passage) in per_row for _ in texts],
+        )
         remaining = iter(passages)
         chunks, contrastive = build_contrastive_batch(
             queries,
-            [[next(remaining) for _ in texts] for texts, _ in drawn],
-            [ids for _, ids in drawn],
+            [[next(remaining) for _ in texts] for texts, *_ in drawn],
+            [ids for _, ids, _ in drawn],
             [record.known_positives for record in records],
             self.group_size,
             self.chunking,
             self.text_tokenizer.tokenizer.pad_token_id,
+            [min(self.max_positives, len(record.positives)) for record in records],
         )
+        contrastive.seed = self.plan.loss_seed(epoch, step)
+        contrastive.set_B = torch.tensor([number for number, _ in rows])
+        names = [record_set.name for record_set in self.records]
+        contrastive.sets = (names.index(dataset),) if dataset in names else tuple(range(len(names)))
+        contrastive.scores_S = self._scores([own for *_, own in drawn])
+        if self.teacher:
+            contrastive.teacher_BE = torch.from_numpy(self.teacher.lookup([record.query_id for record in records]))
+            vectors_SE = torch.from_numpy(self.teacher.lookup(contrastive.id_of_slot_S.tolist()))
+            contrastive.teacher_SE = vectors_SE * (contrastive.text_of_slot_S >= 0)[:, None]
         return Batch(
             chunks=chunks,
             contrastive=contrastive,
@@ -186,12 +228,34 @@ class BatchBuilder(Dataset):
             padded_tokens=sum(chunk["input_ids"].numel() for chunk in chunks),
         )
 
-    def _draw(self, epoch: int, step: int, dataset: int, row: int, record: Record) -> tuple[list, list[int]]:
-        """The passages that a row contributes to a batch, its positive first, and their ids."""
+    def _draw(
+        self, epoch: int, step: int, dataset: int, row: int, record: Record
+    ) -> tuple[list, list[int], list[float]]:
+        """The passages that a row contributes to a batch, its positives first, their ids and their scores."""
         held_out = self.plan.held_out.texts
         allowed = [i for i, key in enumerate(record.negative_ids) if key not in held_out]
         counts = len(record.positives), len(allowed)
-        positive, numbers = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - 1)
+        first, numbers = self.plan.draw(epoch, step, dataset, row, *counts, self.group_size - self.max_positives)
+        more = self.plan.draw_more((epoch, step, dataset, row), counts[0], first, self.max_positives - 1)
+        positives = [first, *more]
         negatives = [allowed[i] for i in numbers]
-        texts = [record.positives[positive], *(record.negatives[i] for i in negatives)]
-        return texts, [record.positive_ids[positive], *(record.negative_ids[i] for i in negatives)]
+        texts = [*(record.positives[i] for i in positives), *(record.negatives[i] for i in negatives)]
+        ids = [*(record.positive_ids[i] for i in positives), *(record.negative_ids[i] for i in negatives)]
+        of_positives, of_negatives = record.positive_scores, record.negative_scores
+        scores = [math.nan if of_positives is None else of_positives[i] for i in positives]
+        scores += [math.nan if of_negatives is None else of_negatives[i] for i in negatives]
+        return texts, ids, scores
+
+    def _tokens(self, texts: list[Text], limits: list[int]) -> list[Tokens]:
+        """The tokens of each text, cut to its own limit."""
+        found: dict[int, Tokens] = {}
+        for limit in set(limits):
+            places = [place for place, own in enumerate(limits) if own == limit]
+            found |= zip(places, self.text_tokenizer([texts[place] for place in places], limit), strict=True)
+        return [found[place] for place in range(len(texts))]
+
+    def _scores(self, drawn: list[list[float]]) -> Tensor | None:
+        """Scores of the slots, nan where there is none; None where no data set has any."""
+        if not any(record_set.scored_rows[0] for record_set in self.records):
+            return None
+        return torch.tensor([[*own, *[math.nan] * (self.group_size - len(own))] for own in drawn]).flatten()

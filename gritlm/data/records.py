@@ -26,7 +26,8 @@ _LABEL = re.compile(r"\s*([^\s:][^:\n]{0,30}:)")
 class Record:
     """One row. The ids are hashes made by `rows.text_id`, one for each positive and one for each negative.
 
-    `known_positives` holds the sorted ids of the positives of all rows with this query.
+    `known_positives` holds the sorted ids of the positives of all rows with this query. `positive_scores` and
+    `negative_scores` have one score for each passage, nan where there is none; None if the row has no scores.
     """
 
     query: Text
@@ -36,6 +37,8 @@ class Record:
     positive_ids: list[int]
     negative_ids: list[int]
     known_positives: list[int]
+    positive_scores: list[float] | None = None
+    negative_scores: list[float] | None = None
 
 
 class RecordSet:
@@ -66,21 +69,37 @@ class RecordSet:
     def __reduce__(self) -> tuple:
         return RecordSet, (self.name, self.files)  # another process maps the files, too
 
-    def __getitem__(self, index: int) -> Record:
+    def raw(self, index: int) -> dict:
+        """A row in the cached form, `rows.SCHEMA`."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         batch = self.batches[number]
         (row,) = batch.slice(index - int(self.ends[number]) + len(batch), 1).to_pylist()
+        return row
+
+    def __getitem__(self, index: int) -> Record:
+        row = self.raw(index)
         positives, negatives = (
             [Text(*pair) for pair in zip(row[field]["instruction"], row[field]["text"], strict=True)]
             for field in ("pos", "neg")
         )
         query_id, positive_ids, negative_ids = row["query_id"], row["pos_id"], row["neg_id"]
-        known = self.positives_by_query.get(query_id)
+        known, scores = self.positives_by_query.get(query_id), row["neg_score"]
         if known:
             kept = [i for i, key in enumerate(negative_ids) if key not in known]
             negatives, negative_ids = [negatives[i] for i in kept], [negative_ids[i] for i in kept]
-        known_positives = sorted(known or positive_ids)
-        return Record(Text(**row["query"]), positives, negatives, query_id, positive_ids, negative_ids, known_positives)
+            scores = None if scores is None else [scores[i] for i in kept]
+        ids = query_id, positive_ids, negative_ids, sorted(known or positive_ids)
+        return Record(Text(**row["query"]), positives, negatives, *ids, row["pos_score"], scores)
+
+    @functools.cached_property
+    def score_errors(self) -> list[str]:
+        """Why scores of rows cannot be read, a message a row."""
+        return self.table["score_error"].filter(pc.not_equal(self.table["score_error"], "")).to_pylist()
+
+    @functools.cached_property
+    def scored_rows(self) -> tuple[int, int]:
+        """The number of rows with scores, and of those that are scored pairs."""
+        return len(self) - self.table["pos_score"].null_count, int(pc.sum(self.table["is_scored_pair"]).as_py() or 0)
 
     @functools.cached_property
     def row_texts(self) -> RowTexts:
@@ -104,6 +123,19 @@ class RecordSet:
         starts, ids = self.row_texts.starts, self.row_texts.ids.copy()
         ids[starts[:-1]] = np.fromiter(queries, np.int64, len(self))
         return RowTexts(starts, ids)
+
+    def text_places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """int64, one entry a text: its id, its row, its field (0 query, 1 pos, 2 neg) and its number in the field."""
+        ids, places = [self._column("query_id")], [np.zeros((3, len(self)), dtype=np.int64)]
+        places[0][0] = np.arange(len(self))
+        for number, name in ((1, "pos_id"), (2, "neg_id")):
+            lists = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table[name].chunks])
+            counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+            ids.append(pc.list_flatten(lists).to_numpy(zero_copy_only=False))
+            rows = np.repeat(np.arange(len(self)), counts)
+            starts = np.repeat(np.cumsum(counts) - counts, counts)
+            places.append(np.stack([rows, np.full(len(rows), number), np.arange(len(rows)) - starts]))
+        return np.concatenate(ids), *np.concatenate(places, axis=1)
 
     def positive_ids(self, row: int) -> np.ndarray:
         """The ids of a row's positives."""

@@ -23,13 +23,15 @@ from gritlm.data.containers import (
     open_parquet,
     open_stream,
 )
+from gritlm.data.row_scores import SCORE_KEYS, parse_scores
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 from gritlm.strict_json import parse_json
 
 FIELDS = ("query", "pos", "neg")
+READ = (*FIELDS, *SCORE_KEYS)
 BLOCK_BYTES = 1 << 20  # bytes of a file read at once
-FORMAT_VERSION = 4  # of the cached form; raise it when SCHEMA or a rule below changes
+FORMAT_VERSION = 5  # of the cached form; raise it when SCHEMA or a rule below changes
 
 _texts = pa.struct({"instruction": pa.list_(pa.large_string()), "text": pa.list_(pa.large_string())})
 SCHEMA = pa.schema(
@@ -41,6 +43,10 @@ SCHEMA = pa.schema(
         "pos_id": pa.list_(pa.int64()),
         "neg_id": pa.list_(pa.int64()),
         "row_id": pa.int64(),
+        "pos_score": pa.list_(pa.float32()),
+        "neg_score": pa.list_(pa.float32()),
+        "is_scored_pair": pa.bool_(),
+        "score_error": pa.string(),
         "dropped_negatives": pa.int32(),
         "unread": pa.string(),
     }
@@ -94,7 +100,7 @@ def parse_row(row: Any, where: str, with_id: bool = True) -> dict:
     """Check a decoded row and convert it to the cached form (`SCHEMA`).
 
     A negative that repeats a positive of the row is dropped and counted in `dropped_negatives`. `unread` lists the
-    row's other keys, in JSON.
+    row's other keys, in JSON. Scores beside the passages are read as in `row_scores`; `score_error` says why not.
 
     Args:
         row: the decoded row.
@@ -115,10 +121,16 @@ def parse_row(row: Any, where: str, with_id: bool = True) -> dict:
         raise UserError(f"{where}: pos: found an empty list, wanted at least one passage")
     negatives = _parse_texts(row, "neg", where)
     positive_ids = [text_id(passage.text) for passage in positives]
-    hashed = [(text_id(passage.text), passage) for passage in negatives]
-    hashed = [(key, passage) for key, passage in hashed if key not in positive_ids]
-    kept = [passage for _, passage in hashed]
-    groups = ([query], positives, kept)
+    scores, score_error = None, ""
+    try:
+        scores = parse_scores(row, len(positives), len(negatives), where)
+    except UserError as error:  # only a loss that reads scores must have them
+        score_error = str(error)
+    hashed = [(text_id(passage.text), number) for number, passage in enumerate(negatives)]
+    hashed = [(key, number) for key, number in hashed if key not in positive_ids]
+    kept = [negatives[number] for _, number in hashed]
+    groups: tuple = ([query], positives, kept)
+    groups += (scores,) if scores else ()
     return {
         "query": query._asdict(),
         "pos": {"instruction": [p.instruction for p in positives], "text": [p.text for p in positives]},
@@ -127,8 +139,12 @@ def parse_row(row: Any, where: str, with_id: bool = True) -> dict:
         "pos_id": positive_ids,
         "neg_id": [key for key, _ in hashed],
         "row_id": text_id(json.dumps(groups)) if with_id else 0,
+        "pos_score": scores.positives if scores else None,
+        "neg_score": [scores.negatives[number] for _, number in hashed] if scores else None,
+        "is_scored_pair": bool(scores and scores.is_pair),
+        "score_error": score_error,
         "dropped_negatives": len(negatives) - len(kept),
-        "unread": json.dumps(unread) if (unread := sorted(row.keys() - set(FIELDS))) else "",
+        "unread": json.dumps(unread) if (unread := sorted(row.keys() - {*READ})) else "",
     }
 
 
@@ -215,7 +231,7 @@ def _parquet_blocks(path: Path, columns: Collection[str] | None) -> Iterator[Blo
         first += len(rows)
 
 
-def read_blocks(path: Path, columns: Collection[str] | None = FIELDS) -> Iterator[Block]:
+def read_blocks(path: Path, columns: Collection[str] | None = READ) -> Iterator[Block]:
     """Yield the rows of a file in blocks, not yet decoded. Blank lines are skipped.
 
     Args:
@@ -239,7 +255,7 @@ def is_parquet(path: Path) -> bool:
 
 def unread_columns(path: Path) -> list[str]:
     """The columns of a parquet file that are no field of a row."""
-    return sorted({*pq.read_schema(path).names} - {*FIELDS}) if is_parquet(path) else []
+    return sorted({*pq.read_schema(path).names} - {*READ}) if is_parquet(path) else []
 
 
 def decode(path: Path, number: int, raw: Any) -> Any:

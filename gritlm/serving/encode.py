@@ -13,15 +13,22 @@ from gritlm.gritlm import GritLM
 EXAMPLES = """examples:
   gritlm encode corpus.jsonl corpus.npy --model outputs/quickstart
   gritlm encode queries.jsonl queries.npy --model outputs/quickstart --side query
+  gritlm encode train.jsonl teacher/ --rows --model Qwen/Qwen3-Embedding-0.6B
 A row of IN (.jsonl, .jsonl.gz, .parquet) is a JSON string, or has "text" and perhaps "title".
-Row i of OUT is the vector of row i of IN."""
+Row i of OUT is the vector of row i of IN.
+With --rows, IN is training data, and the folder OUT holds one vector for each distinct text: see --teacher_vectors of
+gritlm train."""
 
 
 def main(argv: list[str]) -> int:
     parser = verb_parser("encode", __doc__, EXAMPLES)
     parser.add_argument("input", type=Path, metavar="IN")
-    parser.add_argument("output", type=Path, metavar="OUT.npy", help="float32 (rows, width), in numpy's format")
-    parser.add_argument("--model", type=home_expanded, required=True, help="model folder that gritlm train wrote")
+    parser.add_argument("output", type=Path, metavar="OUT", help="float32 (rows, width) in numpy's format, .npy")
+    wanted = "model folder that gritlm train wrote; with --rows any model that sentence-transformers loads"
+    parser.add_argument("--model", type=home_expanded, required=True, help=wanted)
+    parser.add_argument("--rows", action="store_true", help="encode the distinct texts of training data, once each")
+    keep = "with --rows: encode texts with their rows' instructions, in place of the model's own prompts"
+    parser.add_argument("--keep_instruction", action="store_true", help=keep)
     parser.add_argument("--side", choices=("query", "passage"), default="passage", help="default passage")
     parser.add_argument("--instruction", help="in place of the model's own for that side")
     chunk = "tokens encoded at once, default 16384, and 1024 or more on a CPU"
@@ -29,6 +36,14 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.output.exists():
         raise UserError(f"{arguments.output} exists; nothing is overwritten, name another file")
+    if arguments.rows:
+        from gritlm.serving.encode_rows import encode_rows  # loads any model: slow to import
+
+        paths = arguments.input, arguments.output
+        print(encode_rows(*paths, arguments.model, arguments.keep_instruction, arguments.chunk_tokens))
+        return 0
+    if arguments.keep_instruction:
+        raise UserError("--keep_instruction has no effect without --rows")
     texts = read_texts(arguments.input)
     model = GritLM(arguments.model)
     encode = model.encode_queries if arguments.side == "query" else model.encode_corpus

@@ -57,6 +57,9 @@ class DataArguments:
         changes_learning=False,  # what is compared is the rows
     )
     train_group_size: int = flag(4, "Passages per query: 1 positive, the rest hard negatives where there are any.")
+    max_positives: int = flag(
+        1, "Positives of a row that a step contrasts with its negatives, each for itself. More than 1 adds passages."
+    )
     query_max_len: int = open_flag(512, "Longest query in tokens, instruction included; the end is cut off.")
     passage_max_len: int = open_flag(512, "Longest passage in tokens; the end is cut off.")
     contract: str | None = flag(
@@ -113,6 +116,71 @@ class ObjectiveArguments:
     )
     same_tower: bool = flag(
         False, "Add query-query and positive-passage similarities to the loss's denominator (GTE, Qwen3-Embedding)."
+    )
+    symmetric: bool = flag(
+        False, "Half the loss from query to passages, half from each positive to the queries (jina-embeddings-v2)."
+    )
+    in_batch_negatives: bool = flag(
+        True, "Contrast with the passages of other rows. False: with the row's own hard negatives only."
+    )
+    hardness_hard: float = flag(
+        0.0, "Add this times the similarity to the logits of hard negatives, without gradient (LLaVE, about 5)."
+    )
+    hardness_in_batch: float = flag(0.0, "The same for in-batch negatives (about 9).")
+    focal_gamma: float = flag(
+        0.0, "Weight each query's loss by (1 - p)**gamma, where p is its positive's softmax share (focal loss)."
+    )
+    false_negative_margin: float | None = flag(
+        None, "Leave out candidates more similar than the positive by more than this (Qwen3-Embedding: 0.1)."
+    )
+    false_negative_relative_margin: float | None = flag(
+        None, "Leave out candidates with s > s+ - r|s+| for this r (NV-Retriever's rule, within the batch; 0.05)."
+    )
+    guide_margin: float | None = flag(
+        None,
+        "Leave out candidates that --teacher_vectors rate higher than the positive by more than this (GISTEmbed: 0).",
+    )
+    debiased: bool = flag(
+        False, "Correct the sum over negatives for false ones (debiased contrastive loss), see --tau_plus."
+    )
+    tau_plus: float = flag(0.1, "Expected share of false negatives, for --debiased.")
+    matryoshka_dims: list[int] | None = flag(
+        None, "Narrower widths, falling, that are trained too: the first values of a vector, normalised again."
+    )
+    matryoshka_weights: list[float] | None = flag(
+        None, "Weight of the loss at each of --matryoshka_dims; the full width's is 1. None: 1 each."
+    )
+    sigreg_weight: float = flag(
+        0.0, "Share of SIGReg (LeJEPA) in the loss: the batch's vectors as an isotropic Gaussian."
+    )
+    spread_out_weight: float = flag(
+        0.0, "Weight of the spread-out regulariser (GOR): queries, and positives, in all directions."
+    )
+    contrastive_weight: float = flag(1.0, "Weight of InfoNCE and its kin. 0: only the terms below train.")
+    cosent_weight: float = flag(0.0, "Weight of CoSENT, which ranks scored pairs by their score.")
+    angle_weight: float = flag(0.0, "Weight of AnglE, which is CoSENT on the angle of complex vectors.")
+    cosent_temperature: float = flag(0.05, "Temperature of CoSENT and AnglE.")
+    distill_weight: float = flag(
+        0.0, "Weight of the KL divergence from a teacher's scores of a row's passages to the model's."
+    )
+    teacher_temperature: float = flag(0.05, "Temperature of the teacher's scores in --distill_weight; logits: about 1.")
+    student_temperature: float = flag(0.05, "Temperature of the model's similarities in --distill_weight.")
+    margin_mse_weight: float = flag(
+        0.0, "Weight of MarginMSE: the margin of a positive over a negative against the teacher's."
+    )
+    margin_mse_scale: float = flag(
+        1.0, "Factor on the model's margin in MarginMSE. 1 for a teacher's cosines; more for logits."
+    )
+    teacher_weight: float = flag(0.0, "Weight of the distance to --teacher_vectors.")
+    teacher_vectors: str | None = flag(
+        None,
+        "Folder of gritlm encode --rows: a teacher's vectors of the training data, for --teacher_weight and "
+        "--guide_margin.",
+    )
+    teacher_loss: str = flag(
+        "cosine",
+        "That distance: cosine or mse of each vector, or scores (the mean squared error of all similarities).",
+        choices=("cosine", "mse", "scores"),
     )
     emb_q_only: bool = flag(False, "Let the gradient flow through the queries only; passages are constants.")
     emb_p_only: bool = flag(False, "Let the gradient flow through the passages only; queries are constants.")

@@ -18,6 +18,7 @@ from gritlm.training.checkpoints import (
     OPTIMIZER,
     SCHEDULER,
     STAGING_FOLDER,
+    TEACHER_PROJECTION,
     check_finite,
     checkpoint_name,
     engine_name,
@@ -108,6 +109,8 @@ class CheckpointTrainer(Trainer):
         elif self.args.should_save:
             save_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER)
             save_state(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+            if self.embedder.teacher_projection is not None:
+                save_state(self.embedder.teacher_projection.state_dict(), Path(output_dir) / TEACHER_PROJECTION)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -133,3 +136,6 @@ class CheckpointTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.embedder.load_weights(resume_from_checkpoint)
+            if self.embedder.teacher_projection is not None and not self.is_deepspeed_enabled:
+                weights = load_state(Path(resume_from_checkpoint) / TEACHER_PROJECTION)
+                self.embedder.teacher_projection.load_state_dict(weights)

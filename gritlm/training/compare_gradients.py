@@ -17,8 +17,9 @@ from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.objective import TERMS, Objective
-from gritlm.training.random_texts import RandomTexts
+from gritlm.training.objective import Objective, needs_projection
+from gritlm.training.random_texts import TEACHER_WIDTH, RandomTexts
+from gritlm.training.terms import VARIANTS
 
 STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
 WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything
@@ -57,7 +58,7 @@ class Case:
 
     @property
     def flags(self) -> ObjectiveArguments:
-        return ObjectiveArguments(temperature=TEMPERATURE, **TERMS[self.term].example)
+        return ObjectiveArguments(**{"temperature": TEMPERATURE} | VARIANTS[self.term])
 
 
 @dataclass
@@ -79,12 +80,12 @@ class Cell:
 
     def line(self, verdict: str) -> str:
         negatives = "hard" if self.case.hard else "in-batch"
-        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.case.term:12}{negatives:>10}"
+        text = f"{self.engine:8}{self.ranks:6}{self.chunks:8}  {self.case.term:17}{negatives:>10}"
         return text + "".join(f"{error:10.1e}" for error in (self.loss, self.gradient, self.weights)) + f"  {verdict}"
 
 
 HEADER = (
-    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':12}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
+    f"{'engine':8}{'ranks':>6}{'chunks':>8}  {'term':17}{'negatives':>10}{'loss':>10}{'gradient':>10}{'weights':>10}"
 )
 
 
@@ -166,7 +167,12 @@ def compare(
         build: makes the embedder, the same on every call and rank.
         engine: its name, or None for one process alone, on the whole batch.
     """
-    reference, model = build().to(device), build().to(device)
+    reference, model = build(), build()
+    for embedder in (reference, model):
+        if needs_projection(case.flags):
+            torch.manual_seed(0)
+            embedder.add_teacher_projection(TEACHER_WIDTH)
+        embedder.train().to(device)
     problem = compile_layers(model, device, case.bf16) if case.torch_compile else ""
     if all_reduce_max(len(problem))[0]:
         raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")

@@ -1,8 +1,9 @@
 """Refuse flags that are missing, wrong, or contradict one another, before data or weights are read."""
 
+import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
+from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, ObjectiveArguments, RunArguments
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
@@ -33,6 +34,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda x: 0 < x < math.inf,
         (
             *("train_group_size", "query_max_len", "passage_max_len", "global_batch_size", "chunk_tokens"),
+            *("max_positives", "cosent_temperature", "teacher_temperature", "student_temperature", "margin_mse_scale"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
         ),
@@ -43,10 +45,13 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
             *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
-            *("eval_held_out", "eval_delay", "early_stopping_threshold"),
+            *("eval_held_out", "eval_delay", "early_stopping_threshold", "focal_gamma", "spread_out_weight"),
+            *("contrastive_weight", "cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight"),
+            *("teacher_weight", "guide_margin"),
+            *("hardness_hard", "hardness_in_batch", "false_negative_margin", "false_negative_relative_margin"),
         ),
     ),
-    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2")),
+    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight", "tau_plus")),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
     (
@@ -56,6 +61,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ),
     (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
 )
+
+TAU_PLUS = ObjectiveArguments.tau_plus
+TERM_WEIGHTS = [name for name in vars(ObjectiveArguments) if name.endswith("_weight")]
 
 # Flags that hold a JSON object, with an example.
 OBJECTS = {
@@ -106,6 +114,54 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         lambda f: f.contract == "paper" and (f.pooling_method != "mean" or f.pool_instruction or f.append_eos),
         "--contract paper: found --pooling_method {pooling_method}, --pool_instruction {pool_instruction} and "
         "--append_eos {append_eos}, wanted mean, False and False; leave --contract out to choose each",
+    ),
+    (
+        lambda f: not f.in_batch_negatives and (f.same_tower or f.symmetric),
+        "--in_batch_negatives False: found --same_tower or --symmetric, which contrast with other rows; choose one",
+    ),
+    (
+        lambda f: not f.in_batch_negatives and f.train_group_size < 2,
+        "--in_batch_negatives False with --train_group_size 1: no negative is left; raise --train_group_size",
+    ),
+    (
+        lambda f: not f.in_batch_negatives and f.hardness_in_batch > 0,
+        "--hardness_in_batch with --in_batch_negatives False: there is none to weight; leave one out",
+    ),
+    (
+        lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),
+        "--max_positives {max_positives}: found --same_tower or --symmetric, which start from one positive; choose one",
+    ),
+    (
+        lambda f: not any(getattr(f, name) for name in TERM_WEIGHTS),
+        "--contrastive_weight 0: no other term has a weight, so nothing is trained; give one a weight",
+    ),
+    (
+        lambda f: not f.teacher_vectors and (f.teacher_weight > 0 or f.guide_margin is not None),
+        "--teacher_weight and --guide_margin: found no --teacher_vectors, wanted the folder of gritlm encode --rows",
+    ),
+    (
+        lambda f: bool(f.teacher_vectors) and not f.teacher_weight and f.guide_margin is None,
+        "--teacher_vectors {teacher_vectors}: wanted --teacher_weight or --guide_margin; alone it has no effect",
+    ),
+    (
+        lambda f: not f.normalized and (f.debiased or f.sigreg_weight > 0 or f.spread_out_weight > 0),
+        "--normalized False: found --debiased, --sigreg_weight or --spread_out_weight, which need unit vectors",
+    ),
+    (
+        lambda f: f.tau_plus != TAU_PLUS and not f.debiased,
+        "--tau_plus {tau_plus} without --debiased has no effect",
+    ),
+    (
+        lambda f: bool(f.matryoshka_weights) and len(f.matryoshka_weights) != len(f.matryoshka_dims or ()),
+        "--matryoshka_weights {matryoshka_weights}: wanted one for each of --matryoshka_dims {matryoshka_dims}",
+    ),
+    (
+        lambda f: any(not 0 < weight < math.inf for weight in f.matryoshka_weights or ()),
+        "--matryoshka_weights {matryoshka_weights}: wanted numbers above 0",
+    ),
+    (
+        lambda f: not _falls(f.matryoshka_dims or ()),
+        "--matryoshka_dims {matryoshka_dims}: wanted whole numbers above 0 that fall, such as 256 128 64",
     ),
     (
         lambda f: f.emb_q_only and f.emb_p_only,
@@ -272,3 +328,7 @@ def check_object(name: str, text: str | None) -> None:
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}")
+
+
+def _falls(widths: Sequence[int]) -> bool:
+    return all(width > 0 for width in widths) and all(a > b for a, b in itertools.pairwise(widths))

@@ -14,8 +14,9 @@ from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
-from gritlm.training.objective import Contrast, known_passages, related_passages, related_queries
-from gritlm.training.setup import largest_group
+from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
+from gritlm.training.set_settings import objectives_of, read_set_settings
+from gritlm.training.setup import slots
 
 SAMPLED = 2048  # texts to look at
 SLICE = 256  # queries of one batch to look at, at most
@@ -115,7 +116,7 @@ def count_negatives(
     plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int, text_tokenizer: TextTokenizer
 ) -> dict[str, Count]:
     """Count by data set: on the first batch of each, then on their second, and so on; on a slice of a large batch."""
-    group_size = largest_group(run.data, records)
+    group_size, positives = slots(run.data, records)
     reach = plan.batch_size // (1 if run.objective.negatives_cross_device else ranks)
     names = plan.datasets(epoch=0)
     seen: Counter[str] = Counter()
@@ -126,10 +127,14 @@ def count_negatives(
     wanted = SAMPLED // (1 + group_size)  # queries
     size = min(reach, SLICE, max(wanted // len(seen), 8))
     chunking = ChunkConfig(run.training.chunk_tokens)
-    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, ranks=plan.batch_size // size)
+    slices = plan.batch_size // size
+    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives)
     by_set: dict[str, Count] = {}
+    all_names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
+    losses = dict(zip(all_names, objectives_of(run.objective, settings, all_names), strict=True))
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:
-        by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, run.objective)
+        args = losses.get(names[step], run.objective)
+        by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, args)
     return by_set
 
 
@@ -138,7 +143,7 @@ def count_batch(builder: BatchBuilder, step: int, args: ObjectiveArguments) -> C
     batch, group_size = builder[0, step].contrastive, builder.group_size
     count = len(batch.query_id_B)
     vectors_BD, slots_SD = torch.zeros(count, 1), torch.zeros(count * group_size, 1)  # the masks do not read them
-    contrast = Contrast(args, Ranks(), lambda vectors: vectors, batch, vectors_BD, vectors_BD, slots_SD)
+    contrast = Contrast(args, Ranks(), lambda vectors: vectors, batch, vectors_BD, vectors_BD, slots_SD, vectors_BD)
     passages, queries = contrast.passages(), contrast.queries()
     everything = slice(None), slice(None)
     left_BS = ~known_passages(contrast, passages)(*everything)

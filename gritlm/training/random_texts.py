@@ -3,20 +3,30 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from gritlm.data.batches import Chunk, ContrastiveBatch, build_contrastive_batch
 from gritlm.models.chunks import ChunkConfig, to_device
 from gritlm.models.tokenizer import Tokens
 
+TEACHER_WIDTH = 24
+
 
 @dataclass
 class RandomTexts:
-    """The texts of one global batch: tokens of long-tailed lengths, and ids. Some texts appear more than once."""
+    """The texts of one global batch: tokens of long-tailed lengths, and ids. Some texts appear more than once.
+
+    scores_QG, teacher_QE, teacher_QGE: what a teacher says of them, float32.
+    """
 
     queries: list[Tokens]
     groups: list[list[Tokens]]
     group_ids: list[list[int]]
     known_positives: list[list[int]]
+    scores_QG: Tensor
+    teacher_QE: Tensor
+    teacher_QGE: Tensor
 
     @classmethod
     def draw(cls, step: int, queries: int, group: int, longest: int, vocabulary: int) -> "RandomTexts":
@@ -38,7 +48,9 @@ class RandomTexts:
         if queries > 3:  # one query twice
             texts[3] = texts[2]
             known[2] = known[3] = [*known[2], *known[3]]
-        return cls(texts, groups, ids, known)
+        scores_QG = torch.rand(queries, group, generator=generator)
+        teacher_QGE = F.normalize(torch.randn(queries, 1 + group, TEACHER_WIDTH, generator=generator), dim=2)
+        return cls(texts, groups, ids, known, scores_QG, teacher_QGE[:, 0], teacher_QGE[:, 1:])
 
     def batch(self, rows: slice, chunking: ChunkConfig, device: torch.device) -> tuple[list[Chunk], ContrastiveBatch]:
         chunks, batch = build_contrastive_batch(
@@ -50,4 +62,6 @@ class RandomTexts:
             chunking,
             pad_id=0,
         )
+        batch.scores_S = self.scores_QG[rows].flatten()
+        batch.teacher_BE, batch.teacher_SE = self.teacher_QE[rows], self.teacher_QGE[rows].flatten(0, 1)
         return [to_device(chunk, device) for chunk in chunks], ContrastiveBatch(**to_device(vars(batch), device))

@@ -14,7 +14,6 @@ from transformers import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
 from gritlm.data.batch_plan import VERSION as PLAN_VERSION
-from gritlm.data.batch_plan import read_num_samples
 from gritlm.data.records import RecordSet
 from gritlm.distributed import barrier, destroy_process_group, gather_objects, rank
 from gritlm.errors import UserError, first_line
@@ -36,6 +35,7 @@ from gritlm.training.checkpoints import (
 from gritlm.training.inherited_flags import follows_evaluations
 from gritlm.training.run_lock import LOCK_FILE
 from gritlm.training.run_log import log
+from gritlm.training.set_settings import read_set_settings
 
 RUN_FILE = "run.json"
 RESUMED_FROM = "resumed from"  # entry of run.json: the checkpoint of --resume_from_checkpoint
@@ -51,7 +51,7 @@ def run_settings_of(
     values = run.flags()
     settings = {name: values[name] for name in fixed_flags()}
     settings["order of the rows, version"] = PLAN_VERSION
-    settings["num_samples"] = read_num_samples(run.data.num_samples)
+    settings["num_samples"] = read_set_settings(run.data.num_samples)
     # By content: a path has many spellings, and a link another name.
     settings["data"] = [f"{len(r)} rows, {r.fingerprint()}" for r in records]
     if Path(run.model.model_name_or_path).is_dir():

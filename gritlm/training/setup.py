@@ -4,7 +4,9 @@ import dataclasses
 from collections import Counter
 from typing import Any, TypeVar
 
-from gritlm.data.batch_plan import HELD_OUT, Plan, read_num_samples
+import numpy as np
+
+from gritlm.data.batch_plan import HELD_OUT, Plan
 from gritlm.data.folders import describe_folder
 from gritlm.data.held_out import NOTHING, HeldOut, hold_out
 from gritlm.data.no_repeats import RowTexts
@@ -15,6 +17,7 @@ from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, contract_values, papers_values
 from gritlm.training.rehearsal import steps_in_all
+from gritlm.training.set_settings import objectives_of, read_set_settings, rows_of
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
 Group = TypeVar("Group", ModelArguments, DataArguments)
@@ -84,16 +87,19 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
     Raises:
         UserError: the data has too few rows for the flags.
     """
+    settings = read_set_settings(run.data.num_samples)
+    by_set = objectives_of(run.objective, settings, [r.name for r in records])
     return Plan(
         [r.name for r in records],
         list(map(len, records)),
         run.training.global_batch_size,
         run.training.seed,
         run.data.max_example_num_per_dataset,
-        read_num_samples(run.data.num_samples),
+        rows_of(settings),
         run.data.sampling_temperature,
         RowTexts.concatenate([r.row_texts for r in records]),
         hold_out_rows(run, records),
+        [r.name for r, args in zip(records, by_set, strict=True) if not args.in_batch_negatives],
     )
 
 
@@ -103,7 +109,7 @@ def hold_out_rows(run: RunArguments, records: list[RecordSet]) -> HeldOut:
     Raises:
         UserError: a data set would have no row left, or none shares no text with too many others.
     """
-    count, used = run.data.eval_held_out, read_num_samples(run.data.num_samples)
+    count, used = run.data.eval_held_out, rows_of(read_set_settings(run.data.num_samples))
     if not count:
         return NOTHING
     wanted = [count if used.get(r.name, 1) else 0 for r in records]
@@ -128,9 +134,11 @@ def used_sets(plan: Plan, records: list[RecordSet]) -> list[RecordSet]:
     return [r for r, rows in zip(records, plan.epoch_sizes, strict=True) if rows]
 
 
-def largest_group(data: DataArguments, records: list[RecordSet]) -> int:
-    """Passages per query at most: no more slots than the fullest row of the data fills."""
-    return min(data.train_group_size, max(r.longest_group for r in records))
+def slots(data: DataArguments, records: list[RecordSet]) -> tuple[int, int]:
+    """Passages per query at most, and positives among them: no more than the fullest rows of the data fill."""
+    most = max(int(np.diff(r.row_texts.starts).max()) - 1 for r in records) if data.max_positives > 1 else 1
+    positives = min(data.max_positives, most)
+    return positives - 1 + min(data.train_group_size, max(r.longest_group for r in records)), positives
 
 
 def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int) -> list[str]:

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
@@ -11,7 +12,9 @@ from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
+from gritlm.training.objective import check_scores, describe_objective
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
+from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import (
     build_text_tokenizer,
     contract_name,
@@ -34,19 +37,29 @@ def describe_run(
     """The tokenizer of the run, the lines to print, and the warnings.
 
     Raises:
-        UserError: the base's tokenizer does not fit, there is nothing to contrast, or the disk has too little room.
+        UserError: the base's tokenizer does not fit, there is nothing to contrast, a width of --matryoshka_dims is not
+            below the model's, or the disk has too little room.
     """
-    used = used_sets(plan, records)
+    used, settings = used_sets(plan, records), read_set_settings(run.data.num_samples)
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_instructions(evaluation, text_tokenizer)
+    by_set = objectives_of(run.objective, settings, [r.name for r in used])
+    unread = check_scores(by_set, used, run.data.ignore_columns or ())
+    lengths_of(run.data, settings, [r.name for r in used])
+    if run.objective.teacher_vectors:
+        TeacherVectors(run.objective.teacher_vectors).check(used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or ())
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
+    width = run.model.projection or config.hidden_size
+    others = [(r.name, args) for r, args in zip(used, by_set, strict=True) if args != run.objective]
     lines = [
         *describe_base(run, text_tokenizer.contract),
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
+        describe_objective(run.objective, width),
+        *(f"  {name}: {describe_objective(args, width)}" for name, args in others),
         *negatives,
         *evaluation.lines,
         *check_disk_space(run, config, plan.steps_per_epoch),
@@ -54,4 +67,8 @@ def describe_run(
         *show_examples(text_tokenizer, used),
     ]
     steps = steps_in_all(run.training, plan.steps_per_epoch)
-    return text_tokenizer, lines, [*warnings, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)]
+    return (
+        text_tokenizer,
+        lines,
+        [*warnings, *unread, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)],
+    )

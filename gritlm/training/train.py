@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, TrainerState, set_seed
 from gritlm.cli import quieten
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import load_records
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.devices import describe_devices, device_name
 from gritlm.distributed import all_ranks, barrier, destroy_process_group, gather_objects
 from gritlm.errors import UserError
@@ -21,14 +22,14 @@ from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
-from gritlm.training.arguments import RunArguments
+from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.checkpoints import checkpoint_name, engine_name, find_damage, is_last, read_trainer_state
 from gritlm.training.engines import load_weights_once
 from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
 from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import parse
 from gritlm.training.monitors import end_with_torchrun
-from gritlm.training.objective import Objective
+from gritlm.training.objective import Objective, needs_projection, without_teacher
 from gritlm.training.provenance import describe_start, resolved_flags, unlike
 from gritlm.training.reporters import report_to_one_run
 from gritlm.training.run_folder import (
@@ -42,7 +43,8 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.setup import largest_group, make_plan, used_sets
+from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
+from gritlm.training.setup import make_plan, slots, used_sets
 from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
 
@@ -97,18 +99,25 @@ def train(run: RunArguments) -> int:
         return publish(run, run_settings, state, checkpoint, lambda staged: copy_served(checkpoint, staged))
 
     embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
+    teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
+    names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
+    by_set = objectives_of(run.objective, settings, names)
+    if teacher and any(map(needs_projection, by_set)):
+        embedder.add_teacher_projection(teacher.width)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
-    group_size = largest_group(run.data, records)
-    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, args.process_index, ranks)
+    group_size, positives = slots(run.data, records)
+    place = args.process_index, ranks
+    lengths = lengths_of(run.data, settings, names)
+    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher, lengths)
     trainer = EmbeddingTrainer(
         embedder,
         args,
-        Objective(run.objective, all_ranks()),
+        Objective(run.objective, all_ranks(), by_set=by_set),
         train_dataset=batches,
         processing_class=text_tokenizer,
         attn=run.model.attn,
         run_settings=run_settings,
-        evaluation=evaluation_of(run, evaluation_data, batches),
+        evaluation=evaluation_of(run, evaluation_data, batches, by_set),
     )
     report_to_one_run(trainer, folder, run.flags())
     if checkpoint:
@@ -123,13 +132,15 @@ def train(run: RunArguments) -> int:
     return publish(run, run_settings, trainer.state, checkpoint, trainer.write_model)
 
 
-def evaluation_of(run: RunArguments, data: EvaluationData, batches: BatchBuilder) -> RunEvaluation | None:
+def evaluation_of(
+    run: RunArguments, data: EvaluationData, batches: BatchBuilder, by_set: list[ObjectiveArguments]
+) -> RunEvaluation | None:
     """What evaluates the run's model, or None where there is nothing to evaluate on."""
     if not data.sets:
         return None
     contract, folder = batches.text_tokenizer.contract, Path(run.training.output_dir or "")
     about = {"model": run.model.model_name_or_path, "run": str(folder), "contract": dataclasses.asdict(contract)}
-    return RunEvaluation(data, batches, Objective(run.objective), folder, about)
+    return RunEvaluation(data, batches, Objective(run.objective, by_set=without_teacher(by_set)), folder, about)
 
 
 def publish(
@@ -178,6 +189,8 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
     embedder = Embedder(backbone, contract, model.projection)
     if (weights := run.base.projection_folder) and not model.reset_weight:
         embedder.load_projection(weights.parent, weights.name, run.base.projection_bias)
+    if run.objective.matryoshka_dims:  # for servers that cut vectors on request
+        embedder.config.matryoshka_dimensions = [embedder.embedding_dim, *run.objective.matryoshka_dims]
     dropout = getattr(config, "attention_dropout", 0.0)
     reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
     if embedder.packed and args.device.type == "cuda" and reason:

@@ -28,8 +28,9 @@ from gritlm.training.arguments import ModelArguments, flag
 from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import make_parser
-from gritlm.training.objective import TERMS, Objective
+from gritlm.training.objective import Objective
 from gritlm.training.setup import settle
+from gritlm.training.terms import VARIANTS
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 FEWEST_CHUNKS = 8  # with fewer texts, a query may have nothing to be contrasted with
@@ -56,7 +57,7 @@ class VerifyArguments:
 
     ranks: int | None = flag(None, "Processes to start on this machine. None: one per GPU, or 2. Not under torchrun.")
     engines: list[str] | None = flag(None, "Some of plain ddp fsdp2 zero1 zero2 zero3. None: all installed.")
-    terms: list[str] | None = flag(None, f"Some of {' '.join(TERMS)}. None: all; with --bf16 the first.")
+    terms: list[str] | None = flag(None, f"Some of {' '.join(VARIANTS)}. None: all; with --bf16 the first.")
     num_layers: int | None = flag(2, "Use only the model's first layers; 0 for all.")
     queries: int = flag(4, "Queries on each rank. --bf16 takes half as many as chunks.")
     max_len: int = flag(64, "Longest text in tokens.")
@@ -74,12 +75,13 @@ class VerifyArguments:
     def cases(self) -> Iterator[Case]:
         more: dict[str, Any] = {"torch_compile": self.torch_compile, "activation_memory": self.activation_memory}
         if self.bf16:
-            for term in self.terms or [*TERMS][:1]:
+            for term in self.terms or [*VARIANTS][:1]:
                 for chunks in self.chunks or (16, 600):
                     yield Case(term, False, -(-chunks // 2), self.max_len, 1, False, steps=1, bf16=True, **more)
             return
-        for term in self.terms or TERMS:
-            for hard, tokens in ((h, t) for h in (True, False) for t in (WHOLE_BATCH, self.max_len)):
+        for term in self.terms or VARIANTS:
+            kinds = (True, False) if VARIANTS[term].get("in_batch_negatives", True) else (True,)
+            for hard, tokens in ((h, t) for h in kinds for t in (WHOLE_BATCH, self.max_len)):
                 yield Case(term, hard, self.queries, self.max_len, tokens, **more)
 
 
@@ -99,8 +101,8 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     refuse_environment(vars(args))
     model_args = settle(model_args, read_base(model_args.model_name_or_path))
     for term in args.terms or ():
-        if term not in TERMS:
-            raise UserError(f"--terms: found {term!r}, wanted some of {', '.join(TERMS)}")
+        if term not in VARIANTS:
+            raise UserError(f"--terms: found {term!r}, wanted some of {', '.join(VARIANTS)}")
     for engine in args.engines or ():
         if engine not in ENGINES:
             raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModel
 
 from gritlm import VERBS, __version__
 from gritlm.__main__ import main
-from gritlm.data import columns, shapes
+from gritlm.data import batches, columns, shapes
 from gritlm.data.raw import BadRows
 from gritlm.data.rows import parse_row
 from gritlm.errors import UserError
@@ -35,7 +35,7 @@ from gritlm.models import backbone, pooling
 from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import TextContract
-from gritlm.training import arguments, objective
+from gritlm.training import arguments, objective, terms
 from gritlm.training.flag_parser import make_parser
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -51,7 +51,7 @@ NOT_RUN = {
     r'gritlm evaluate .*("MTEB|NanoBEIR).*': "a network; tests/unit/evaluation/test_mteb_run.py runs local tasks",
     r"gritlm benchmark --.*": "minutes; tests/smoke/test_scripts.py::test_the_benchmark_beside_its_baseline runs it",
     r"(vllm|text-embeddings-router|llama-server) .*": "not installed; scripts/serving_check.sh runs what is on PyPI",
-    r"bash scripts/serving_check\.sh.*": "it installs 5 GB; the weekly workflow runs it",
+    r"bash scripts/serving_check\.sh.*": "it installs some 11 GB; the weekly workflow runs it",
     r"(from (langchain|llama_index)|import chromadb).*": "not installed; it is compiled",
     r"gritlm verify-gradients .*": "it starts ranks; tests/distributed/test_ranks.py runs it",
 }
@@ -230,10 +230,13 @@ def check_loss(code: str) -> None:
     group = dataclasses.make_dataclass("More", [("alignment", float, 0.0)], bases=(arguments.ObjectiveArguments,))
     vectors = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     places = torch.arange(4)
-    batch = objective.ContrastiveBatch(places, places + 4, places, places + 4, places + 4, places[:, None] + 4)
+    ids = places + 4
+    batch = batches.ContrastiveBatch(places, ids, places, ids, ids, ids[:, None], torch.ones(4, 1, dtype=torch.bool))
+    table = dict(terms.TERMS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "TERMS", dict(objective.TERMS))
-        exec(code, dict(vars(objective)))
+        for module in (terms, objective):
+            patch.setattr(module, "TERMS", table)
+        exec(code, dict(vars(terms)))
         without, found = (objective.Objective(group(alignment=weight))(vectors, batch) for weight in (0.0, 0.1))
     wanted = 0.1 * (vectors[:4] - vectors[4:]).square().sum(1).mean()
     torch.testing.assert_close(found["alignment"], wanted)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gritlm.data.batch_plan import MIXED, Plan, read_num_samples
+from gritlm.data.batch_plan import MIXED, Plan
 from gritlm.data.no_repeats import RowTexts
 from gritlm.errors import UserError
 
@@ -112,18 +112,6 @@ def test_num_samples_sets_the_rows_of_a_data_set_per_epoch():
     assert "  c: 20 rows, 48 taken per epoch (2.40 times each), 3 batches, 0 rows left over" in p.describe(1)
 
 
-def test_a_bad_file_of_num_samples_is_refused(tmp_path):
-    path = tmp_path / "n.json"
-    for text, message in (("[1]", "found list"), ("{", "no JSON"), ('{"a": "many"}', "a: found 'many'")):
-        path.write_text(text)
-        with pytest.raises(UserError, match=message):
-            read_num_samples(str(path))
-    path.write_text('{"a": 5}')
-    assert read_num_samples(str(path)) == {"a": 5}
-    with pytest.raises(UserError, match="No such file"):
-        read_num_samples(str(tmp_path / "absent"))
-
-
 def test_temperature_samples_data_sets_by_a_power_of_their_size():
     assert plan(temperature=1.0).epoch_sizes == SIZES
     p = plan(temperature=2.0)
@@ -198,3 +186,16 @@ def test_batches_that_must_repeat_a_text_are_reported():
     p = Plan(["a"], [64], 16, seed=0, row_texts=texts)
     assert len({row for batch in batches(p, 0) for row in batch.rows}) == 64
     assert "4 batches hold a query or a positive twice" in p.describe(1)[-1]
+
+
+def test_rows_of_a_set_that_never_mixes_are_in_no_mixed_batch():
+    p = plan(never_mixed=["a"], batch=12)
+    number = p.names.index("a")
+    for step in range(p.steps_per_epoch):
+        batch = p.batch(0, step)
+        assert batch.dataset != MIXED or number not in {dataset for dataset, _ in batch.rows}
+    mixed = [p.batch(0, step) for step, name in enumerate(p.datasets(0)) if name == MIXED]
+    assert mixed, "control: there are mixed batches"
+    usual = plan(batch=12)
+    rows = [row for step, name in enumerate(usual.datasets(0)) if name == MIXED for row in usual.batch(0, step).rows]
+    assert number in {dataset for dataset, _ in rows}, "control: else they would be"

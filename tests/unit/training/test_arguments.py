@@ -33,7 +33,8 @@ def flags(tmp_path) -> dict:
 
 
 def as_list(flags: dict) -> list[str]:
-    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    values = {name: value if isinstance(value, list) else [value] for name, value in flags.items()}
+    return [part for name, several in values.items() for part in (f"--{name}", *map(str, several))]
 
 
 def test_the_recipe_is_the_default(flags):
@@ -80,6 +81,18 @@ WRONG = {
     "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
     "both sides constant": ({"emb_q_only": True, "emb_p_only": True}, "--emb_q_only and --emb_p_only: choose one"),
     "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring sends other"),
+    "other rows wanted": ({"in_batch_negatives": False, "same_tower": True}, "--in_batch_negatives False: found"),
+    "no negatives": ({"in_batch_negatives": False, "train_group_size": 1}, "--train_group_size 1: no negative is left"),
+    "no in-batch": ({"in_batch_negatives": False, "hardness_in_batch": 9}, "--hardness_in_batch with"),
+    "no unit vectors": ({"normalized": False, "debiased": True}, "--normalized False: found --debiased"),
+    "tau_plus alone": ({"tau_plus": 0.2}, "--tau_plus 0.2 without --debiased"),
+    "tau_plus of 1": ({"tau_plus": 1, "debiased": True}, "--tau_plus: found 1.0, wanted a number from 0 to below 1"),
+    "all SIGReg": ({"sigreg_weight": 1}, "--sigreg_weight: found 1.0, wanted a number from 0 to below 1"),
+    "rising widths": ({"matryoshka_dims": [64, 128]}, "--matryoshka_dims [64, 128]: wanted whole numbers above 0"),
+    "width 0": ({"matryoshka_dims": [64, 0]}, "--matryoshka_dims [64, 0]: wanted whole numbers above 0 that fall"),
+    "weights of no width": ({"matryoshka_weights": [1.0]}, "--matryoshka_weights [1.0]: wanted one for each"),
+    "weight 0": ({"matryoshka_dims": [64], "matryoshka_weights": [0.0]}, "--matryoshka_weights [0.0]: wanted numbers"),
+    "negative margin": ({"false_negative_margin": -0.1}, "--false_negative_margin: found -0.1, wanted 0 or more"),
     "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
     "data skip": ({"ignore_data_skip": True}, "--ignore_data_skip: not supported, a resumed run"),
     "other seed": ({"data_seed": 1}, "--data_seed: not supported"),

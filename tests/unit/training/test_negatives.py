@@ -12,7 +12,7 @@ from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.training.flag_checks import parse
 from gritlm.training.negatives import count_negatives, describe_negatives
-from gritlm.training.setup import build_text_tokenizer, describe_steps, largest_group, make_plan, used_sets
+from gritlm.training.setup import build_text_tokenizer, describe_steps, make_plan, slots, used_sets
 
 
 @pytest.fixture
@@ -117,13 +117,13 @@ def test_texts_that_the_cut_makes_equal_are_named(run_of):
 def counted_again(made, after_the_cut: bool = True) -> tuple[int, int, int]:
     """Hard negatives, passages of other rows, and queries without any, from the texts of whole batches."""
     plan, run, records, text_tokenizer = made
-    builder = BatchBuilder(plan, records, text_tokenizer, largest_group(run.data, records), ChunkConfig(10**6))
+    builder = BatchBuilder(plan, records, text_tokenizer, slots(run.data, records)[0], ChunkConfig(10**6))
     hard = others = without = 0
     for step in range(plan.steps_per_epoch):
         batch = []  # the query's tokens, its known positives, and of each passage the whole text's id and the tokens
         for dataset, row in plan.batch(0, step).rows:
             record = records[dataset][row]
-            texts, ids = builder._draw(0, step, dataset, row, record)
+            texts, ids, _ = builder._draw(0, step, dataset, row, record)
             (query,) = text_tokenizer([record.query], run.data.query_max_len)
             tokens = [tuple(text.ids) for text in text_tokenizer(texts, run.data.passage_max_len)]
             batch.append((query.ids, record.known_positives, list(zip(ids, tokens, strict=True))))

@@ -98,12 +98,12 @@ def test_a_doubt_is_one_line(report, name):
 
 @pytest.mark.parametrize("key", ["label", "is_duplicate", "similarity_score", "split", "goldLabel"])
 def test_a_label_or_split_that_is_not_read_stops_the_run(report, key):
-    some = [*rows(), *rows(2, **{key: 0, "neg_scores": [1, 2]})]
+    some = [*rows(), *rows(2, **{key: 0, "remark": [1, 2]})]
     with pytest.raises(UserError, match=f"set0: found the key '{key}' in 2 rows, .* --ignore_columns {key} trains on"):
         report(some)
     (warning,) = report(some, ignore_columns=[f"other,{key}"])[1]
-    assert '"neg_scores" (2 rows)' in warning and key not in warning
-    for unclear in ("pos_scores", "scores", "type", "labelling", "id"):  # controls
+    assert '"remark" (2 rows)' in warning and key not in warning
+    for unclear in ("type", "labelling", "id"):  # controls
         assert len(report(rows(3, **{unclear: 0}))[1]) == 1
 
 

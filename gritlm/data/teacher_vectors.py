@@ -1,0 +1,65 @@
+"""A teacher's vectors of a data set's texts, memory-mapped from what `gritlm encode --rows` wrote."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gritlm.data.records import RecordSet
+from gritlm.errors import UserError
+from gritlm.strict_json import read_json_object
+
+VECTORS, IDS, ABOUT = "vectors.npy", "ids.npy", "teacher.json"
+
+
+class TeacherVectors:
+    """Vectors by text id: `rows.text_id` of a passage, `Record.query_id` of a query. Processes may share it.
+
+    Args:
+        folder: holds vectors.npy, float (N, E) of unit norm, ids.npy, int64 (N,) in rising order, and teacher.json.
+    Raises:
+        UserError: the folder is none of `gritlm encode --rows`.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            self.vectors = np.load(self.folder / VECTORS, mmap_mode="r", allow_pickle=False)
+            self.ids = np.load(self.folder / IDS, mmap_mode="r", allow_pickle=False)
+            self.about = read_json_object(str(self.folder / ABOUT))
+        except (OSError, ValueError) as error:
+            wanted = f"wanted {VECTORS}, {IDS} and {ABOUT} of gritlm encode --rows"
+            raise UserError(f"--teacher_vectors {folder}: cannot be read: {error}; {wanted}") from error
+        if self.vectors.ndim != 2 or self.ids.shape != self.vectors.shape[:1]:
+            shapes = f"{self.vectors.shape} vectors and {self.ids.shape} ids"
+            raise UserError(f"--teacher_vectors {folder}: found {shapes}, wanted (N, E) and (N,)")
+
+    def __reduce__(self) -> tuple:
+        return TeacherVectors, (self.folder,)  # another process maps the files, too
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[1]
+
+    def lookup(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 (len(ids), E). An id that is not there is an error of `check`; here it is a row of zeros."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        places = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
+        found = np.asarray(self.vectors[places], dtype=np.float32)
+        found[self.ids[places] != wanted] = 0.0
+        return found
+
+    def check(self, records: Iterable[RecordSet]) -> None:
+        """Refuse vectors that lack a text of the data.
+
+        Raises:
+            UserError: naming the data set, and how many of its texts have no vector.
+        """
+        for record_set in records:
+            ids = np.unique(record_set.text_places()[0])
+            missing = len(ids) - int(np.isin(ids, self.ids).sum())
+            if missing:
+                found = f"no vector of {missing} of {len(ids)} texts of {record_set.name}"
+                raise UserError(
+                    f"--teacher_vectors {self.folder}: found {found}; run gritlm encode --rows on this very data"
+                )

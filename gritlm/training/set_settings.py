@@ -1,0 +1,79 @@
+"""Settings of single data sets: the file of --num_samples. Rows per epoch, lengths, and what changes in the loss."""
+
+import dataclasses
+from typing import Any, get_args, get_type_hints
+
+from gritlm.errors import UserError
+from gritlm.strict_json import read_json_object
+from gritlm.training.arguments import DataArguments, ObjectiveArguments
+
+LENGTHS = ("query_max_len", "passage_max_len")
+# How ranks work together, what widths and files there are, and which side learns: one for all data sets.
+OF_THE_RUN = {"negatives_cross_device", "negatives_ring", "emb_q_only", "emb_p_only", "teacher_vectors", "teacher_loss"}
+OF_THE_RUN |= {"matryoshka_dims", "matryoshka_weights"}
+OF_A_SET = [f.name for f in dataclasses.fields(ObjectiveArguments) if f.name not in OF_THE_RUN]
+
+
+def read_set_settings(path: str | None) -> dict[str, dict[str, Any]]:
+    """Read the settings by data set: `{"nq": 1000}`, or `{"nq": {"rows": 1000, "in_batch_negatives": false}}`.
+
+    The keys of a set are `rows` (per epoch), `query_max_len`, `passage_max_len`, and flags of the loss.
+
+    Raises:
+        UserError: the file cannot be read, or a key or a value is wrong.
+    """
+    if not path:
+        return {}
+    found = read_json_object(path, "--num_samples", "an object of data set: rows, or of data set: settings")
+    types = {"rows": int, **dict.fromkeys(LENGTHS, int), **get_type_hints(ObjectiveArguments)}
+    settings: dict[str, dict[str, Any]] = {}
+    for name, value in found.items():
+        settings[name] = value if isinstance(value, dict) else {"rows": value}
+        for key, setting in settings[name].items():
+            if key not in ("rows", *LENGTHS, *OF_A_SET):
+                known = ", ".join(("rows", *LENGTHS, *OF_A_SET))
+                raise UserError(f"--num_samples {path}: {name}: found the key {key!r}, wanted some of {known}")
+            wanted = _kind(types[key])
+            right = isinstance(setting, (int, float) if wanted is float else wanted)
+            if not right or (wanted is not bool and (isinstance(setting, bool) or setting < 0)):
+                what = {int: "a number of rows" if key == "rows" else "a whole number", bool: "true or false"}
+                raise UserError(
+                    f"--num_samples {path}: {name}: {key}: found {setting!r}, wanted {what.get(wanted, 'a number')}"
+                )
+    return settings
+
+
+def _kind(hint: Any) -> type:
+    """The type of a value that is not None."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if kinds else hint
+
+
+def rows_of(settings: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """The rows per epoch of the data sets that name them."""
+    return {name: own["rows"] for name, own in settings.items() if "rows" in own}
+
+
+def objectives_of(
+    objective: ObjectiveArguments, settings: dict[str, dict[str, Any]], names: list[str]
+) -> list[ObjectiveArguments]:
+    """The flags of the loss of each data set, in order."""
+    changes = [{key: value for key, value in settings.get(name, {}).items() if key in OF_A_SET} for name in names]
+    return [dataclasses.replace(objective, **own) for own in changes]
+
+
+def lengths_of(data: DataArguments, settings: dict[str, dict[str, Any]], names: list[str]) -> list[tuple[int, int]]:
+    """The longest query and passage of each data set, in tokens.
+
+    Raises:
+        UserError: a length is not below the run's, which is what the model is served with.
+    """
+    lengths = []
+    for name in names:
+        own = [settings.get(name, {}).get(key, getattr(data, key)) for key in LENGTHS]
+        for key, length in zip(LENGTHS, own, strict=True):
+            if not 0 < length <= getattr(data, key):
+                limit = getattr(data, key)
+                raise UserError(f"--num_samples: {name}: {key}: found {length}, wanted at most --{key} {limit}")
+        lengths.append((own[0], own[1]))
+    return lengths

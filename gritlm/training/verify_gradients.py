@@ -80,8 +80,13 @@ class VerifyArguments:
                     yield Case(term, False, -(-chunks // 2), self.max_len, 1, False, steps=1, bf16=True, **more)
             return
         for term in self.terms or VARIANTS:
-            kinds = (True, False) if VARIANTS[term].get("in_batch_negatives", True) else (True,)
-            for hard, tokens in ((h, t) for h in kinds for t in (WHOLE_BATCH, self.max_len)):
+            # Hard negatives or none, many chunks or one: every pair for the first two terms, else each once.
+            kinds = [(True, self.max_len), (False, WHOLE_BATCH)]
+            if not VARIANTS[term].get("in_batch_negatives", True):
+                kinds = [(True, self.max_len), (True, WHOLE_BATCH)]
+            elif term in [*VARIANTS][:2]:
+                kinds += [(True, WHOLE_BATCH), (False, self.max_len)]
+            for hard, tokens in kinds:
                 yield Case(term, hard, self.queries, self.max_len, tokens, **more)
 
 

@@ -220,10 +220,12 @@ def main(argv: list[str]) -> int:
         if held.rows:
             write_held_out(aside / "held_out", held.rows.values())
         if bad.messages:
-            (aside / "skipped.txt").write_text("\n".join(bad.messages) + "\n", encoding="utf-8", errors="backslashreplace")
+            skipped = "\n".join(bad.messages) + "\n"
+            (aside / "skipped.txt").write_text(skipped, encoding="utf-8", errors="backslashreplace")
         reading = [*source.reading.lines(), *instructions.lines()]
         # A column's name may hold half a surrogate pair.
-        (aside / "README.md").write_text(card(args, reading, counts, spool, held, bad), encoding="utf-8", errors="backslashreplace")
+        text = card(args, reading, counts, spool, held, bad)
+        (aside / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     print((args.output / "README.md").read_text(encoding="utf-8"), end="")
     print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
     return 0

@@ -34,10 +34,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class LogSum:
-    """float32 (B,): the log-sum over a query's candidates. int64 (B,): how many the masks left."""
+    """float32 (B,): the log-sum over a query's candidates. int64 (B,): how many the masks left, where it is counted."""
 
     log_sum_B: Tensor
-    count_B: Tensor
+    count_B: Tensor | None
 
 
 @dataclass
@@ -87,13 +87,19 @@ class Contrast:
             hardness: whether --hardness_hard and --hardness_in_batch act on these candidates.
         """
         rows_BD = self.queries_BD if rows == "queries" else self.positives_BD
-        left_out_2B = torch.zeros(2, len(rows_BD), dtype=torch.long, device=rows_BD.device)
-        bias = self._bias(rows, candidates, hardness)
-        similarity_B, ring = self.positive_similarity_B, candidates.ring
+        bias, limited = (
+            self._bias(rows, candidates, hardness),
+            self.margin is not None or candidates.guide_PE is not None,
+        )
+        similarity_B, ring, left_out_2B = self.positive_similarity_B, candidates.ring, None
+        if limited or self.args.debiased:  # counting costs a pass over each tile
+            left_out_2B = torch.zeros(2, len(rows_BD), dtype=torch.long, device=rows_BD.device)
         log_sum_B = logsumexp_over(
             rows_BD, candidates.vectors, similarity_B, self.args.temperature, masked, ring, bias, left_out_2B
         )
-        if self.margin is not None or candidates.guide_PE is not None:
+        if left_out_2B is None:
+            return LogSum(log_sum_B, None)
+        if limited:
             self.left_out["margins"] = self.left_out.get("margins", 0) + left_out_2B[1].sum()
         return LogSum(log_sum_B, len(candidates.columns_PC) - left_out_2B.sum(0))
 

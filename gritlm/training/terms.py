@@ -153,7 +153,7 @@ def loss_of(contrast: Contrast, *parts: LogSum) -> Tensor:
     log_sum_B = torch.logsumexp(torch.stack([part.log_sum_B for part in parts]), dim=0)
     log_sum_BM = log_sum_B[:, None] + (similarity_BM[:, :1] - similarity_BM) / args.temperature
     if args.debiased:
-        count_B = torch.stack([part.count_B for part in parts]).sum(0)
+        count_B = torch.stack([part.count_B for part in parts if part.count_B is not None]).sum(0)
         log_sum_BM = debiased(args, log_sum_BM, count_B[:, None], similarity_BM)
     loss_BM = F.softplus(log_sum_BM)
     if args.focal_gamma:  # 1 - exp(-loss) is what the positive lacks of the softmax

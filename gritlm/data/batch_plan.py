@@ -83,6 +83,11 @@ class Plan:
             )
         self._latest: tuple[int, _Epoch] | None = None
 
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The numbers of the data sets that give rows to an epoch."""
+        return tuple(number for number, rows in enumerate(self.epoch_sizes) if rows)
+
     def training_rows(self, number: int) -> np.ndarray:
         """The rows of a data set that are not held out."""
         return np.delete(np.arange(self.sizes[number]), self.held_rows[number])

@@ -212,7 +212,7 @@ class BatchBuilder(Dataset):
         contrastive.seed = self.plan.loss_seed(epoch, step)
         contrastive.set_B = torch.tensor([number for number, _ in rows])
         names = [record_set.name for record_set in self.records]
-        contrastive.sets = (names.index(dataset),) if dataset in names else tuple(range(len(names)))
+        contrastive.sets = (names.index(dataset),) if dataset in names else self.plan.used
         contrastive.scores_S = self._scores([own for *_, own in drawn])
         if self.teacher:
             contrastive.teacher_BE = torch.from_numpy(self.teacher.lookup([record.query_id for record in records]))

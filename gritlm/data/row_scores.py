@@ -45,8 +45,8 @@ def parse_scores(row: dict, positives: int, negatives: int, where: str) -> RowSc
         return RowScores([_number(row["score"], where, "score")], [], True)
     scores = row["scores"] if found == ["scores"] else {"pos": row.get("pos_scores"), "neg": row.get("neg_scores")}
     name: Callable[[str], str] = (lambda side: f"scores.{side}") if found == ["scores"] else (lambda s: f"{s}_scores")
-    if not isinstance(scores, dict):
-        raise UserError(f'{where}: scores: found {type(scores).__name__}, wanted {{"pos": [...], "neg": [...]}}')
+    if not isinstance(scores, dict) or not scores or not scores.keys() <= {"pos", "neg"}:
+        raise UserError(f'{where}: scores: found {scores!r:.40}, wanted {{"pos": [...], "neg": [...]}}')
     return RowScores(
         _numbers(scores.get("pos"), positives, where, name("pos")),
         _numbers(scores.get("neg"), negatives, where, name("neg")),
@@ -67,6 +67,10 @@ def _numbers(values: Any, count: int, where: str, field: str) -> list[float]:
 
 
 def _number(value: Any, where: str, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise UserError(f"{where}: {field}: found {value!r:.40}, wanted a number")
-    return float(value)
+    return number

@@ -1,5 +1,7 @@
 """A teacher's vectors of a data set's texts, memory-mapped from what `gritlm encode --rows` wrote."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,6 +43,12 @@ class TeacherVectors:
     def width(self) -> int:
         return self.vectors.shape[1]
 
+    def fingerprint(self) -> str:
+        """A short hash of the ids, of what made the vectors, and of a thousand of them."""
+        rows = self.vectors[:: max(1, len(self.vectors) // 1000)]
+        parts = np.asarray(self.ids).tobytes(), np.ascontiguousarray(rows).tobytes(), json.dumps(self.about).encode()
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
     def lookup(self, ids: Sequence[int]) -> np.ndarray:
         """float32 (len(ids), E). An id that is not there is an error of `check`; here it is a row of zeros."""
         wanted = np.asarray(ids, dtype=np.int64)
@@ -55,6 +63,11 @@ class TeacherVectors:
         Raises:
             UserError: naming the data set, and how many of its texts have no vector.
         """
+        norms = np.linalg.norm(np.asarray(self.vectors[:1000], dtype=np.float32), axis=1)
+        if not (np.diff(self.ids) > 0).all() or not np.allclose(norms, 1, atol=0.01):
+            raise UserError(
+                f"--teacher_vectors {self.folder}: found ids out of order, or vectors of another norm than 1"
+            )
         for record_set in records:
             ids = np.unique(record_set.text_places()[0])
             missing = len(ids) - int(np.isin(ids, self.ids).sum())

@@ -53,7 +53,13 @@ class RunEvaluation:
     ):
         self.data, self.objective, self.folder, self.about = data, objective, folder, about
         self.builder = BatchBuilder(
-            builder.plan, builder.records, builder.text_tokenizer, builder.group_size, ChunkConfig(1)
+            builder.plan,
+            builder.records,
+            builder.text_tokenizer,
+            builder.group_size,
+            ChunkConfig(1),
+            max_positives=builder.max_positives,
+            lengths=builder.lengths,
         )
         self.loss_batches: list[HeldOutBatch] | None = None
 

@@ -21,6 +21,7 @@ from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
 from gritlm.training.inherited_flags import check_inherited, normalised
 from gritlm.training.rehearsal import check_compiler, rehearse
+from gritlm.training.set_settings import OF_A_SET, read_set_settings
 from gritlm.training.setup import settle
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
@@ -51,7 +52,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("hardness_hard", "hardness_in_batch", "false_negative_margin", "false_negative_relative_margin"),
         ),
     ),
-    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight", "tau_plus")),
+    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight")),
+    ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus",)),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
     (
@@ -63,6 +65,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 )
 
 TAU_PLUS = ObjectiveArguments.tau_plus
+UNIT_VECTORS = ("debiased", "sigreg_weight", "spread_out_weight", "angle_weight", "matryoshka_dims", "teacher_weight")
 TERM_WEIGHTS = [name for name in vars(ObjectiveArguments) if name.endswith("_weight")]
 
 # Flags that hold a JSON object, with an example.
@@ -144,8 +147,10 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--teacher_vectors {teacher_vectors}: wanted --teacher_weight or --guide_margin; alone it has no effect",
     ),
     (
-        lambda f: not f.normalized and (f.debiased or f.sigreg_weight > 0 or f.spread_out_weight > 0),
-        "--normalized False: found --debiased, --sigreg_weight or --spread_out_weight, which need unit vectors",
+        lambda f: not f.normalized and any(getattr(f, name) for name in UNIT_VECTORS),
+        "--normalized False: found one of "
+        + ", ".join(f"--{name}" for name in UNIT_VECTORS)
+        + ", which need unit vectors",
     ),
     (
         lambda f: f.tau_plus != TAU_PLUS and not f.debiased,
@@ -300,6 +305,16 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
     for name in REQUIRED:
         if not flags[name]:
             raise UserError(f"--{name} is missing")
+    for name, own in read_set_settings(run.data.num_samples).items():
+        try:
+            check_flags(run, flags | {key: value for key, value in own.items() if key in OF_A_SET}, ranks, here)
+        except UserError as error:
+            raise UserError(f"--num_samples {run.data.num_samples}: {name}: {error}") from error
+    check_flags(run, flags, ranks, here)
+
+
+def check_flags(run: RunArguments, flags: dict[str, Any], ranks: int, here: bool) -> None:
+    """Refuse flags that contradict one another: those of the run, or with the settings of a data set on top."""
     check_ranges(flags)
     training = run.training
     facts = SimpleNamespace(**flags, ranks=ranks, training=training)

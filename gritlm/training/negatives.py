@@ -55,6 +55,8 @@ def describe_negatives(
     """
     by_set = count_negatives(plan, run, records, ranks, text_tokenizer)
     total = sum(by_set.values(), Count())
+    if not run.objective.contrastive_weight:
+        return [], []
     if total.without == total.queries:
         raise UserError(
             f"--train_data {run.data.train_data}: found nothing to contrast: {_without(total, run)}; wanted passages "

@@ -20,6 +20,11 @@ from gritlm.training.contrast import Contrast
 from gritlm.training.terms import CHANGES, TERMS, found
 
 
+def is_on(value: float | None, name: str) -> bool:
+    """Whether a flag changes the loss: a margin also at 0."""
+    return value is not None if name.endswith("margin") else bool(value)
+
+
 def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
     """Each width of --matryoshka_dims, and its weight."""
     dims = args.matryoshka_dims or []
@@ -83,9 +88,11 @@ def describe_objective(args: ObjectiveArguments, width: int) -> str:
     dims = args.matryoshka_dims or []
     if dims and dims[0] >= width:
         raise UserError(f"--matryoshka_dims {dims[0]}: wanted widths below the model's, which is {width}")
+    if args.angle_weight and (odd := [dim for dim in (width, *dims) if dim % 2]):
+        raise UserError(f"--angle_weight: found the odd width {odd[0]}, wanted even ones")
     weights = {name: term.weight(args) for name, term in TERMS.items()}
     parts = [f"{weight:g} {name}" if weight != 1 else name for name, weight in weights.items() if weight]
-    changes = [f"--{name}" for name in CHANGES if getattr(args, name) not in (None, False, 0.0)]
+    changes = [f"--{name}" for name in CHANGES if is_on(getattr(args, name), name)]
     changes += ["hard negatives only"] * (not args.in_batch_negatives)
     widths = ", ".join(f"{dim} ({weight:g})" for dim, weight in narrow_widths(args))
     return (

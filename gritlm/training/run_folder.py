@@ -15,6 +15,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from gritlm.data.batch_plan import VERSION as PLAN_VERSION
 from gritlm.data.records import RecordSet
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.distributed import barrier, destroy_process_group, gather_objects, rank
 from gritlm.errors import UserError, first_line
 from gritlm.evaluation.sets import EvaluationSet, fingerprint
@@ -54,6 +55,8 @@ def run_settings_of(
     settings["num_samples"] = read_set_settings(run.data.num_samples)
     # By content: a path has many spellings, and a link another name.
     settings["data"] = [f"{len(r)} rows, {r.fingerprint()}" for r in records]
+    if run.objective.teacher_vectors:
+        settings["teacher_vectors"] = TeacherVectors(run.objective.teacher_vectors).fingerprint()
     if Path(run.model.model_name_or_path).is_dir():
         settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
         settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))

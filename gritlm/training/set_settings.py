@@ -10,7 +10,7 @@ from gritlm.training.arguments import DataArguments, ObjectiveArguments
 LENGTHS = ("query_max_len", "passage_max_len")
 # How ranks work together, what widths and files there are, and which side learns: one for all data sets.
 OF_THE_RUN = {"negatives_cross_device", "negatives_ring", "emb_q_only", "emb_p_only", "teacher_vectors", "teacher_loss"}
-OF_THE_RUN |= {"matryoshka_dims", "matryoshka_weights"}
+OF_THE_RUN |= {"matryoshka_dims", "matryoshka_weights", "teacher_weight", "sigreg_weight", "spread_out_weight"}
 OF_A_SET = [f.name for f in dataclasses.fields(ObjectiveArguments) if f.name not in OF_THE_RUN]
 
 
@@ -57,9 +57,20 @@ def rows_of(settings: dict[str, dict[str, Any]]) -> dict[str, int]:
 def objectives_of(
     objective: ObjectiveArguments, settings: dict[str, dict[str, Any]], names: list[str]
 ) -> list[ObjectiveArguments]:
-    """The flags of the loss of each data set, in order."""
+    """The flags of the loss of each data set, in order.
+
+    Raises:
+        UserError: there are settings of a data set that is not there.
+    """
+    if unknown := sorted(settings.keys() - set(names)):
+        raise UserError(f"--num_samples: found data set {unknown[0]!r}, wanted some of {', '.join(names)}")
     changes = [{key: value for key, value in settings.get(name, {}).items() if key in OF_A_SET} for name in names]
     return [dataclasses.replace(objective, **own) for own in changes]
+
+
+def stays_apart(args: ObjectiveArguments) -> bool:
+    """Whether a data set's rows must not share a batch with others: their negatives, or the order of their scores."""
+    return not args.in_batch_negatives or args.cosent_weight > 0 or args.angle_weight > 0
 
 
 def lengths_of(data: DataArguments, settings: dict[str, dict[str, Any]], names: list[str]) -> list[tuple[int, int]]:

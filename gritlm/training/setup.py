@@ -17,7 +17,7 @@ from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, contract_values, papers_values
 from gritlm.training.rehearsal import steps_in_all
-from gritlm.training.set_settings import objectives_of, read_set_settings, rows_of
+from gritlm.training.set_settings import objectives_of, read_set_settings, rows_of, stays_apart
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
 Group = TypeVar("Group", ModelArguments, DataArguments)
@@ -99,7 +99,7 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
         run.data.sampling_temperature,
         RowTexts.concatenate([r.row_texts for r in records]),
         hold_out_rows(run, records),
-        [r.name for r, args in zip(records, by_set, strict=True) if not args.in_batch_negatives],
+        [r.name for r, args in zip(records, by_set, strict=True) if stays_apart(args)],
     )
 
 

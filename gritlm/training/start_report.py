@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
 from gritlm.data.teacher_vectors import TeacherVectors
+from gritlm.errors import UserError
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
@@ -14,7 +15,7 @@ from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
 from gritlm.training.objective import check_scores, describe_objective
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
-from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
+from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import (
     build_text_tokenizer,
     contract_name,
@@ -46,7 +47,14 @@ def describe_run(
     check_instructions(evaluation, text_tokenizer)
     by_set = objectives_of(run.objective, settings, [r.name for r in used])
     unread = check_scores(by_set, used, run.data.ignore_columns or ())
-    lengths_of(run.data, settings, [r.name for r in used])
+    for r, lengths in zip(used, lengths_of(run.data, settings, [r.name for r in used]), strict=True):
+        for instructions, length, flag in zip((r.instructions, r.passage_instructions), lengths, LENGTHS, strict=True):
+            for instruction in instructions:
+                text_tokenizer.check_instruction(instruction, length, f"--num_samples: {r.name}: {flag}")
+        if run.data.eval_held_out and r.scored_rows[1]:
+            raise UserError(
+                f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data for them"
+            )
     if run.objective.teacher_vectors:
         TeacherVectors(run.objective.teacher_vectors).check(used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or ())

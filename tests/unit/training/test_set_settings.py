@@ -42,6 +42,8 @@ def test_both_forms_are_read(tmp_path):
     settings = settings_of(tmp_path, '{"a": 5, "b": {"temperature": 0.1, "query_max_len": 16}}')
     assert rows_of(settings) == {"a": 5}
     flags = objectives_of(ObjectiveArguments(), settings, ["a", "b"])
+    with pytest.raises(UserError, match="--num_samples: found data set 'b', wanted some of a, c"):
+        objectives_of(ObjectiveArguments(), settings, ["a", "c"])
     assert [args.temperature for args in flags] == [0.02, 0.1]
     data = DataArguments(query_max_len=32, passage_max_len=48)
     assert lengths_of(data, settings, ["a", "b"]) == [(32, 48), (16, 48)]

@@ -52,9 +52,7 @@ def describe_run(
             for instruction in instructions:
                 text_tokenizer.check_instruction(instruction, length, f"--num_samples: {r.name}: {flag}")
         if run.data.eval_held_out and r.scored_rows[1]:
-            raise UserError(
-                f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data for them"
-            )
+            raise UserError(f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data")
     if run.objective.teacher_vectors:
         TeacherVectors(run.objective.teacher_vectors).check(used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or ())

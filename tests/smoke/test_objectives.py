@@ -40,6 +40,11 @@ def test_a_run_with_many_terms_resumes_bit_for_bit(qwen3_dropout, data, tmp_path
     assert sorted(value.dim() for value in projections[0].values()) == [1, 2]
     assert not list((tmp_path / "whole").glob("*teacher*")), "the model folder is the served one"
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["matryoshka_dimensions"] == [32, 16]
+    vectors = np.load(tmp_path / "vectors" / "vectors.npy")
+    np.save(tmp_path / "vectors" / "vectors.npy", vectors[::-1])
+    (tmp_path / "cut" / "modules.json").unlink()
+    other = go("cut", "-")
+    assert other.returncode == 2 and "holds another run: teacher_vectors was" in other.stderr
     entry = log_of(tmp_path / "whole")[0]
     terms = {"info_nce", "info_nce@16", "passage_to_query", "passage_to_query@16", "sigreg", "spread_out", "teacher"}
     assert terms <= entry.keys()

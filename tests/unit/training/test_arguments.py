@@ -84,7 +84,7 @@ WRONG = {
     "other rows wanted": ({"in_batch_negatives": False, "same_tower": True}, "--in_batch_negatives False: found"),
     "no negatives": ({"in_batch_negatives": False, "train_group_size": 1}, "--train_group_size 1: no negative is left"),
     "no in-batch": ({"in_batch_negatives": False, "hardness_in_batch": 9}, "--hardness_in_batch with"),
-    "no unit vectors": ({"normalized": False, "debiased": True}, "--normalized False: found one of debiased"),
+    "no unit vectors": ({"normalized": False, "debiased": True}, "--normalized False: found one of --debiased"),
     "tau_plus alone": ({"tau_plus": 0.2}, "--tau_plus 0.2 without --debiased"),
     "tau_plus of 1": ({"tau_plus": 1, "debiased": True}, "--tau_plus: found 1.0, wanted a number above 0 and below 1"),
     "all SIGReg": ({"sigreg_weight": 1}, "--sigreg_weight: found 1.0, wanted a number from 0 to below 1"),
@@ -190,6 +190,24 @@ def test_an_old_flag_is_no_flag_here(flags):
 
 
 # ---- what a resumed run may change
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0}, "a: --temperature: found 0, wanted a number above 0"),
+        ({"same_tower": True, "in_batch_negatives": False}, "a: --in_batch_negatives False: found --same_tower"),
+        ({"guide_margin": 0.1}, "a: --teacher_weight and --guide_margin: found no --teacher_vectors"),
+        ({"contrastive_weight": 0}, "a: --contrastive_weight 0: no other term has a weight"),
+    ],
+)
+def test_the_settings_of_a_data_set_are_checked_like_flags(flags, tmp_path, settings, message):
+    (tmp_path / "n.json").write_text(json.dumps({"a": settings}))
+    with pytest.raises(UserError) as error:
+        parse(as_list(flags | {"num_samples": tmp_path / "n.json"}))
+    assert message in str(error.value)
+    (tmp_path / "n.json").write_text('{"a": {"temperature": 0.1}}')
+    parse(as_list(flags | {"num_samples": tmp_path / "n.json"}))
 
 
 def test_a_flag_is_fixed_unless_its_declaration_says_otherwise():

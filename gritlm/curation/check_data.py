@@ -27,6 +27,7 @@ from gritlm.curation.file_stats import (
     FileStats,
     count_characters,
     find_repeats,
+    flag_keys,
     flat_instructions,
     read_file_stats,
     repeated_texts,
@@ -36,7 +37,7 @@ from gritlm.curation.histogram import describe_lengths
 from gritlm.curation.overlap import EvaluationTexts
 from gritlm.data.folders import describe_folder, find_files
 from gritlm.data.records import revealing_label, spelled_alike
-from gritlm.data.shapes import is_label, unread_notes
+from gritlm.data.shapes import is_label, is_split, unread_notes
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.text import Text, TextContract
@@ -172,9 +173,10 @@ def count_tokens(text_tokenizer: "TextTokenizer", texts: list[Text]) -> list[int
 
 def find_unread_labels(stats: FileStats, ignored: Collection[str]) -> Iterator[str]:
     """A message for each key that seems to say which rows to train on, although training reads no such key."""
-    for name in unread_notes(stats.unread)[1]:
+    for name in dict.fromkeys([*unread_notes(stats.unread)[1], *flag_keys(stats)]):
         if name not in ignored:
-            use = "--label_column if it rates the pairs" if is_label(name) else "--split if it names the split"
+            rates, splits = "--label_column if it rates the pairs", "--split if it names the split"
+            use = rates if is_label(name) else splits if is_split(name) else f"{rates}, {splits}"
             if name == "score":
                 use += "; or train the pairs by their scores, --cosent_weight 1 --contrastive_weight 0 of gritlm train"
             yield (
@@ -248,6 +250,7 @@ def main(argv: list[str]) -> int:
     if args.eval:
         evaluation = EvaluationTexts.read(args.eval)
         print(f"--eval: looking for {evaluation.queries} evaluation queries and the documents relevant to them")
+        print(*(f"  {line}" for line in evaluation.read_from), sep="\n")
     reports = check(
         [file for file, _ in found], evaluation, text_tokenizer, max_lengths, args.processes, args.ignore_columns
     )

@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from gritlm.curation.overlap import EvaluationTexts
 from gritlm.data.parallel import in_order
 from gritlm.data.records import label_of
-from gritlm.data.rows import Block, decode, parse_row, read_blocks, unread_columns
+from gritlm.data.roles import LABEL_WORDS
+from gritlm.data.rows import Block, decode, is_parquet, parse_row, read_blocks, unread_columns
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 
 SAMPLED = 20_000  # rows per file whose lengths and scripts are measured
+# Values of a key that tells good pairs from others, or splits, whatever its name.
+FLAG_WORDS = {
+    *LABEL_WORDS,
+    *("0", "1", "-1", "0.0", "1.0", "-1.0", "y", "n", "t", "f", "e", "s", "c", "i", "pos", "neg", "good", "bad"),
+    *("approved", "accepted", "rejected", "correct", "incorrect", "match", "no match"),
+    *("train", "training", "test", "dev", "validation", "valid", "val", "eval"),
+}
 LONGEST_INSTRUCTION = 300  # characters, of one that stands in a list of passages
 CountUnits = Callable[[list[Text]], list[int]]  # the length of each text, in tokens or characters
 
@@ -78,6 +87,7 @@ class FileStats:
     negative_labels: Counter[str] = field(default_factory=Counter)
     similar: Counter[str] = field(default_factory=Counter)  # texts like one of an evaluation set: no finding
     unread: Counter[str] = field(default_factory=Counter)  # keys that are no field of a row
+    flags: Counter[tuple[str, str]] = field(default_factory=Counter)  # unread key, its value: "" blank, "?" no flag
     scripts: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "FileStats") -> None:
@@ -126,7 +136,9 @@ class BlockReader:
             stats.instructions[row["query"]["instruction"]] += 1
             for name in ("pos", "neg"):
                 stats.passage_instructions.update(row[name]["instruction"])
-            stats.unread.update(json.loads(row["unread"] or "[]"))
+            if row["unread"]:
+                stats.unread.update(unread := json.loads(row["unread"]))
+                stats.flags.update((name, flag_of(decoded[name])) for name in unread)
             for name in ("pos", "neg"):
                 two = len(texts := decoded[name]) == 2 and type(texts[0]) is type(texts[1]) is str
                 if two and len(texts[0]) < LONGEST_INSTRUCTION:
@@ -169,6 +181,48 @@ class BlockReader:
             stats.scripts.update(scripts_of(text.text[:200]))
 
 
+def flag_of(value: object) -> str:
+    """A value in lower case if it is one of a label or split, "" if it is blank, "?" if it is another one.
+
+    Of a list, its different values with commas between them.
+    """
+    words = set()
+    for item in value[:100] if isinstance(value, list) else [value]:
+        is_short = isinstance(item, str | bool | int | float) and not (isinstance(item, str) and len(item) > 30)
+        word = "" if item is None else str(item).strip().casefold() if is_short else "?"
+        if word and word not in FLAG_WORDS:
+            return "?"
+        words.add(word)
+    return ",".join(sorted(words))
+
+
+def flag_keys(stats: FileStats) -> list[str]:
+    """The unread keys whose values are those of a label or split, at least two of them."""
+    values: dict[str, Counter[str]] = {}
+    for (name, value), count in stats.flags.items():
+        values.setdefault(name, Counter()).update(dict.fromkeys(value.split(","), count))
+    return [
+        name  # as many values as rows are numbers of the rows
+        for name, found in values.items()
+        if "?" not in found and 2 <= len(words := {*found} - {""}) < sum(found[word] for word in words)
+    ]
+
+
+def _parquet_flags(path: Path) -> Counter[tuple[str, str]]:
+    """`FileStats.flags` of a parquet file, whose rows are read without these columns."""
+    flags: Counter[tuple[str, str]] = Counter()
+    file = pq.ParquetFile(path)
+    for name in unread_columns(path):
+        try:
+            for batch in file.iter_batches(1000, columns=[name]):
+                flags.update((name, flag_of(value)) for value in batch.column(0).to_pylist())
+                if flags[name, "?"]:
+                    break
+        except (ValueError, OverflowError, OSError, IndexError):  # no text, or a date beyond Python's: no flag
+            flags[name, "?"] += 1
+    return flags
+
+
 def _row_key(row: dict) -> int:
     """A hash that is equal for rows with the same query, positives and negatives in any order."""
     passages = ({*zip(row[name]["instruction"], row[f"{name}_id"], strict=True)} for name in ("pos", "neg"))
@@ -200,6 +254,7 @@ def read_file_stats(path: Path, reader: BlockReader, processes: int) -> tuple[Fi
             progress.update(len(part.lines))
     if stats.lines:
         stats.unread.update(dict.fromkeys(unread_columns(path), len(stats.lines)))
+        stats.flags.update(_parquet_flags(path) if is_parquet(path) else {})
     return stats, problem
 
 

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import torch
 
 from gritlm.cli import home_expanded
 from gritlm.curation.embedding import Encoder, Passages, Queries, Texts, embed
+from gritlm.data.folders import describe_folder
 from gritlm.data.records import RecordSet, load_records
 from gritlm.data.rows import text_id
+from gritlm.data.shapes import unread_notes
 from gritlm.data.texts import read_texts
 from gritlm.errors import UserError
 from gritlm.evaluation.models import BM25, find_model
@@ -28,6 +32,7 @@ BY_CONTENT = (
     "data_cache",
     "vectors",
     "processes",
+    "ignore_columns",
 )  # what has no effect, or many spellings
 
 
@@ -42,6 +47,7 @@ def add_flags(parser: argparse.ArgumentParser, model_is_required: bool) -> None:
     add("--processes", type=int, help="how many processes embed, default one for each GPU")
     add("--vectors", type=Path, metavar="FOLDER", help="keep the vectors here for a later run; default: removed")
     add("--data_cache", type=home_expanded, help="folder for the memory-mapped data, as in gritlm train")
+    add("--ignore_columns", nargs="+", default=[], help="label- or split-like keys left unread on purpose: a,b or a b")
 
 
 @dataclass
@@ -101,6 +107,12 @@ def open_run(verb: str, args: argparse.Namespace, **more_settings: str) -> Model
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes {args.processes}: wanted 1 or more")
     data = load_records(args.input, args.data_cache)
+    if left_out := describe_folder(args.input):
+        print(f"{args.input}:", *left_out, sep="\n")
+    ignored = {name for names in args.ignore_columns for name in names.split(",")}
+    for records in data:
+        for line in _unread_keys(verb, records, ignored):
+            print(line)
     corpus = [text for path in args.corpus for text in read_texts(path, may_be_empty=False)]
     settings = {name: str(value) for name, value in vars(args).items() if name not in BY_CONTENT} | more_settings
     settings["data"] = ", ".join(f"{records.name} {records.fingerprint()}" for records in data)
@@ -122,6 +134,29 @@ def open_run(verb: str, args: argparse.Namespace, **more_settings: str) -> Model
     with written_aside(path) as aside:
         aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return ModelRun(verb, args, data, corpus, encoder)
+
+
+def _unread_keys(verb: str, records: RecordSet, ignored: Collection[str]) -> Iterator[str]:
+    """A line on the keys that the verb does not read, and mine does not write.
+
+    Raises:
+        UserError: one of them seems to be a label or a split: mined rows would all be positives.
+    """
+    keys = Counter(records.unread)
+    if verb == "mine":  # writes the scores that it finds
+        scored, pairs = records.scored_rows
+        keys += Counter(score=pairs, scores=scored - pairs)  # leaves out those of no row
+    names, unclear = unread_notes(keys)
+    if unclear := [name for name in unclear if name not in ignored]:
+        raise UserError(
+            f"{records.name}: found the key {unclear[0]!r} in {keys[unclear[0]]} rows, which seems to tell positives "
+            f"from others, or train from test; {verb} does not read it. gritlm prepare does (--label_column, "
+            f"--split); --ignore_columns {','.join(unclear)} takes all rows"
+        )
+    if names:
+        does = "left out of the output" if verb == "mine" else "not read, but kept"
+        found = ", ".join(f"{name!r} ({keys[name]} rows)" for name in names)
+        yield f"{records.name}: keys that are {does}: {found}"
 
 
 def hash_of(value: list) -> str:

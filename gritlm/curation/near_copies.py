@@ -4,6 +4,7 @@ A text is compared word by word. In scripts without spaces each letter is a word
 hashes of n-grams of words; texts that share one are compared by edit distance. All of it is in arrays.
 """
 
+import html
 import re
 import unicodedata
 from array import array
@@ -74,11 +75,21 @@ class _Letters(dict):
 
 
 _LETTERS = _Letters()
+# Of HTML alone: <int> and <T> of a program and <query> of a prompt are words.
+_TAG = re.compile(
+    r"</?(?:[abipPu]|(?i:article|blockquote|body|br|center|code|div|em|font|h[1-6]|hr|html|img|li|ol|pre|section|small"
+    r"|span|strong|sub|sup|table|tbody|td|th|thead|tr|ul))(?:\s[^<>]*)?/?>|<!--.*?-->",
+    re.DOTALL,
+)
 _HASH_SIGN = re.compile(r"#(?<!\w#)")  # not that of C#
 
 
 def _spaced(text: str) -> str:
-    """A text in lower case and NFKC form without punctuation. Some words have more than one space between them."""
+    """A text in lower case and NFKC form without HTML and punctuation. Some words have several spaces between them."""
+    if "&" in text:
+        text = html.unescape(html.unescape(text))  # some corpora are escaped twice
+    if "<" in text:
+        text = _TAG.sub(" ", text)
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
     text = _HASH_SIGN.sub(" ", text) if "#" in text else text
     return text.casefold().translate(_LETTERS)
@@ -89,7 +100,7 @@ def _words(text: str) -> str:
 
 
 def normal_text(text: str) -> str:
-    """A text without case, punctuation and spacing. Texts with equal normal texts are near copies."""
+    """A text without HTML, case, punctuation and spacing. Texts with equal normal texts are near copies."""
     return _words(text).replace(" ", "") or text.strip()
 
 

@@ -18,8 +18,10 @@ from typing import IO
 
 import numpy as np
 
+from gritlm.data.cells import is_null
 from gritlm.data.containers import FileError, file_errors, kind_of, open_stream
 from gritlm.data.raw import BadRows, RawExample
+from gritlm.data.shapes import is_split
 from gritlm.data.tables import COMPRESSED, TABLES, ending, objects, read_rows
 from gritlm.errors import UserError
 from gritlm.models.text import titled
@@ -28,7 +30,12 @@ WANTED = "wanted corpus.jsonl, queries.jsonl and qrels/, each once"
 # Usual names of the fields, by preference.
 QUERY_IDS = ("query-id", "query_id", "qid", "query")
 PASSAGE_IDS = ("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "passage-id", "passage_id", "pid", "document_id")
-GRADES = ("score", "relevance", "rel", "grade", "label", "judgement")
+GRADES = (
+    *("score", "relevance", "rel", "grade", "label", "judgement", "judgment", "gain", "is_relevant", "relevancy"),
+    *("relevance_score", "relevance-score", "relevance_grade", "relevance_label"),
+)
+NO_GRADE = re.compile(r"|index|__index_level_0__|unnamed: 0|column 1")  # columns beside the ids that may be left out
+RANKS = re.compile(r"q0|iter|iteration|rank")
 IDS = {"queries": ("_id", "id", "query_id", "query-id", "qid"), "corpus": ("_id", "id", *PASSAGE_IDS)}
 SHARD = re.compile(r"-\d+(-of-\d+|-[0-9a-f]{8,})?$")
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.I)
@@ -111,8 +118,13 @@ def _by_stem(paths: list[Path]) -> dict[str, list[Path]]:
 # ---- what is in the files
 
 
-def read_by_id(files: list[Path], kind: str, bad: BadRows) -> Iterator[tuple[str, str, dict]]:
+def read_by_id(
+    files: list[Path], kind: str, bad: BadRows, notes: Counter[str] | None = None
+) -> Iterator[tuple[str, str, dict]]:
     """Yield file:line, id and row of the queries or of the corpus. A repeated id is yielded again.
+
+    A title or a text that is the word of an empty cell (nan, NULL) becomes an empty one; `notes` count the titles. The
+    queries of an evaluation set, which has no `notes`, stay as they are.
 
     Raises:
         UserError: a file cannot be read, or a row is bad and bad rows are not skipped.
@@ -123,6 +135,11 @@ def read_by_id(files: list[Path], kind: str, bad: BadRows) -> Iterator[tuple[str
             if name is None:
                 bad.add(UserError(f"{where}: found the keys {', '.join(row)}, wanted _id and text"))
             else:
+                for field in ("title", "text") if kind == "corpus" or notes is not None else ():
+                    if isinstance(value := row.get(field), str | float) and value != "" and is_null(value):
+                        row[field] = ""
+                        if field == "title" and kind == "corpus" and notes is not None:
+                            notes["titles left out: words of empty cells (nan, NULL, ...)"] += 1
                 yield where, _id(row[name]), row
 
 
@@ -135,16 +152,28 @@ def read_qrels(path: Path, bad: BadRows) -> Iterator[Judgement]:
     """Yield file:line, query id, passage id and relevance of each judgement. Repeated ones are yielded again.
 
     A text file has BEIR's three columns, with any header or none, or TREC's four. Named columns, as of parquet and
-    JSON lines, have usual names; without a score each judgement counts as 1.
+    JSON lines, have usual names. The score has one too, or is the only other column of numbers. Each judgement counts
+    as 1 where there are the two columns of ids alone.
 
     Raises:
-        UserError: the file cannot be read, or a line is bad and bad rows are not skipped.
+        UserError: the file cannot be read, has no column that is the score for certain or rows of several splits, or a
+            line is bad and bad rows are not skipped.
     """
+    split = SHARD.sub("", _stem(path))
+    choices: dict[tuple[str, ...], tuple[str, ...]] = {}  # columns -> those of query, passage and score
     named = kind_of(path) == "parquet" or ending(path) in (".jsonl", ".ndjson", ".json")
     for where, row in objects(read_rows(path, bad), bad) if named else _qrels_lines(path):
+        if (columns := tuple(row)) not in choices:
+            choices[columns] = _with_grade(_names(columns), row, where)
+        for name in _split_columns(columns):
+            if str(row[name]).strip().casefold() != split:
+                wanted = f"wanted {split} in each row of this file; write one file for each split"
+                raise FileError(f"{where}: found {str(row[name])!r} in the column {name}, {wanted}")
         try:
-            query, passage, grade = (row[name] if name else 1 for name in _names(tuple(row)))
+            query, passage, grade = (row[name] if name else 1 for name in choices[columns])
             number = float(grade)
+            if not choices[columns][2] and any(other[2:] > ("",) for other in choices.values()):
+                raise ValueError  # a row without a score among others with one
             if query in (None, "") or passage in (None, "") or not math.isfinite(number):
                 raise ValueError
         except (TypeError, ValueError):
@@ -163,6 +192,25 @@ def _names(columns: tuple[str, ...]) -> tuple[str, ...]:
     usual = (QUERY_IDS, PASSAGE_IDS, GRADES)
     found = tuple(next((folded[name] for name in names if name in folded), "") for names in usual)
     return found if all(found[:2]) else ()
+
+
+def _with_grade(names: tuple[str, ...], row: dict, where: str) -> tuple[str, ...]:
+    """The columns with that of the score, of an unusual name where it is the only one of numbers."""
+    others = {name: name.strip().casefold() for name in row if name not in names}
+    others = {name: key for name, key in others.items() if not (NO_GRADE.fullmatch(key) or is_split(name))}
+    if not names or names[2] or not others:
+        return names
+    numbers = [name for name in others if NUMBER.fullmatch(str(row[name])) or isinstance(row[name], bool)]
+    numbers = [name for name in numbers if not RANKS.fullmatch(others[name])]
+    if len(numbers) != 1:
+        wanted = f"wanted one that is the relevance ({', '.join(GRADES[:6])})"
+        raise FileError(f"{where}: found the columns {', '.join(row)}; {wanted}")
+    return (*names[:2], numbers[0])
+
+
+@functools.cache
+def _split_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(filter(is_split, columns))
 
 
 def _qrels_lines(path: Path) -> Iterator[tuple[str, dict]]:
@@ -204,10 +252,10 @@ class _Texts:
         self.files, self.kind, self._spool = files, kind, spool
         self.places = dict.fromkeys(ids, MISSING)  # hash of an id -> where its text begins
 
-    def read(self, bad: BadRows) -> int:
+    def read(self, bad: BadRows, notes: Counter[str]) -> int:
         """Read the files; returns the number of blank texts."""
         blank, end = 0, self._spool.seek(0, os.SEEK_END)
-        for where, key, row in read_by_id(self.files, self.kind, bad):
+        for where, key, row in read_by_id(self.files, self.kind, bad, notes):
             if self.kind == "queries":
                 row.pop("title", None)
             if "text" in row and row["text"] is None:
@@ -258,8 +306,8 @@ def read_beir(folder: BeirFolder, split: str | None, bad: BadRows, notes: Counte
     with file_errors(Path(gettempdir())), TemporaryFile() as spool:
         queries = _Texts(folder.queries, "queries", query_ids, spool)
         corpus = _Texts(folder.corpus, "corpus", passage_ids, spool)
-        notes["blank queries, left out"] += queries.read(bad)
-        notes["blank passages of the corpus, left out"] += corpus.read(bad)
+        notes["blank queries, left out"] += queries.read(bad, notes)
+        notes["blank passages of the corpus, left out"] += corpus.read(bad, notes)
         for texts in (queries, corpus):
             if grades and all(place == MISSING for place in texts.places.values()):
                 raise FileError(f"{files[0]}: found none of its ids in {texts.files[0]}, wanted all of them")

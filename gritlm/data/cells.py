@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,10 +13,16 @@ from gritlm.errors import UserError
 from gritlm.models.text import titled
 
 # How pandas, SQL and spreadsheets write an empty cell, in lower case.
-NULL_WORDS = {*("nan", "null", "none", "n/a", "na", "<na>", "#n/a", "nat", "nil", "#ref!", "#value!", "#name?")}
+NULL_WORDS = {
+    *("nan", "null", "none", "n/a", "na", "<na>", "#n/a", "nat", "nil", "#ref!", "#value!", "#name?", "#div/0!", "\\n"),
+    *("(null)", "[null]", "<null>", "(none)", "[none]", "<none>", "[nan]", "undefined", "[deleted]", "[removed]"),
+    *("<noinput>", "no answer present."),
+}
+NULL_LENGTH = max(map(len, NULL_WORDS))
 TEXT_KEYS = dict.fromkeys(("text", "passage_text", "page_content", "content", "contents", "passage", "document")).keys()
 LIST_START = {"[", "(", "{"}
-LIST_AS_TEXT = re.compile(r"[\[({]\s*(['\"\]]|[\[({]\s*['\"])")
+LIST_AS_TEXT = re.compile(r"(array\()?[\[({]\s*(array\(|['\"\]]|[\[({]\s*['\"])")
+NUMPY_REPR = re.compile(r"\barray\(\[|\bdtype=")
 NUMPY_ARRAY = re.compile(r"(?<=[^\\,\[\s])(['\"])\s+['\"](?=[^\s,\]])")
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?%?", re.IGNORECASE)
 CODE = re.compile(r"[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -24,7 +31,7 @@ ID_NAME = re.compile(r"(.*_)?(doc|[a-z])?_?ids?")
 
 def is_null(value: object) -> bool:
     if isinstance(value, str):
-        return len(value) <= 9 and (not value or value.strip().casefold() in NULL_WORDS)
+        return len(value) <= NULL_LENGTH and (not value or value.strip().casefold() in NULL_WORDS)
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -42,10 +49,12 @@ def as_list(value: object, name: str = "") -> list[Any]:
     for decode in () if NUMPY_ARRAY.search(text) else (json.loads, ast.literal_eval):
         try:
             found = decode(text)
+            if isinstance(found, set):  # its order is not that of the text
+                break
             return [found] if isinstance(found, dict | str) else list(found)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
-    if text[0] == "[" and text[-1] == "]":
+    if NUMPY_REPR.search(text) or (text[0] == "[" and text[-1] == "]") or (text[:2] == '{"' and text[-2:] == '"}'):
         raise UserError(f"{name}: found {clip(text)}, a list written as text that is neither Python nor JSON")
     return [value]
 
@@ -57,6 +66,10 @@ def text_of(item: object, name: str, accept_numbers: bool) -> object:
         UserError: an object has no text, or a number was not expected.
     """
     if isinstance(item, dict):
+        if "role" in item:
+            raise UserError(
+                f"{name}: found a chat message (role {item['role']}), wanted a text; write the answer alone"
+            )
         texts = [key for key in TEXT_KEYS if isinstance(item.get(key), str)]
         if not texts:
             raise UserError(f"{name}: found an object with {', '.join(map(str, item))}, wanted one with title and text")
@@ -110,13 +123,16 @@ def looks_like_ids(name: str, texts: list[str], queries: list[str]) -> str:
 
 
 def pairs_in(values: Iterable[object]) -> str:
-    """What lists of two texts are, if each cell holds one: "flat" [instruction, text], "same" first text, or ""."""
+    """What lists of two texts are: "flat" [instruction, text], "same" first text, "mixed" for both or either, or ""."""
     given = [cell for cell in _decoded(values) if cell not in ([None], [], [""])]
-    if not given or not all(map(is_pair, given)):
+    starts = [cell[0] for cell in given if is_pair(cell)]
+    marked = Counter(start for start in starts if start.endswith((" ", "\n", "\t", ":", ";")))
+    if starts and marked.total() == len(given):
+        return "mixed" if len(given) > 1 and len(marked) > len(given) / 2 else "flat"
+    if sum(count for count in marked.values() if count > 1) > len(given) / 2:
+        return "mixed"  # an instruction that rows share, and rows without one
+    if not given or len(starts) < len(given):
         return ""
-    starts = [start for start, _ in given]
-    if all(start.endswith((" ", "\n", "\t", ":", ";")) for start in starts):
-        return "flat"
     return "same" if len(starts) > 2 and len({*starts}) <= len(starts) / 3 else ""
 
 

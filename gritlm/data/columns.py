@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gritlm.data.cells import as_list, clip, is_null, is_pair, text_of
+from gritlm.data.cells import LIST_AS_TEXT, as_list, clip, is_null, is_pair, text_of
 from gritlm.data.raw import BadRows, RawExample
 from gritlm.data.roles import NEGATIVE, POSITIVE, QUERY, Choice, Columns, Reading, choose
-from gritlm.data.shapes import ARRAYS, Shape, find_shape
+from gritlm.data.shapes import ARRAYS, Shape, find_shape, normal
 from gritlm.data.tables import read_rows
 from gritlm.errors import UserError
 
@@ -111,7 +111,8 @@ def _shaped(
             bad.add(UserError(f"{where}: found {clip(row)}, wanted a row of {shape and shape.name} ({why})"))
             continue
         if read == []:
-            reading.notes["rows left out without a passage that is flagged"] += 1
+            what = "an answer (SQuAD v2)" if shape and shape.name == "SQuAD" else "a passage that is flagged"
+            reading.notes[f"rows left out without {what}"] += 1
         for one in read if isinstance(read, list) else [read]:
             yield where, one
 
@@ -147,7 +148,7 @@ def _example(
         for name in names:
             if name not in row and side == "positive":
                 raise UserError(f"found no column {name!r}, wanted it for the positive (found {', '.join(row)})")
-            items = as_list(row.get(name), name)
+            items = _items(row.get(name), name, choice, reading)
             items = [items] if name in choice.flat and is_pair(items) else items
             for place, item in enumerate(items, start=count):
                 if is_null(item):
@@ -160,6 +161,7 @@ def _example(
             count += len(items)
         if side in choice.scores:
             scores[side] = _scores(row, choice.scores[side], kept, count)
+    _check_header(query, texts["positive"], choice)
     if isinstance(labels, list):
         if len(labels) != len(texts["positive"]):
             beside = f"{len(texts['positive'])} of {' + '.join(choice.positives)}"
@@ -181,11 +183,18 @@ def _example(
     return found, good
 
 
+def _items(value: object, name: str, choice: Choice, reading: Reading) -> list:
+    if choice.decode or not isinstance(value, str):
+        return as_list(value, name)
+    reading.notes["cells that look like lists, read as one text"] += bool(LIST_AS_TEXT.match(value.lstrip()[:20]))
+    return [value]
+
+
 def _query(row: dict, choice: Choice, columns: Columns, reading: Reading) -> object:
     name = choice.query
     if name not in row:
         raise UserError(f"found no column {name!r}, wanted it for the query (found {', '.join(row)})")
-    items = as_list(row[name], name)
+    items = _items(row[name], name, choice, reading)
     if len(items) == 1 and not isinstance(items[0], list):
         if is_null(items[0]):
             raise _empty(items[0], name)
@@ -196,6 +205,20 @@ def _query(row: dict, choice: Choice, columns: Columns, reading: Reading) -> obj
         hint = "in [instruction, text] the instruction ends in a space or line break, and a query is one text"
         raise UserError(f"{name}: found a list of two texts, wanted a text: {hint}")
     return _spaced(items, reading)
+
+
+def _check_header(query: object, positives: list, choice: Choice) -> None:
+    """Refuse a row that holds the names of the columns, or the line below the header of a Markdown table."""
+    positive = positives[0] if positives else None
+    if not isinstance(query, str) or not isinstance(positive, str) or len(query) > 30:
+        return
+    if {*query, *positive} <= {*"-: |"}:
+        raise UserError(f"found {query!r} and {positive!r}, the line below a header, wanted texts; take it out")
+    names = (query == choice.query or normal(query) in QUERY, positive == choice.positives[0])
+    if names[0] and (names[1] or normal(positive) in POSITIVE):
+        raise UserError(
+            f"found {query!r} and {positive!r}, the names of columns (a header?), wanted texts; take it out"
+        )
 
 
 def _empty(item: object, name: str) -> UserError:
@@ -246,7 +269,7 @@ def _number(label: object) -> object:
     """A label as a number, or its word in lower case."""
     if is_null(label):
         raise UserError(f"found {label!r} as the label, wanted one")
-    word = str(label).casefold()
+    word = str(label).strip().casefold()
     try:
         return {"true": 1.0, "false": 0.0}[word] if word in ("true", "false") else float(word)
     except ValueError:

@@ -12,9 +12,12 @@ NO_FILE = "found a pipe, socket or device, wanted a file or a folder"
 SHOWN = 20  # files left out that a line names
 # train-00000-of-00002, on the hub also with a hash behind it
 SHARD = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]{16})?")
-# Words as in the `datasets` library, anywhere in a path, and the folder of `gritlm prepare --held_out`.
+# Words for data to test on, anywhere in a path: alone (nq-test2, testset) or in camel case (nqTest; not DevOps).
 TEST_SPLIT = re.compile(
-    r"(^|[-._ 0-9/])(tests?|testing|dev|val|valid|validation|eval|evaluation|held_?out|holdout)([-._ 0-9/]|$)", re.I
+    r"((?<![^\W\d_])|(?<=[a-z])(?=[A-Z]))"
+    r"(?i:(tests?|testing|tst|dev|val|valid|validate|validation|evals?|evaluation)(sets?|data|splits?)?"
+    r"|(held|hold)[-_ ]?outs?(set|data)?|benchmarks?)"
+    r"((?![^\W\d_])|(?<=[a-z])(?<![Dd]ev)(?=[A-Z][a-z]))"
 )
 
 

@@ -1,11 +1,12 @@
 """Read data sets of the Hugging Face hub, local clones of them, and folders of `save_to_disk`, a split at a time."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gritlm.data.containers import FileError
-from gritlm.data.folders import list_files
+from gritlm.data.folders import is_test_split, list_files
 from gritlm.data.raw import BadRows
 from gritlm.data.tables import TABLES, ending, read_rows
 from gritlm.errors import UserError, one_line
@@ -59,7 +60,11 @@ def open_folder(folder: Path, config: str | None, split: str | None) -> tuple[Ro
     except Exception as error:  # errors of the library have no common class
         raise load_error(str(folder), error) from error
     splits = {str(name): [Path(file) for file in files] for name, files in (found or {}).items()}
-    files = splits[_choose(folder, splits, split)]
+    files = splits[chosen := _choose(folder, splits, split)]
+    if not is_test_split(Path(chosen)):  # the library takes for train what it has no split for
+        files = [file for file in files if not is_test_split(Path(os.path.relpath(file, folder)))]
+        if not files:
+            raise FileError(f"{folder}: found test splits alone; name a file itself to read it")
     read = {file.resolve() for file in files}
     others = [file for file in list_files(folder) if ending(file) in TABLES and file.resolve() not in read]
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""

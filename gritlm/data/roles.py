@@ -4,8 +4,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gritlm.data.cells import clip, looks_like_ids, pairs_in, texts_in
-from gritlm.data.shapes import SCORES, Shape, is_label, is_split, normal
+from gritlm.data.cells import ID_NAME, as_list, clip, is_null, looks_like_ids, pairs_in, texts_in
+from gritlm.data.shapes import FLAGS, SCORES, Shape, is_label, is_split, normal
 from gritlm.errors import UserError
 
 # Usual column names in normal form (`shapes.normal`), by preference.
@@ -39,9 +39,15 @@ WEAK_QUERY = {"title", "instruction", "prompt"}  # often something else beside a
 LABEL_WORDS = {
     *("entailment", "not_entailment", "neutral", "contradiction", "supports", "refutes", "not enough info"),
     *("yes", "no", "true", "false", "relevant", "irrelevant", "not relevant", "positive", "negative"),
-    *("duplicate", "not duplicate"),
+    *("duplicate", "not duplicate", "pos", "neg", "accepted", "rejected", "approved", "partially relevant"),
+    *("highly relevant", "somewhat relevant", "submitted", "discarded"),
+    *("not_relevant", "correct", "incorrect", "supported", "refuted", "exact", "substitute", "complement"),
 }
+# Of a label only where two of one group are there.
+TWO_OF = ({"0", "1"}, {"-1", "1"}, {"-1", "0", "1"}, {"true", "false"}, {"y", "n"}, {"t", "f"}, {"e", "s", "c", "i"})
 SPLIT_WORDS = {"train", "training", "test", "dev", "validation", "valid", "val", "eval"}
+SPLIT_WORD = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS))})([\W\d_].*)?")
+HAS_LISTS = re.compile(r"\.(jsonl|ndjson|json|parquet)(\.\w+)?$", re.IGNORECASE)
 LOOKED_AT = 1000  # rows whose values tell what a column holds
 
 
@@ -91,6 +97,7 @@ class Choice:
     split: str | None = None
     instruction: str | None = None
     flat: set[str] = field(default_factory=set)
+    decode: bool = True  # lists written as text are decoded; JSON and parquet have lists of their own
 
 
 def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | None, reading: Reading) -> Choice:
@@ -129,10 +136,9 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     else:
         positives = _positives({name: free[name] for name in candidates}, names, values, source)
     taken |= {query, *positives, *negatives}
-    words = {name: {str(value).casefold() for value in found if value is not None} for name, found in values.items()}
-    texts = {name for name in names if any(isinstance(value, str) for value in values[name])}
-    splits = [name for name in names if is_split(name) or (name in texts and words[name] <= SPLIT_WORDS)]
-    labels = [name for name in names if is_label(name) or (name in texts and words[name] <= LABEL_WORDS)]
+    words = {name: _words(found) for name, found in values.items()}
+    splits = [name for name in names if is_split(name) or _of_splits(words[name])]
+    labels = [n for n in names if is_label(n) or _of_labels(values[n]) or _in_step(n, values, positives)]
     split = next((name for name in splits if name not in taken), None) if columns.split else None
     if columns.split and not split:
         raise UserError(f"--split has no effect on {source}: found no column that names splits")
@@ -153,7 +159,7 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     for name in names if "*" not in columns.ignore else ():
         if name not in taken and (name in splits or name in labels):
             raise UserError(f"{source}: the column {name} {_unclear(name, values[name], name in splits)}")
-    choice = Choice(query, positives, negatives, scores, label, split, instruction)
+    choice = Choice(query, positives, negatives, scores, label, split, instruction, decode=not HAS_LISTS.search(source))
     for name in (query, *positives, *negatives):
         _check_texts(name, values, choice, columns, source)
     for role, found in reading.used.items():
@@ -200,7 +206,7 @@ def _score_columns(names: dict[str, str], values: dict[str, list]) -> dict[str, 
 
 def _unclear(name: str, values: list, split: bool) -> str:
     items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    found = sorted({clip(item, 20) for item in items if item is not None})
+    found = sorted({clip(item, 20) for item in items if not is_null(item) and str(item).strip()})
     some = f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})"
     if split:
         return f"{some} names splits; --split reads one of them, --ignore_columns {name} reads all"
@@ -211,10 +217,59 @@ def _unclear(name: str, values: list, split: bool) -> str:
     return f"{some} seems to say which pairs are positive; say {how}"
 
 
+def _words(values: list) -> set[str]:
+    """The different values in lower case, 1.0 as 1, without empty cells."""
+    found = (int(v) if isinstance(v, float) and v.is_integer() else v for v in values if not is_null(v))
+    return {str(value).strip().casefold() for value in found} - {""}
+
+
+def _of_splits(words: set[str]) -> bool:
+    return bool(words) and all(map(SPLIT_WORD.fullmatch, words))
+
+
+def _of_labels(values: list) -> bool:
+    """Whether a column's values are those of a label. 0, 1 in this order are the numbers of two rows."""
+    words = _words(values)
+    if words and words <= LABEL_WORDS and any(isinstance(value, str) for value in values):
+        return True
+    return len(words) > 1 and any(words <= group for group in TWO_OF) and [str(value) for value in values] != ["0", "1"]
+
+
+def _in_step(name: str, values: dict[str, list], positives: list[str]) -> bool:
+    """Whether each row has a list of numbers as long as that of its positives: a rating of each."""
+    if len(positives) != 1 or name in positives or ID_NAME.fullmatch(normal(name)):
+        return False
+    rows = [(v, p) for v, p in zip(values[name], values[positives[0]], strict=True) if isinstance(v, list) and v]
+    if not all(isinstance(p, list) and len(p) == len(v) for v, p in rows) or not any(len(v) > 1 for v, _ in rows):
+        return False
+    return all(isinstance(item, int | float) for v, _ in rows for item in v)
+
+
+def _wrong_texts(name: str, texts: list[str], choice: Choice, columns: Columns) -> str:
+    """What a column that nobody has named holds instead of texts: words of labels, of splits, letters, or ""."""
+    if name in (columns.query, columns.positive) or name in (columns.negatives or ()) or not texts:
+        return ""
+    words = _words(texts)
+    if _of_splits(words):
+        return "names of splits"
+    if words <= LABEL_WORDS:
+        return "words of labels"
+    if name in choice.positives and all(re.fullmatch("[A-Z]", text) for text in texts):
+        return "single letters"
+    few = name in choice.negatives and len(texts) >= 50 and len(words) <= 5
+    same = (
+        name in choice.negatives and len(words) > 1 and len({text[:16] for text in texts}) == 1 and len(texts[0]) > 16
+    )
+    return "nearly the same in all rows" if few or same else ""
+
+
 def _check_texts(name: str, values: dict[str, list], choice: Choice, columns: Columns, source: str) -> None:
     """Refuse ids and numbers, and find out what lists of two texts are."""
     texts = texts_in(values[name])
-    queries = texts_in(values[choice.query]) if name != choice.query else []
+    others = choice.query if name != choice.query else choice.positives[0]
+    queries = (
+        [] if name == choice.query and {*values} != {"query", "positive", "negative"} else texts_in(values[others])
+    )
     kind = "" if columns.accept_numbers else looks_like_ids(normal(name), texts, queries)
     if kind:
         some = ", ".join(map(clip, texts[:3]))
@@ -222,18 +277,45 @@ def _check_texts(name: str, values: dict[str, list], choice: Choice, columns: Co
             f"{source}: the column {name} holds {kind} ({some}) and no texts; name the column, or the file, that holds "
             "the texts of these ids (--accept_numbers takes them as texts)"
         )
-    items = [item for value in values[name] if isinstance(value, list) for item in value if isinstance(item, dict)]
-    inside = next((key for item in items for key in item if is_label(key)), None)
-    if inside and name in choice.positives and not _IS_POSITIVE.fullmatch(normal(name)):
+    if wrong := _wrong_texts(name, texts, choice, columns):
+        some = ", ".join(map(clip, dict.fromkeys(texts[:5])))
+        raise UserError(
+            f"{source}: the column {name} holds {wrong} ({some}) and no texts; name the columns that hold the texts "
+            "(--query_column, --positive_column, --negative_columns)"
+        )
+    inside = _flag_inside(values[name], is_named=bool(_IS_POSITIVE.fullmatch(normal(name))))
+    if inside and name in choice.positives:
         raise UserError(
             f"{source}: the passages in {name} have a {inside} each, so not all of them are positives; write those "
             "that are as positive, the others as negative"
         )
     meaning = pairs_in(values[name])
+    if meaning == "mixed" and choice.query in choice.flat:
+        meaning = "flat"
     if meaning == "flat" or (meaning and name == choice.query):
         choice.flat.add(name)
+    elif meaning == "mixed":
+        raise UserError(
+            f"{source}: {name}: found lists of two texts of which some could be [instruction, text] and others two "
+            "texts; write [[instruction, text]] for the first, and take white space off the ends of the others"
+        )
     elif meaning:
         raise UserError(
             f"{source}: {name}: found the same text first in the list of every row; write [[instruction, text]], with "
             "a space at the end of the instruction, or take it out"
         )
+
+
+def _flag_inside(values: list, is_named: bool) -> str | None:
+    """The key of passages that tells which are positives; `is_named` as positives, it has to deny that one is."""
+    for value in values:
+        try:
+            items = [item for item in as_list(value) if isinstance(item, dict)]
+        except UserError:
+            continue
+        for key, flag in ((key, flag) for item in items for key, flag in item.items()):
+            found = is_label(key) or (key == "type" and str(flag).casefold() in LABEL_WORDS)
+            denies = flag in (0, False) if normal(key) in FLAGS and key != "score" else False
+            if found and (denies or not is_named):
+                return key
+    return None

@@ -9,18 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gritlm.data.cells import is_null
 from gritlm.errors import UserError
 
 # ---- names of columns
 
 _LABEL = (
     "labels?|lab|gold|scores?|similarity|sim|similar|relevance|relevancy|relevant|rel|duplicates?|rating|grade|correct|"
-    "judge?ments?|quality|class|verdict|stance|prob|probability|match|paraphrase|equivalent"
+    "judge?ments?|quality|class|verdict|stance|prob|probability|match|paraphrase|equivalent|has_answer|supporting"
 )
 LABEL = re.compile(
-    rf"({_LABEL})(_(score|label|text|name|value|class|id))?|\w+_({_LABEL})|is_\w+|is(duplicate|relevant)"
+    rf"({_LABEL})(_(score|label|text|name|value|class|id|responses?|suggestion)|\d+)?|\w+_({_LABEL})|is_\w+"
+    r"|is(duplicate|relevant)|target|y|outcome|(up|down)?_?votes?|cosine|relatedness|click(s|ed)?|accepted|helpful"
+    r"|preferred|entail(s|ed)|answerable|(gold|correct|positive|answer)_(index|idx)|ranking"
 )
-SPLIT = re.compile(r"(\w+_)?splits?|fold|partition|(data|dataset)_set")
+SPLIT = re.compile(r"(\w+_)?splits?|fold|partition|(data|dataset)_set|set_name")
 SCORES = re.compile(r"(pos|neg)(itive|ative)?s?_scores?")
 
 
@@ -48,7 +51,7 @@ def unread_notes(keys: Counter[str]) -> tuple[list[str], list[str]]:
     return names, [name for name in names if name != "scores" and (is_label(name) or is_split(name))]
 
 
-FLAGS = ("is_selected", "is_relevant", "is_positive", "label", "relevance", "relevant", "score")
+FLAGS = ("is_selected", "is_relevant", "is_positive", "has_answer", "label", "relevance", "relevant", "score")
 
 # ---- readers: a row becomes one or several rows of columns with usual names
 
@@ -66,7 +69,8 @@ def _set(row: dict) -> dict:
 
 
 def _input_example(row: dict) -> dict:
-    return row | dict(zip(("query", "positive", "negative"), row["texts"], strict=False))
+    texts = row["texts"]
+    return row | dict(zip(("query", "positive"), texts, strict=False)) | ({"negative": texts[2:]} if texts[2:] else {})
 
 
 def _message(messages: Any) -> str:
@@ -83,7 +87,8 @@ def _swift(row: dict) -> dict:
 
 
 def _alpaca(row: dict) -> dict:
-    return row | {"query": "\n".join(filter(None, (row["instruction"], row.get("input")))), "positive": row["output"]}
+    query = [row["instruction"], *(text for text in [row.get("input")] if not is_null(text))]
+    return row | {"query": "\n".join(query), "positive": row["output"]}
 
 
 def _llama_index(row: dict) -> list[dict]:
@@ -91,7 +96,9 @@ def _llama_index(row: dict) -> list[dict]:
     return [{"query": row["queries"][query], "positive": texts} for query, texts in found.items()]
 
 
-def _squad(row: dict) -> dict:
+def _squad(row: dict) -> dict | list[dict]:
+    if isinstance(row["answers"], dict) and row["answers"].get("text") == []:
+        return []  # SQuAD v2: the context does not answer the question
     return row | {"query": row["question"], "positive": row["context"]}
 
 
@@ -124,8 +131,8 @@ class Shape:
 
     Attributes:
         name: the form's name in messages.
-        columns: what its rows have. "a" a column, "a.b" an object or a list of objects with the key b, "a|b" one of
-            them, "-a" none of it.
+        columns: what its rows have. "a" a column, "a.b" an object or a list of objects with the key b, "a.[]" a list,
+            "a|b" one of them, "-a" none of it.
         refuse: why it is not read, and what to do.
         read: gives a row as columns with usual names, or several such rows, or [] for none.
         uses: "query=a positive=b": the columns that those after `read` are made of.
@@ -152,6 +159,8 @@ def _has(word: str, names: set[str], row: dict) -> bool:
         return any(_has(part, names, row) for part in word.split("|"))
     column, _, key = word.partition(".")
     value = row.get(column)
+    if key == "[]":
+        return isinstance(value, list)
     value = value[0] if isinstance(value, list) and value else value
     return column in names and (not key or (isinstance(value, dict) and key in value))
 
@@ -165,8 +174,9 @@ NO_QUERIES = "no queries are found; training needs pairs of a query and a positi
 
 ARRAYS = Shape("bare arrays", "", read=_array)
 SHAPES = (
-    Shape("sets of texts", "set -positive|pos", "", _set, "query=set[0] positive=set[1:]"),
-    Shape("InputExample", f"texts -text|{Q}", "", _input_example, "query=texts[0] positive=texts[1] negative=texts[2]"),
+    Shape("sets of texts", "set.[] -positive|pos", "", _set, "query=set[0] positive=set[1:]"),
+    Shape("InputExample", f"texts.[] -text|{Q}", "", _input_example, "query=texts[0] positive=texts[1]"
+        " negative=texts[2:]"),
     Shape("ms-swift messages", "messages positive_messages", "", _swift, "query=messages positive=positive_messages"
         " negative=negative_messages"),
     Shape("alpaca", f"instruction output -{Q}", "", _alpaca, "query=instruction+input positive=output"),

@@ -16,7 +16,9 @@ from pathlib import Path
 from gritlm.data.containers import FileError, file_errors, kind_of, open_stream
 from gritlm.data.folders import SUFFIXES
 from gritlm.data.raw import BadRows
+from gritlm.data.roles import POSITIVE, QUERY
 from gritlm.data.rows import decode, read_blocks
+from gritlm.data.shapes import normal
 from gritlm.errors import UserError
 from gritlm.strict_json import parse_json
 
@@ -142,7 +144,9 @@ def _separated(path: Path, bad: BadRows, no_header: bool) -> Iterator[tuple[str,
                 if not no_header:
                     continue
             if header and values:
-                if len(values) == len(header):
+                if values == header:
+                    bad.add(UserError(f"{where}: found the header again, wanted a row"))
+                elif len(values) == len(header):
                     yield where, dict(zip(header, values, strict=True))
                 else:
                     wanted = f"wanted {len(header)} as in line 1"
@@ -154,7 +158,7 @@ def _header(where: str, values: list[str], separator: str, no_header: bool) -> l
         if len(values) not in (2, 3):
             raise FileError(f"{where}: found {len(values)} columns, wanted 2 or 3 (--no_header)")
         names = ["query", "positive", "negative"][: len(values)]
-        if {value.strip().casefold() for value in values} <= {*names, "anchor", "question", "pos", "neg", "answer"}:
+        if len({normal(value) for value in values} & {*QUERY, *POSITIVE, *names, "neg", "negatives"}) > 1:
             raise FileError(f"{where}: found the column names {', '.join(values)}, wanted a row (--no_header)")
         return names
     names = [value.strip() or f"column {number}" for number, value in enumerate(values, start=1)]
@@ -171,7 +175,8 @@ def _separator(path: Path, sample: list[str]) -> str:
         return ","
     if named := SEP_LINE.fullmatch(sample[0]):
         return named[1]
-    own = "," if ending(path) == ".csv" else "\t"
+    tabs = all("\t" in line for line in sample if not line.isspace())  # no text has one in each line
+    own = "," if ending(path) == ".csv" and not tabs else "\t"
     found = sorted((mark for mark in SEPARATORS if mark in sample[0]), key=lambda mark: mark != own)
     for mark in found:
         widths = {len(row) for row in csv.reader(sample[:-1] or sample, delimiter=mark, skipinitialspace=True) if row}

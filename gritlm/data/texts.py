@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+from gritlm.data.cells import is_null
 from gritlm.data.rows import decode, read_blocks
 from gritlm.errors import UserError
 from gritlm.models.text import titled
@@ -16,8 +17,12 @@ def read_texts(path: Path, may_be_empty: bool = True) -> list[str]:
     """
     texts = []
     for number, raw in itertools.chain.from_iterable(read_blocks(path, columns=("title", "text"))):
-        text = titled(decode(path, number, raw), f"{path}:{number}")
-        if not (may_be_empty or text.strip()):
-            raise UserError(f"{path}:{number}: found an empty text, wanted a passage")
+        row = decode(path, number, raw)
+        if isinstance(row, dict) and row.get("title") and is_null(row["title"]):
+            row = row | {"title": None}
+        text = titled(row, f"{path}:{number}")
+        if not may_be_empty and (not text.strip() or is_null(text)):
+            found = f"{text!r}, the word of an empty cell" if text.strip() else "an empty text"
+            raise UserError(f"{path}:{number}: found {found}, wanted a passage")
         texts.append(text)
     return texts

@@ -178,6 +178,24 @@ def test_flags_change_the_negatives_as_documented(pairs, served, tmp_path):
     assert min(score for row in top for score in row["scores"]["neg"]) < 0.5, "control"
 
 
+def test_labels_stop_the_run_and_other_keys_are_named(served, tmp_path, capsys):
+    path, keys = tmp_path / "pairs.jsonl", {"id": 1, "pos_scores": [0.5], "neg_scores": []}
+    for more, blocking in (
+        ({"label": 0}, "label"),
+        ({"score": 0.1}, "score"),
+        ({"split": "test"}, "split"),
+        (keys, ""),
+    ):
+        rows = [{"query": f"q{number}", "pos": [f"p{number}"], "neg": []} | more for number in range(6)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        arguments = flags(path, tmp_path / "out", served, tmp_path)
+        if blocking:
+            with pytest.raises(UserError, match=f"found the key '{blocking}' in 6 rows"):
+                main(arguments)
+    main(arguments)
+    assert "keys that are left out of the output: 'id' (6 rows), 'scores' (6 rows)" in capsys.readouterr().out
+
+
 def test_a_finished_data_set_is_skipped(pairs, served, tmp_path, capsys):
     """A trailing slash names the same folder. The work folder of a finished set is removed."""
     data, out = tmp_path / "data", tmp_path / "out"

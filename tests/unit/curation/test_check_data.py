@@ -477,6 +477,31 @@ def test_a_label_that_is_not_read_is_found(tmp_path, capsys):
     assert "is_duplicate" in report_of(tmp_path, tmp_path / "b.parquet")[1][0][2]
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ((0, 1, 0), True),
+        ((True, False, None, True), True),
+        (("Entailment", "neutral ", "neutral"), True),
+        ((["0", "1"], ["1"], ["1"]), True),
+        (([1, 0], [1, 0], [1, 0]), True),
+        (("train", "test", "test"), True),
+        ((1, 1, 1), False),
+        ((0, 1, 2), False),
+        (("yes", "no", "a text"), False),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_label_is_found_by_its_values(tmp_path, values, found, suffix):
+    rows = [GOOD | {"query": f"q{number}", "seen": value} for number, value in enumerate(values)]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        write(tmp_path / "a.jsonl", *rows)
+    _, findings = report_of(tmp_path, tmp_path / f"a.{suffix}")
+    assert [what[:17] for _, _, what in findings] == ["seen: found a key"] * found
+
+
 # ---- random files
 
 _texts = st.one_of(st.text(max_size=6), st.sampled_from(["", " ", "p", "\ud800", "\u2028", "\x00", "p "]))

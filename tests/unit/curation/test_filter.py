@@ -166,6 +166,21 @@ def test_bad_flags_give_one_line(data, capsys):
         main([str(data), str(data.parent / "no")])
 
 
+def test_a_label_stops_the_run_and_files_left_out_are_named(tmp_path, capsys):
+    folder, scores = tmp_path / "data", tmp_path / "scores.jsonl"
+    folder.mkdir()
+    row = {"query": "q", "pos": ["a"], "neg": ["b"], "scores": {"pos": [0.9], "neg": [0.1]}, "id": 1}
+    for path in (scores, folder / "test.jsonl"):
+        write(path, [row])
+    write(folder / "set.jsonl", [row | {"label": 0}])
+    arguments = [*map(str, (folder, tmp_path / "out", "--scores", scores, "--data_cache", tmp_path / "cache"))]
+    with pytest.raises(UserError, match=r"set: found the key 'label' in 1 rows.*--ignore_columns label takes"):
+        main(arguments)
+    assert "test splits left out (name a file itself to train on it): test.jsonl" in capsys.readouterr().out
+    main([*arguments, "--ignore_columns", "label"])
+    assert "set: keys that are not read, but kept: 'id' (1 rows), 'label' (1 rows)" in capsys.readouterr().out
+
+
 def test_several_sets_give_lists_for_an_ablation(data, tmp_path):
     folder = tmp_path / "sets"
     folder.mkdir()

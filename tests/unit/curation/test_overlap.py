@@ -40,6 +40,7 @@ THAI = "เรือข้ามฟากจากท่าเรือหมา
         (LONG, LONG.replace("lighthouse", "lighthose").replace("winter", "wintr")),
         ("the misspelt lighthouse keeper counts ships", "the misspelt lighthouse keper counts ships"),
         *((text, text[:7] + "々" + text[8:]) for text in (CHINESE, JAPANESE, THAI)),
+        ("who's at R&D in H2O", "<p>Who&#39;s at R&amp;amp;D in H<sub>2</sub>O?</p>"),
         (CHINESE, "".join(f"{letter} " for letter in CHINESE) + "？"),
     ],
 )
@@ -57,6 +58,8 @@ def test_a_near_copy_is_found(text, copy):
         ("how to sort a list", "how to sort a dictionary", ""),
         ("who bakes bread", "who sells bread", ""),
         ("???", "!!!", ""),
+        ("a vector<int>", "a vector<float>", ""),
+        ("a List<A>", "a List<B>", ""),
         ("कितब कह है", "किताब कहाँ है", ""),  # without the vowel signs other words
         ("asthma: what are the symptoms", "diabetes: what are the symptoms", ""),
         ("what is type 1 diabetes mellitus in children", "what is type 2 diabetes mellitus in children", "similar"),
@@ -152,6 +155,12 @@ def test_queries_are_compared_with_queries_and_relevant_documents_with_positives
     ]
     assert _leaks(beir, *ROWS) == found
     assert _leaks(beir / "qrels" / "train.tsv", *ROWS) == [Leak(1, "query", "exact"), Leak(1, "document", "near")]
+    assert EvaluationTexts.read([beir]).read_from == [
+        f"{beir}: 1 queries, 2 texts of relevant documents; split test (not read: train)"
+    ]
+    (beir / "qrels" / "test.tsv").rename(beir / "qrels" / "zs_test.tsv")
+    assert _leaks(beir, *ROWS) == found, "train is not read beside another split"
+    (beir / "qrels" / "zs_test.tsv").rename(beir / "qrels" / "test.tsv")
     (beir / "corpus.jsonl").unlink()
     assert _leaks(beir, *ROWS) == found[:2], "queries and qrels are enough for the queries"
     (beir / "qrels" / "test.tsv").write_text("another d 1\n")
@@ -173,7 +182,16 @@ def test_queries_are_compared_with_queries_and_relevant_documents_with_positives
         ),
         ("a.jsonl", '"who bakes it"\n["Instruct: ", "another"]', ["query"]),
         ("a.jsonl", '{"sentence1": "x", "sentence2": "who bakes it", "score": 3}', ["query"]),
-        ("a.jsonl", '{"question": "who bakes it", "answer": "Olsen bakes it."}', ["query"]),
+        ("a.jsonl", '{"question": "who bakes it", "answer": "Olsen bakes it."}', ["query", "document"]),
+        (
+            "a.jsonl",
+            '{"question": "who bakes it", "text": "x", "positive_1": "Olsen bakes it."}',
+            ["query", "document"],
+        ),
+        ("a.jsonl", '{"question": "who bakes it", "answers": {"text": ["Olsen bakes it."]}}', ["query", "document"]),
+        ("a.jsonl", '{"question": "who bakes it", "relevant": 1, "text": "Olsen bakes it."}', ["query", "document"]),
+        ("a.json", '["another", "who bakes it"]', ["query"]),
+        ("a.jsonl", '["who bakes it", "Olsen bakes it."]\n["x", "y"]', ["query", "document"]),
         ("a.csv", 'question,passage\nwho bakes it,"Olsen bakes it."', ["query", "document"]),
         ("a.json", '[{"question": "who bakes it"}]', ["query"]),
         (

@@ -61,6 +61,9 @@ def read(folder, bad=None, split=None, notes=None):
         "no score": "query-id\tcorpus-id\nq2\td2\nq1\td1\n",
         "commas": QRELS.replace("\t", ","),
         "repeated": QRELS + "q1\td1\t1\n",
+        "an unusual score": QRELS.replace("score", "usefulness"),
+        "an unusual score in TREC": "qid\titeration\tdocid\tworth\nq2\t0\td2\t1\nq1\t0\td1\t1\nq1\t0\td2\t0\n",
+        "a column of this split": "qid\tpid\tgain\tsplit\nq2\td2\t1\ttrain\nq1\td1\t1\tTrain\n",
     }.items(),
     ids=lambda item: item[0],
 )
@@ -115,13 +118,31 @@ def test_forms_of_a_folder(tmp_path, form):
 def test_what_is_left_out_is_counted(tmp_path):
     corpus = [*CORPUS, {"_id": "d3", "text": " "}, {"_id": "d4", "title": None, "text": None}]
     qrels, notes = QRELS + "q1\td3\t1\nq3\td4\t1\nq4\td1\t0\nq5\td1\t1\n", Counter()
-    queries = [*QUERIES, {"_id": "q3", "text": "blank?"}, {"_id": "q4", "text": "none"}, {"_id": "q5", "text": " "}]
+    queries = [
+        *QUERIES,
+        {"_id": "q3", "text": "blank?"},
+        {"_id": "q4", "text": "no text"},
+        {"_id": "q5", "text": " "},
+    ]
     assert read(beir(tmp_path, qrels, corpus, queries), notes=notes) == WANTED
     assert +notes == {
         "blank passages of the corpus, left out": 2,
         "blank queries, left out": 1,
         "queries without a passage of a score above 0, left out": 2,
     }
+
+
+def test_words_of_empty_cells_in_a_corpus_are_no_texts(tmp_path):
+    corpus = [
+        *({"_id": "d1", "title": "Rain", "text": "Water."}, {"_id": "d2", "title": "nan", "text": "Ice."}),
+        {"_id": "d3", "title": "Nan", "text": "NULL"},
+    ]
+    notes = Counter()
+    assert read(beir(tmp_path, QRELS + "q1\td3\t1\n", corpus), notes=notes) == WANTED
+    assert notes["titles left out: words of empty cells (nan, NULL, ...)"] == 2
+    assert notes["blank passages of the corpus, left out"] == 1
+    corpus[1]["title"] = "Nancy"
+    assert read(beir(tmp_path, QRELS, corpus))[0] == ("what is snow", ["Nancy Ice."]), "control"
 
 
 ONE_ROW = {  # a fault of one row: message, and what is left with --skip_bad
@@ -169,6 +190,18 @@ def test_a_bad_row(tmp_path, case):
 
 
 WHOLE = {
+    "no score for certain": (
+        {"qrels/train.tsv": "qid\tpid\ta\tb\nq1\td1\t0\t1\n"},
+        r"train\.tsv:2: found the columns qid, pid, a, b; wanted one that is the relevance \(score, ",
+    ),
+    "a score in words of an unusual name": (
+        {"qrels/train.tsv": "qid\tpid\tworth\nq1\td1\thigh\n"},
+        r"train\.tsv:2: found the columns qid, pid, worth; wanted one that is the relevance",
+    ),
+    "rows of another split": (
+        {"qrels/train.tsv": "qid\tpid\tscore\tsplit\nq1\td1\t1\ttrain\nq2\td2\t1\ttest\n"},
+        r"train\.tsv:3: found 'test' in the column split, wanted train in each row of this file",
+    ),
     "a run": (
         {"qrels/train.tsv": "q1 Q0 d1 1 0.5 run\n"},
         r"train\.tsv:1: found 'q1 Q0 d1 1 0.5 run', wanted query-id",

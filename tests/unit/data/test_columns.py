@@ -397,3 +397,68 @@ def test_rows_that_are_no_objects_are_bad():
     found, _, bad = read(["a", "b"], ["a"], {"query": "q"}, ["a", "b", "c"], skip=True)
     assert [(e.query, e.positives, e.negatives) for e in found] == [("a", ["b"], []), ("a", ["b"], ["c"])]
     assert len(bad) == 2
+
+
+# ---- what would be misread in silence: refused, or read rightly
+
+PASSAGES = [{"text": "Water.", "has_answer": True}, {"text": "A loaf.", "has_answer": False}]
+ONE, TWO = {"query": "what is rain", "document": "Water falls."}, {"query": "who wrote it", "document": "She did."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([ONE | {"kind": 1}, TWO | {"kind": 0}], "the column kind (0, 1) seems to say which pairs are positive"),
+        ([ONE | {"kind": "Y"}, TWO | {"kind": "N"}, TWO | {"kind": " "}], "kind (N, Y) seems to say which pairs"),
+        ([ONE | {"votes": 7}], "votes (7) seems to say which pairs are positive"),
+        ([{"query": "q r", "documents": ["a", "b"], "order": [2, 1]}], "order (1, 2) seems to say which pairs"),
+        ([ONE | {"part": "train_01"}, TWO | {"part": "test_01"}], "part (test_01, train_01) names splits"),
+        ([ONE | {"set": "train"}, TWO | {"set": "test"}], "set (test, train) names splits"),
+        ([["A man eats.", "He eats.", "entailment"], ["A dog runs.", "It naps.", "neutral"]], "words of labels"),
+        ([["q1", "what is rain", "Water."], ["q2", "who wrote it", "She did."]], "query holds ids (q1, q2)"),
+        ([["Go.", "Va !", "CC-BY 2.0 (France) no. 1"], ["Hi.", "Oh !", "CC-BY 2.0 (France) no. 2"]], "the same in all"),
+        ([["question", "passage"], ["what is rain", "Water."]], "f:1: found 'question' and 'passage', the names"),
+        ([ONE, {"query": "---", "document": ":---"}], "f:2: found '---' and ':---', the line below a header"),
+        ([{"question": "what is it", "answer": "I"}, {"question": "and who", "answer": "F"}], "single letters (I, F)"),
+        ([{"question": "q r", "ctxs": PASSAGES}], "the passages in ctxs have a has_answer each"),
+        ([{"question": "q r", "positives": PASSAGES}], "the passages in positives have a has_answer each"),
+        ([{"question": "q r", "docs": str(PASSAGES)}], "the passages in docs have a has_answer each"),
+        ([{"query": "q r", "docs": [{"text": "a b", "type": "negative"}]}], "the passages in docs have a type each"),
+        ([{"query": "q r", "response": [{"role": "user", "content": "q r"}]}], "found a chat message (role user)"),
+        ([{"query": "q r", "positive": "{'text': array(['a'], dtype=object)}"}], "neither Python nor JSON"),
+        ([{"query": "q r", "positive": '{"a b","c d"}'}], "neither Python nor JSON"),
+        ([{"query": "q r", "pos": ["One.\n", "Two."]}, {"query": "s t", "pos": ["Three:", "F."]}], "others two texts"),
+        ([{"query": q, "pos": pos} for q, pos in (("q", ["D: ", "a"]), ("r", ["D: ", "b"]), ("s", "c"))], "others two"),
+    ],
+)  # fmt: skip
+def test_what_would_be_misread_is_refused(rows, found):
+    assert found in refusal(*rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"id": 0}, {"lang": "en"}, {"kind": 1}, {"embedding": [0.5, 0.25]}, {"set": 3}, {"target_language": "fr"}],
+)
+def test_control_other_columns_stop_nothing(row):
+    assert len(texts(ONE | row, TWO | row)) == 2
+
+
+@pytest.mark.parametrize("word", ["\\N", "(null)", "[NULL]", "undefined", "#DIV/0!", "No Answer Present.", "[deleted]"])
+def test_more_words_of_empty_cells(word):
+    assert texts({"query": "q", "positive": "p", "negative": word}) == [("q", ["p"], [])]
+
+
+def test_a_text_like_a_list_is_decoded_from_tables_alone():
+    row = [("f:1", {"question": "What is printed?", "answer": "['a', 'b']"})]
+    for source, wanted in (("f.csv", ["a", "b"]), ("f.jsonl", ["['a', 'b']"]), ("f.parquet", ["['a', 'b']"])):
+        found = [*examples_of(lambda: iter(row), source, Columns(), BadRows(False), Reading())]
+        assert found[0].positives == wanted
+
+
+def test_labels_with_spaces_unanswered_questions_and_all_texts_of_an_example():
+    rows = [{"query": "q", "text": "p", "label": "yes "}, {"query": "q", "text": "n", "label": "no"}]
+    assert texts(*rows, label="label", positive_labels=["yes"]) == [("q", ["p"], ["n"])]
+    squad = [{"question": "q", "context": "c", "answers": {"text": t, "answer_start": t and [0]}} for t in (["c"], [])]
+    assert texts(*squad) == [("q", ["c"], [])]
+    assert texts({"texts": ["q", "p", "n", "o"]}) == [("q", ["p"], ["n", "o"])]
+    assert "found the columns id, texts" in refusal({"id": 1, "texts": "hello there"})

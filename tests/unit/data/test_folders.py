@@ -69,13 +69,26 @@ LAYOUTS = {  # files -> the sets that are found; all other data files are named
         {"nq_train": ["nq_train.jsonl"]},
     ),
     "what gritlm prepare writes": (["train/a.jsonl", "held_out/corpus.jsonl"], {"train": ["train/a.jsonl"]}),
+    "other words to test on": (
+        [
+            *("fine.jsonl", "Test.jsonl", "TESTING.jsonl", "nq_VALID.jsonl", "holdout.jsonl", "nq-heldout.jsonl"),
+            *("held-out/x.jsonl", "hold_out.jsonl", "testset.jsonl", "devset.jsonl", "evals/x.jsonl", "tst.jsonl"),
+            *("TestData.jsonl", "nqTest.jsonl", "nqDevSet.jsonl", "TestPairs.jsonl", "validate.jsonl"),
+            *("benchmark.jsonl", "split=test/0.parquet", "test(1).jsonl"),
+        ],
+        {"fine": ["fine.jsonl"]},
+    ),
     "letter case": (
         ["A.JSONL", "b.Parquet", "c.jsonl.GZ"],
         {"A": ["A.JSONL"], "b": ["b.Parquet"], "c": ["c.jsonl.GZ"]},
     ),
     "control: words that hold such a word": (
-        ["latest.jsonl", "evaluate_me.jsonl", "device.jsonl", "valley/contest.jsonl"],
+        [
+            *("latest.jsonl", "evaluate_me.jsonl", "device.jsonl", "valley/contest.jsonl", "DevOps.jsonl"),
+            *("attestation.jsonl", "evaluator_notes.jsonl", "latestNews.jsonl"),
+        ],
         {
+            **{name: [f"{name}.jsonl"] for name in ("DevOps", "attestation", "evaluator_notes", "latestNews")},
             "device": ["device.jsonl"],
             "evaluate_me": ["evaluate_me.jsonl"],
             "latest": ["latest.jsonl"],

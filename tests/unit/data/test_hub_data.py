@@ -53,6 +53,18 @@ def test_a_clone_gives_one_split(tmp_path, prefix):
         read(tmp_path / "set", "dev")
 
 
+def test_files_to_test_on_are_left_out_of_a_folder_without_splits(tmp_path):
+    for name in ("a", "latest", "Test", "nq_VALID", "holdout", "held_out/x"):
+        write(tmp_path / "set" / f"{name}.jsonl", pairs(name))
+    found, source = read(tmp_path / "set")
+    assert found == ["a", "latest"], "control: latest is no word for it"
+    named = "Test.jsonl, held_out/x.jsonl, holdout.jsonl, nq_VALID.jsonl"
+    assert f"4 files of the folder not read: {named}" in source.reading.lines()
+    write(tmp_path / "alone" / "holdout.jsonl", pairs("t"))
+    with pytest.raises(FileError, match=r"alone: found test splits alone; name a file itself to read it"):
+        read(tmp_path / "alone")
+
+
 def test_a_clone_without_a_train_split_is_not_trained_on(tmp_path):
     write(tmp_path / "set/data/test-00000-of-00001.parquet", pairs("t"))
     with pytest.raises(

@@ -387,7 +387,7 @@ def test_a_later_row_of_another_form_is_bad_and_named(shape):
         "InputExample": [{"texts": [Q, P]}, {"texts": 3}, {"texts": [Q]}],
         "alpaca": [{"instruction": Q, "output": P}, {"instruction": Q}],
         "LlamaIndex": [{"queries": {}, "corpus": {}, "relevant_docs": {"1": ["x"]}}],
-        "SQuAD": [{"question": Q, "context": P, "answers": {"text": [], "answer_start": []}}, {"question": Q}],
+        "SQuAD": [{"question": Q, "context": P, "answers": {"text": ["falls"], "answer_start": [11]}}, {"question": Q}],
         "Quora questions": [{"questions": {"text": [Q, P]}}, {"questions": {"text": [Q]}}, {"questions": 3}],
     }.get(shape.name)
     if rows is None:

@@ -70,6 +70,7 @@ BROKEN = {  # a file with faults -> its good rows, the lines that are named
     "a quote that is not closed, to the end": ('q1,"p1\nq2,p2\n', "q2", [2]),
     "too many columns over two lines": ('q1,"a\nb",x\nq2,p2\n', "q2", [2]),
     "the other end of a broken field": ('q1,"a" x "\nb",y\nq2,p2\n', "q2", [2, 3]),
+    "the header again": ("q1,p1\n" + HEADER + "query,positive x\nq2,p2\n", "q1 query q2", [3]),
     "not UTF-8": ("caf\udce9,x\nq2,p2\n", "q2", [2]),
 }
 
@@ -88,6 +89,8 @@ def test_a_broken_row_is_one_bad_row(tmp_path, case):
 REFUSED = {
     "one column": ("a.txt", "one\ntwo\n", "a.txt:1: found 1 column, wanted at least 2, separated by comma, tab,"),
     "a header for rows": ("a.csv", HEADER, r"a.csv:1: found the column names query, positive, wanted a row \(--no_"),
+    "usual names for rows": ("a.csv", "Question,passage\n", "a.csv:1: found the column names Question, passage, want"),
+    "names and a label for rows": ("a.tsv", "sentence1\tsentence2\tgold\n", "a.tsv:1: found the column names sente"),
     "four columns": ("a.csv", "a,b,c,d\n", "a.csv:1: found 4 columns, wanted 2 or 3"),
     "a column twice": (
         "a.csv",
@@ -106,7 +109,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_fault_of_the_whole_file_is_not_skipped(tmp_path, case):
     name, content, message = REFUSED[case]
-    options = {"no_header": True} if case in ("a header for rows", "four columns") else {}
+    options = {"no_header": True} if case == "four columns" or case.endswith("for rows") else {}
     with pytest.raises(FileError, match=message) as raised:
         rows_of(tmp_path / name, content, BadRows(skip=True, hint=" HINT"), **options)
     assert "HINT" not in str(raised.value) and "\n" not in str(raised.value)
@@ -116,6 +119,11 @@ def test_no_header(tmp_path):
     found = rows_of(tmp_path / "a.csv", "a,b,c\nd,e,f\n", no_header=True)
     assert found == [dict(zip(("query", "positive", "negative"), row, strict=True)) for row in ("abc", "def")]
     assert len(rows_of(tmp_path / "a.csv", "a,b,c\nd,e,f\n")) == 1, "control"
+    for name in ("a.csv", "a.tsv", "a.txt"):
+        found = rows_of(tmp_path / name, "what, then\ttext\nwho, now\tshe\n", no_header=True)
+        assert [row["query"] for row in found] == ["what, then", "who, now"], name
+    found = rows_of(tmp_path / "a.csv", "what,a\tb\nwho,c\n", no_header=True)
+    assert [row["positive"] for row in found] == ["a\tb", "c"], "control: a tab in some texts separates nothing"
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
@@ -148,4 +156,4 @@ def test_compressed_and_parquet(tmp_path):
     }.items():
         assert rows_of(tmp_path / name, data) == wanted, name
     with pytest.raises(FileError, match=r"a\.csv\.gz: cannot be read"):
-        rows_of(tmp_path / "a.csv.gz", gzip.compress(content * 9000)[:-20])
+        rows_of(tmp_path / "a.csv.gz", gzip.compress(content + b"a,b\n" * 9000)[:-20])

@@ -50,11 +50,19 @@ def check_table(output: str, engines: list[str], models: int = 1, terms: list[st
 def test_many_ranks_equal_one_process(qwen3, ranks):
     """Every term. The short suite leaves ZeRO to the next test."""
     engines = (["plain"] if ranks == 1 else []) + ["ddp", "fsdp2"] + (ZERO if ranks != 2 else [])
-    model = ("--model_name_or_path", qwen3) if ranks == 2 else ()  # else both built-in models
-    done = run(*VERIFY, *model, "--ranks", str(ranks), "--engines", *engines, ranks=ranks)
+    done = run(*VERIFY, "--model_name_or_path", qwen3, "--ranks", str(ranks), "--engines", *engines, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     print(done.stdout)
-    check_table(done.stdout, engines, models=1 if model else 2)
+    check_table(done.stdout, engines)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_both_built_in_models(ranks):
+    engines = (["plain"] if ranks == 1 else []) + ["ddp", "fsdp2", *ZERO]
+    done = run(*VERIFY, "--ranks", str(ranks), "--engines", *engines, "--terms", *FIRST, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    check_table(done.stdout, engines, models=2, terms=FIRST)
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ TERMS = {
     "passage_to_query": Term(passage_to_query, lambda args: _from_queries(args) * args.symmetric, {"symmetric": True}),
     "sigreg": Term(sigreg, lambda args: args.sigreg_weight, {"sigreg_weight": 0.05}, every_width=False),
     "spread_out": Term(spread_out, lambda args: args.spread_out_weight, {"spread_out_weight": 1.0}, every_width=False),
-    "cosent": Term(cosent, lambda args: args.cosent_weight, {"cosent_weight": 1.0, "contrastive_weight": 0.0}),
+    "cosent": Term(cosent, lambda args: args.cosent_weight, {"cosent_weight": 0.1, "contrastive_weight": 0.0}),
     "angle": Term(angle, lambda args: args.angle_weight, {"angle_weight": 0.1, "contrastive_weight": 0.0}),
     "distill": Term(distill, lambda args: args.distill_weight, {"distill_weight": 1.0}),
     "margin_mse": Term(margin_mse, lambda args: args.margin_mse_weight, {"margin_mse_weight": 1.0}),

@@ -30,7 +30,7 @@ from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import make_parser
 from gritlm.training.objective import Objective
 from gritlm.training.setup import settle
-from gritlm.training.terms import VARIANTS
+from gritlm.training.terms import OPTIONS, VARIANTS
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 FEWEST_CHUNKS = 8  # with fewer texts, a query may have nothing to be contrasted with
@@ -82,7 +82,7 @@ class VerifyArguments:
         for term in self.terms or VARIANTS:
             # Hard negatives or none, many chunks or one: every pair for the first two terms, else each once.
             kinds = [(True, self.max_len), (False, WHOLE_BATCH)]
-            if not VARIANTS[term].get("in_batch_negatives", True):
+            if term in OPTIONS:  # without hard negatives, a mask may leave a small batch nothing to learn
                 kinds = [(True, self.max_len), (True, WHOLE_BATCH)]
             elif term in [*VARIANTS][:2]:
                 kinds += [(True, WHOLE_BATCH), (False, self.max_len)]

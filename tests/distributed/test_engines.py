@@ -12,7 +12,7 @@ from processes import run_ranks
 from transformers import AutoModel, Qwen3Config
 
 from gritlm.models.backbone import load_backbone, load_config
-from gritlm.training.terms import VARIANTS
+from gritlm.training.terms import OPTIONS, VARIANTS
 
 ZERO = ["zero1", "zero2", "zero3"] if DEEPSPEED else []
 FAULTY = ROOT / "tests" / "distributed" / "faulty.py"
@@ -26,7 +26,7 @@ def wanted_cells(terms: list[str]) -> list[tuple[bool, str, str]]:
     """Many chunks or not, term, negatives: what the table holds of each engine."""
     cells = []
     for term in terms:
-        other = "hard" if term == "hard_negatives" else "in-batch"
+        other = "hard" if term in OPTIONS else "in-batch"
         cells += [(True, term, "hard"), (False, term, other)]
         cells += [(False, term, "hard"), (True, term, "in-batch")] if term in FIRST else []
     return cells

@@ -286,7 +286,7 @@ FORMULAS = {
     "margin": mean_of(margin),
     "relative_margin": mean_of(relative_margin),
     "debiased": mean_of(debiased),
-    "cosent": cosent,
+    "cosent": lambda vectors: 0.1 * cosent(vectors),
     "angle": lambda vectors: 0.1 * cosent(vectors, angle),
     "distill": with_info_nce(mean_of(distill)),
     "margin_mse": with_info_nce(mean_of(margin_mse)),

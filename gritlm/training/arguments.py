@@ -187,6 +187,11 @@ class ObjectiveArguments:
 
 
 @dataclass
+class TuningArguments:
+    """How the weights are tuned."""
+
+
+@dataclass
 class EmbeddingTrainingArguments(TrainingArguments):
     """The run. What is declared here is new, or has another default than in Hugging Face's TrainingArguments."""
 
@@ -253,7 +258,7 @@ class EmbeddingTrainingArguments(TrainingArguments):
         return self.global_batch_size // self.world_size
 
 
-GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, EmbeddingTrainingArguments)
+GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TuningArguments, EmbeddingTrainingArguments)
 
 
 @dataclass
@@ -280,13 +285,14 @@ class RunArguments:
     model: ModelArguments
     data: DataArguments
     objective: ObjectiveArguments
+    tuning: TuningArguments
     training: EmbeddingTrainingArguments
     base: BaseSettings
     command: Command = field(default_factory=Command)
 
     def flags(self) -> dict[str, Any]:
         """Every flag's value by name."""
-        groups = (self.model, self.data, self.objective, self.training)
+        groups = (self.model, self.data, self.objective, self.tuning, self.training)
         return {f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
 
 

@@ -264,13 +264,13 @@ def build(
         groups = parser.parse_dict(flags)
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(one_line(error)) from error
-    model, data, objective, training = groups[:4]
+    model, data, objective, tuning, training = groups[:5]
     rehearse(training)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
     model, data = settle(model, base, data.contract), settle(data, base, data.contract)
-    run = RunArguments(model, data, objective, training, base, parser.command)
-    return run, groups[4] if more else None
+    run = RunArguments(model, data, objective, tuning, training, base, parser.command)
+    return run, groups[5] if more else None
 
 
 def check_base_settings(model: ModelArguments, base: BaseSettings) -> None:

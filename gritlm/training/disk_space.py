@@ -15,8 +15,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from gritlm.errors import UserError
 from gritlm.files import size_text
 from gritlm.models.base_files import Base
-from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments
+from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, TuningArguments
 from gritlm.training.checkpoints import STAGING_FOLDER
+from gritlm.training.optimizers import is_hidden_matrix
 from gritlm.training.rehearsal import build_optimizer, steps_in_all
 
 FLOAT32 = 4  # bytes
@@ -51,12 +52,13 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
         UserError: --output_dir has less room.
     """
     args, model = run.training, run.model
-    shapes = list(Base(model.model_name_or_path, config, model.trust_remote_code).expected.values())
+    shapes = Base(model.model_name_or_path, config, model.trust_remote_code).expected
     if not shapes:
         return []
     if model.projection:
-        shapes += [[model.projection, config.hidden_size], [model.projection]]
-    needed = disk_space(args, shapes, engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch))
+        shapes |= {"projection.weight": [model.projection, config.hidden_size], "projection.bias": [model.projection]}
+    engine, steps = engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch)
+    needed = disk_space(args, shapes, engine, steps, run.tuning)
     folder = Path(args.output_dir or "")
     free, there = free_space(folder), bytes_of_checkpoints(folder)
     if free is None:
@@ -71,17 +73,29 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
     return [f"  disk: the run needs {needed}{held}; {size_text(free)} are free in {folder}"]
 
 
-def disk_space(args: EmbeddingTrainingArguments, shapes: list[list[int]], engine: str, steps: int) -> DiskSpace:
+def disk_space(
+    args: EmbeddingTrainingArguments,
+    shapes: dict[str, list[int]],
+    engine: str,
+    steps: int,
+    tuning: TuningArguments | None = None,
+) -> DiskSpace:
     """What a run of so many steps needs for weights of these shapes."""
-    model = FLOAT32 * sum(map(math.prod, shapes))
+    tuning, weights = tuning or TuningArguments(), sum(map(math.prod, shapes.values()))
+    trained = (FLOAT32 // 2 if tuning.bf16_weights else FLOAT32) * weights
+    model = trained if tuning.ema_decay is None else FLOAT32 * weights
+    matrices = {n: shape for n, shape in shapes.items() if tuning.use_muon and is_hidden_matrix(n, len(shape))}
+    others = [shape for name, shape in shapes.items() if name not in matrices]
     if engine in ("zero1", "zero2", "zero3"):  # they flatten the weights
-        shapes = [[sum(map(math.prod, shapes))]]
-    state = optimizer_state(args, shapes)
+        others = [[weights]]
+    state = optimizer_state(args, others)
+    more = FLOAT32 * sum(map(math.prod, matrices.values()))  # Muon's momentum
+    more += trained if tuning.ema_decay is not None else 0  # beside the average
     saves, limit = count_saves(args, steps), args.save_total_limit or math.inf
     if args.metric_for_best_model:
         limit = max(limit, 2)  # the best and the newest
     kept = int(min(saves, limit))
-    return DiskSpace(model, COPIES[engine] * model + (state or 0), kept, saves > kept, state is None)
+    return DiskSpace(model, COPIES[engine] * model + (state or 0) + more, kept, saves > kept, state is None)
 
 
 def engine_asked_for(flags: dict[str, Any]) -> str:

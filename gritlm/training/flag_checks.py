@@ -38,6 +38,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("max_positives", "cosent_temperature", "teacher_temperature", "student_temperature", "margin_mse_scale"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
+            "projection_learning_rate",
         ),
     ),
     (
@@ -53,7 +54,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         ),
     ),
     ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight")),
-    ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus",)),
+    ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus", "ema_decay")),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
     (
@@ -181,6 +182,14 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--negatives_ring sends other ranks' passages round, but --negatives_cross_device False uses none; choose one",
     ),
     (
+        lambda f: f.muon_iteration != "float32" and not f.use_muon,
+        "--muon_iteration {muon_iteration} without --use_muon has no effect",
+    ),
+    (
+        lambda f: f.bf16_weights and not f.bf16,
+        "--bf16_weights without --bf16: wanted --bf16 True, since the products of bfloat16 weights are bfloat16",
+    ),
+    (
         lambda f: f.torch_compile and bool(f.deepspeed),
         "--torch_compile with --deepspeed: not supported; with --fsdp it is",
     ),
@@ -265,7 +274,7 @@ def build(
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(one_line(error)) from error
     model, data, objective, tuning, training = groups[:5]
-    rehearse(training)
+    rehearse(training, tuning)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
     model, data = settle(model, base, data.contract), settle(data, base, data.contract)

@@ -48,6 +48,10 @@ class OptimizerTrainer(Trainer):
         self.optimizer = optimizer
         return self.optimizer
 
+    def _get_learning_rate(self) -> float:
+        self.projection_rate = self.optimizer.param_groups[-1]["lr"]  # of the same step
+        return super()._get_learning_rate()
+
 
 def describe_tuning(tuning: TuningArguments) -> list[str]:
     """What the flags of optimizers, precision and averages mean for the run and for what it publishes."""
@@ -149,7 +153,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(self, muon: Muon, adamw: torch.optim.Optimizer):
         self.muon, self.adamw = muon, adamw
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        super().__init__([*muon.param_groups, *adamw.param_groups], {"lr": muon.defaults["lr"]})
 
     def step(self, closure=None):
         for part in (self.muon, self.adamw):
@@ -182,7 +186,7 @@ class StochasticRounding(torch.optim.Optimizer):
         self.weight_of: dict[Tensor, Tensor] = {}
         for group in optimizer.param_groups:
             group["params"] = list(map(self._stand_in, group["params"]))
-        super().__init__(optimizer.param_groups, {})
+        super().__init__(optimizer.param_groups, {"lr": optimizer.defaults["lr"]})  # schedules read it
         self.param_groups[0]["roundings"] = 0  # kept in checkpoints
 
     def _stand_in(self, weight: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.finite.check()
             logs |= self.meter.read() | self._speed()
             if self.tuning.projection_learning_rate is not None:
-                logs["learning_rate/projection"] = self.optimizer.param_groups[-1]["lr"]
+                logs["learning_rate/projection"] = self.projection_rate
         if "train_loss" in logs:  # the last entry
             self._correct_summary(logs)
         super().log(logs, start_time)

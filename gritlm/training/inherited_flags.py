@@ -125,8 +125,9 @@ OPTIMIZERS = {
     **dict.fromkeys(("lomo", "adalomo"), IN_BACKWARD),
     **dict.fromkeys(
         ("adamw_torch_4bit", "adamw_torch_8bit"),
-        "its state is no plain tensor, which no checkpoint can hold; --optim adamw_8bit is of the same size",
+        "its state is no plain tensor, which no checkpoint can hold; --optim adamw_8bit is small, too",
     ),
+    "grokadamw": "a resumed run would learn other weights",
     **dict.fromkeys(
         ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
         "its weights would have to be averaged before each save",

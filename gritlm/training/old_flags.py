@@ -26,7 +26,6 @@ OLD_FLAGS: dict[str, str] = {
     **dict.fromkeys(
         ("lora", "qlora"), "not supported: all weights are trained; large models fit with --fsdp or --deepspeed"
     ),
-    "use_muon": "not supported: choose an optimizer with --optim",
     "use_fused_adamw": "leave it out: --optim adamw_torch_fused is the default",
     "overwrite_output_dir": "leave it out: nothing is overwritten; delete the folder or name another",
     "save_safetensors": "leave it out: weights are always saved as safetensors",

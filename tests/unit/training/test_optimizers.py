@@ -267,7 +267,6 @@ NEEDS = {  # what is said where the package is missing
     "adamw_torch_xla": "torch_xla",
     "adamw_torch_npu_fused": "torch_npu",
     "adamw_anyprecision": "torchdistx",
-    "grokadamw": "grokadamw",
     "stable_adamw": "torch-optimi",
     **dict.fromkeys(
         [

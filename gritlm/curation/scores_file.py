@@ -24,7 +24,8 @@ class PairScores:
     """The score of each pair of a query and a passage in a file or a folder.
 
     Raises:
-        UserError: a row has another form, a score is no finite number, or a pair has two scores that differ by more than rounding.
+        UserError: a row has another form, a score is no finite number, or two scores of a pair differ by more than
+            rounding.
     """
 
     def __init__(self, path: str):

@@ -13,6 +13,7 @@ from accelerate.utils import enable_fsdp_ram_efficient_loading
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
@@ -220,3 +221,15 @@ def whole_weights(model: Any) -> dict[str, Tensor] | None:
                     weights[name] = parameter.detach().to("cpu", copy=True)
         return weights
     return None
+
+
+def on_whole_matrix(function: Callable[..., Tensor], matrix: Tensor, *arguments: Any) -> Tensor:
+    """`function(matrix, *arguments)`, on the whole matrix where ranks hold shards of it. All ranks must call it then.
+
+    Returns:
+        Sharded as `matrix` is.
+    """
+    if not isinstance(matrix, DTensor):
+        return function(matrix, *arguments)
+    whole = function(matrix.full_tensor(), *arguments)
+    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)  # all ranks hold it

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
 from gritlm.training.arguments import TuningArguments
+from gritlm.training.engines import on_whole_matrix
 from gritlm.training.run_log import log
 
 NEW_LAYERS = ("projection.", "teacher_projection.")
@@ -139,13 +139,10 @@ class Muon(torch.optim.Muon):
             self._init_group(group, weights, gradients, buffers)
             for weight, gradient, buffer in zip(weights, gradients, buffers, strict=True):
                 buffer.lerp_(gradient, 1 - beta)
-                update = gradient.lerp(buffer, beta)
-                whole = update.full_tensor() if isinstance(update, DTensor) else update
-                whole = orthogonalize(whole, group["ns_coefficients"], group["ns_steps"], group["eps"], self.dtype)
-                if isinstance(update, DTensor):
-                    whole = distribute_tensor(whole, update.device_mesh, update.placements, src_data_rank=None)
+                arguments = group["ns_coefficients"], group["ns_steps"], group["eps"], self.dtype
+                update = on_whole_matrix(orthogonalize, gradient.lerp(buffer, beta), *arguments)
                 weight.mul_(1 - rate * group["weight_decay"])
-                weight.add_(whole, alpha=-0.2 * rate * math.sqrt(max(weight.shape)))  # the update's RMS is AdamW's
+                weight.add_(update, alpha=-0.2 * rate * math.sqrt(max(weight.shape)))  # the update's RMS is AdamW's
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -1,27 +1,27 @@
 """Refuse flags that are missing, wrong, or contradict one another, before data or weights are read."""
 
-import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainingArguments
 
+from gritlm.data.folders import find_files
 from gritlm.errors import UserError, one_line
 from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, ObjectiveArguments, RunArguments
+from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
 from gritlm.training.inherited_flags import check_inherited, normalised
+from gritlm.training.objective_rules import check_objective
 from gritlm.training.rehearsal import check_compiler, rehearse
-from gritlm.training.set_settings import OF_A_SET, read_set_settings
 from gritlm.training.setup import settle
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
@@ -63,10 +63,6 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ),
     (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
 )
-
-TAU_PLUS = ObjectiveArguments.tau_plus
-UNIT_VECTORS = ("debiased", "sigreg_weight", "spread_out_weight", "angle_weight", "matryoshka_dims", "teacher_weight")
-TERM_WEIGHTS = [name for name in vars(ObjectiveArguments) if name.endswith("_weight")]
 
 # Flags that hold a JSON object, with an example.
 OBJECTS = {
@@ -119,66 +115,8 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--append_eos {append_eos}, wanted mean, False and False; leave --contract out to choose each",
     ),
     (
-        lambda f: not f.in_batch_negatives and (f.same_tower or f.symmetric),
-        "--in_batch_negatives False: found --same_tower or --symmetric, which contrast with other rows; choose one",
-    ),
-    (
-        lambda f: not f.in_batch_negatives and f.train_group_size < 2,
-        "--in_batch_negatives False with --train_group_size 1: no negative is left; raise --train_group_size",
-    ),
-    (
-        lambda f: not f.in_batch_negatives and f.hardness_in_batch > 0,
-        "--hardness_in_batch with --in_batch_negatives False: there is none to weight; leave one out",
-    ),
-    (
-        lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),
-        "--max_positives {max_positives}: found --same_tower or --symmetric, which start from one positive; choose one",
-    ),
-    (
-        lambda f: not any(getattr(f, name) for name in TERM_WEIGHTS),
-        "--contrastive_weight 0: no other term has a weight, so nothing is trained; give one a weight",
-    ),
-    (
-        lambda f: not f.teacher_vectors and (f.teacher_weight > 0 or f.guide_margin is not None),
-        "--teacher_weight and --guide_margin: found no --teacher_vectors, wanted the folder of gritlm encode --rows",
-    ),
-    (
-        lambda f: bool(f.teacher_vectors) and not f.teacher_weight and f.guide_margin is None,
-        "--teacher_vectors {teacher_vectors}: wanted --teacher_weight or --guide_margin; alone it has no effect",
-    ),
-    (
-        lambda f: not f.normalized and any(getattr(f, name) for name in UNIT_VECTORS),
-        "--normalized False: found one of "
-        + ", ".join(f"--{name}" for name in UNIT_VECTORS)
-        + ", which need unit vectors",
-    ),
-    (
-        lambda f: f.tau_plus != TAU_PLUS and not f.debiased,
-        "--tau_plus {tau_plus} without --debiased has no effect",
-    ),
-    (
-        lambda f: bool(f.matryoshka_weights) and len(f.matryoshka_weights) != len(f.matryoshka_dims or ()),
-        "--matryoshka_weights {matryoshka_weights}: wanted one for each of --matryoshka_dims {matryoshka_dims}",
-    ),
-    (
-        lambda f: any(not 0 < weight < math.inf for weight in f.matryoshka_weights or ()),
-        "--matryoshka_weights {matryoshka_weights}: wanted numbers above 0",
-    ),
-    (
-        lambda f: not _falls(f.matryoshka_dims or ()),
-        "--matryoshka_dims {matryoshka_dims}: wanted whole numbers above 0 that fall, such as 256 128 64",
-    ),
-    (
-        lambda f: f.emb_q_only and f.emb_p_only,
-        "--emb_q_only and --emb_p_only: choose one; together no weight would get a gradient",
-    ),
-    (
         lambda f: not _is_auto_or_gb(f.activation_memory),
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
-    ),
-    (
-        lambda f: f.negatives_ring and not f.negatives_cross_device,
-        "--negatives_ring sends other ranks' passages round, but --negatives_cross_device False uses none; choose one",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),
@@ -305,25 +243,15 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
     for name in REQUIRED:
         if not flags[name]:
             raise UserError(f"--{name} is missing")
-    for name, own in read_set_settings(run.data.num_samples).items():
-        try:
-            check_flags(run, flags | {key: value for key, value in own.items() if key in OF_A_SET}, ranks, here)
-        except UserError as error:
-            raise UserError(f"--num_samples {run.data.num_samples}: {name}: {error}") from error
-    check_flags(run, flags, ranks, here)
-
-
-def check_flags(run: RunArguments, flags: dict[str, Any], ranks: int, here: bool) -> None:
-    """Refuse flags that contradict one another: those of the run, or with the settings of a data set on top."""
     check_ranges(flags)
-    training = run.training
-    facts = SimpleNamespace(**flags, ranks=ranks, training=training)
+    facts = SimpleNamespace(**flags, ranks=ranks, training=run.training)
     for is_wrong, message in (*RULES, *(MACHINE_RULES if here else ())):
         if is_wrong(facts):
-            engine = "--deepspeed" if training.deepspeed else "--fsdp"
+            engine = "--deepspeed" if run.training.deepspeed else "--fsdp"
             longest = max(run.data.query_max_len, run.data.passage_max_len)
-            known = vars(facts) | {"engine": engine, "gpus": training.n_gpu, "longest": longest}
+            known = vars(facts) | {"engine": engine, "gpus": run.training.n_gpu, "longest": longest}
             raise UserError(message.format_map(known))
+    check_objective(run, list(find_files(run.data.train_data)), check_ranges)
 
 
 def check_ranges(flags: dict[str, Any]) -> None:
@@ -343,7 +271,3 @@ def check_object(name: str, text: str | None) -> None:
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}")
-
-
-def _falls(widths: Sequence[int]) -> bool:
-    return all(width > 0 for width in widths) and all(a > b for a, b in itertools.pairwise(widths))

@@ -216,17 +216,20 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
     return text_tokenizer
 
 
-def show_examples(text_tokenizer: TextTokenizer, records: list[RecordSet], count: int = 3) -> list[str]:
-    """The first rows as the model will see them. Tokens in the first brackets are not pooled."""
+def show_examples(
+    text_tokenizer: TextTokenizer, records: list[RecordSet], lengths: dict[str, tuple[int, int]], count: int = 3
+) -> list[str]:
+    """The first rows as the model will see them. Tokens in the first brackets are not pooled.
+
+    Args:
+        lengths: the longest query and passage of each data set.
+    """
     lines = ["examples, as tokenised: [not pooled] pooled"]
-    contract, decode = text_tokenizer.contract, text_tokenizer.tokenizer.decode
+    decode = text_tokenizer.tokenizer.decode
     rows = [(r, i) for i in range(count) for r in records if i < len(r)][:count]
     for record_set, index in rows:
-        record = record_set[index]
-        for name, text, limit in (
-            ("query", record.query, contract.query_max_len),
-            ("pos", record.positives[0], contract.passage_max_len),
-        ):
+        record, (query, passage) = record_set[index], lengths[record_set.name]
+        for name, text, limit in (("query", record.query, query), ("pos", record.positives[0], passage)):
             (tokens,) = text_tokenizer([text], limit)
             prompt, pooled = decode(tokens.ids[: tokens.prompt_length]), decode(tokens.ids[tokens.prompt_length :])
             pooled = pooled if len(pooled) <= 160 else pooled[:160] + "..."

@@ -13,7 +13,7 @@ from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
-from gritlm.training.objective import check_scores, describe_objective
+from gritlm.training.objective import check_scores, describe_objective, taught
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import (
@@ -45,17 +45,23 @@ def describe_run(
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_instructions(evaluation, text_tokenizer)
-    by_set = objectives_of(run.objective, settings, [r.name for r in used])
-    unread = check_scores(by_set, used, run.data.ignore_columns or ())
-    for r, lengths in zip(used, lengths_of(run.data, settings, [r.name for r in used]), strict=True):
+    names = [r.name for r in records]
+    losses = dict(zip(names, objectives_of(run.objective, settings, names), strict=True))
+    lengths_by_set = dict(zip(names, lengths_of(run.data, settings, names), strict=True))
+    by_set = [losses[r.name] for r in used]
+    unread = check_scores(by_set, used, run.data.ignore_columns or (), run.data)
+    for r in used:
+        lengths = lengths_by_set[r.name]
         for instructions, length, flag in zip((r.instructions, r.passage_instructions), lengths, LENGTHS, strict=True):
             for instruction in instructions:
                 text_tokenizer.check_instruction(instruction, length, f"--num_samples: {r.name}: {flag}")
         if run.data.eval_held_out and r.scored_rows[1]:
             raise UserError(f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data")
     if run.objective.teacher_vectors:
-        TeacherVectors(run.objective.teacher_vectors).check(used)
-    texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or ())
+        TeacherVectors(run.objective.teacher_vectors).check(taught(by_set, used))
+    texts, warnings = report_on_texts(
+        used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or (), lengths_by_set
+    )
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
     width = run.model.projection or config.hidden_size
@@ -64,13 +70,13 @@ def describe_run(
         *describe_base(run, text_tokenizer.contract),
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
-        describe_objective(run.objective, width),
+        *([describe_objective(run.objective, width)] if len(others) < len(used) else ["loss of each data set"]),
         *(f"  {name}: {describe_objective(args, width)}" for name, args in others),
         *negatives,
         *evaluation.lines,
         *check_disk_space(run, config, plan.steps_per_epoch),
         *texts,
-        *show_examples(text_tokenizer, used),
+        *show_examples(text_tokenizer, used, lengths_by_set),
     ]
     steps = steps_in_all(run.training, plan.steps_per_epoch)
     return (

@@ -191,6 +191,9 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
         embedder.load_projection(weights.parent, weights.name, run.base.projection_bias)
     if run.objective.matryoshka_dims:  # for servers that cut vectors on request
         embedder.config.matryoshka_dimensions = [embedder.embedding_dim, *run.objective.matryoshka_dims]
+    elif (model.reset_weight or model.projection != run.base.projection) and hasattr(config, "matryoshka_dimensions"):
+        log.info("base: its widths %s are not those of this model: left out", config.matryoshka_dimensions)
+        del embedder.config.matryoshka_dimensions
     dropout = getattr(config, "attention_dropout", 0.0)
     reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
     if embedder.packed and args.device.type == "cuda" and reason:

@@ -181,7 +181,8 @@ class EmbeddingTrainer(EvaluationTrainer):
             engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
         )
         self.meter.add(terms, inputs.dataset)
-        self.meter.add_left_out(getattr(self.objective, "left_out", {}), self.args.global_batch_size)
+        dataset = inputs.dataset if len(self.train_dataset.records) > 1 else None
+        self.meter.add_left_out(getattr(self.objective, "left_out", {}), self.args.global_batch_size, dataset)
         loss = torch.stack(list(terms.values())).sum()
         self.finite.loss(step, loss, inputs.dataset, rows)
         engine.step()

@@ -13,7 +13,7 @@ from gritlm.data.batches import ContrastiveBatch
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
 from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.contrast import MANY_KNOWN, is_known
+from gritlm.training.contrast import Known, knows, shared_only
 from gritlm.training.objective import Objective, check_scores, needs_projection
 from gritlm.training.terms import TERMS, VARIANTS
 

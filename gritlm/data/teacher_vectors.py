@@ -50,10 +50,11 @@ class TeacherVectors:
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def lookup(self, ids: Sequence[int]) -> np.ndarray:
-        """float32 (len(ids), E). An id that is not there is an error of `check`; here it is a row of zeros."""
+        """(len(ids), E), float16 as `encode --rows` writes it, else float32. An id that is not there is an error of `check`; here it is a row of zeros."""
         wanted = np.asarray(ids, dtype=np.int64)
         places = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
-        found = np.asarray(self.vectors[places], dtype=np.float32)
+        kind = np.float16 if self.vectors.dtype == np.float16 else np.float32  # half the bytes from a data worker
+        found = np.asarray(self.vectors[places], dtype=kind)
         found[self.ids[places] != wanted] = 0.0
         return found
 

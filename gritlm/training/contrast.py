@@ -87,7 +87,7 @@ class Contrast:
         (width,) = all_reduce_max(known_BK.shape[1])
         padding_BK = known_BK[:, :1].expand(-1, width - known_BK.shape[1])
         columns_QK = all_gather(torch.cat([batch.query_id_B[:, None], known_BK, padding_BK], dim=1))
-        return Known(columns_QK[:, 0], columns_QK[:, 1:])
+        return Known(columns_QK[:, 0].contiguous(), columns_QK[:, 1:].contiguous())
 
     @property
     def known_row_B(self) -> Tensor:
@@ -259,11 +259,11 @@ def knows(known: Known, query_id_b: Tensor, text_pC: Tensor) -> Tensor:
     at_b = torch.searchsorted(sorted_Q, query_id_b.contiguous())
     row_of_Q = torch.full_like(sorted_Q, count)  # row `count` is for queries outside of the range
     row_of_Q[at_b] = torch.arange(count, device=sorted_Q.device)
-    row_QK = row_of_Q[torch.searchsorted(sorted_Q, known.query_Q.contiguous())][:, None].expand_as(known.text_QK)
+    row_QK = row_of_Q[torch.searchsorted(sorted_Q, known.query_Q)][:, None].expand_as(known.text_QK)
     known_pb = torch.zeros(width, count + 1, dtype=torch.bool, device=sorted_Q.device)  # rows are quickly gathered
     for text_p in text_pC.T.contiguous():
         sorted_p = text_p.sort().values
-        at_QK = torch.searchsorted(sorted_p, known.text_QK.contiguous()).clamp(max=width - 1)
+        at_QK = torch.searchsorted(sorted_p, known.text_QK).clamp(max=width - 1)
         found_pb = known_pb.new_zeros(width + 1, count + 1)
         found_pb[torch.where(sorted_p[at_QK] == known.text_QK, at_QK, width), row_QK] = True
         known_pb |= found_pb[torch.searchsorted(sorted_p, text_p)]

@@ -165,6 +165,8 @@ class Objective:
         """
         vectors_TD = vectors_TD.float()  # before anything else, so that gradients of a vector add up in float32
         projected_TE = vectors_TD
+        if batch.teacher_BE is not None and batch.teacher_SE is not None:
+            batch = replace(batch, teacher_BE=batch.teacher_BE.float(), teacher_SE=batch.teacher_SE.float())
         if self.projects:  # each row ends in its projection on the teacher's width
             width = found(batch.teacher_BE, "teacher vectors").shape[1]
             vectors_TD, projected_TE = vectors_TD[:, :-width], vectors_TD[:, -width:]

@@ -50,7 +50,10 @@ class TeacherVectors:
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def lookup(self, ids: Sequence[int]) -> np.ndarray:
-        """(len(ids), E), float16 as `encode --rows` writes it, else float32. An id that is not there is an error of `check`; here it is a row of zeros."""
+        """(len(ids), E), float16 as `encode --rows` writes it, else float32.
+
+        An id that is not there is an error of `check`; here it is a row of zeros.
+        """
         wanted = np.asarray(ids, dtype=np.int64)
         places = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
         kind = np.float16 if self.vectors.dtype == np.float16 else np.float32  # half the bytes from a data worker

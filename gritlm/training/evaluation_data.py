@@ -66,7 +66,9 @@ def gather_evaluation_data(
     slices = [slice_of(plan, records, number) for number in range(len(records)) if len(plan.held_rows[number])]
     names = [r.name for r in records]
     by_set = without_teacher(objectives_of(run.objective, read_set_settings(run.data.num_samples), names))
-    has_loss = [any(term.weight(args) for term in TERMS.values()) for args in by_set]
+    group = [min(run.data.train_group_size, record_set.longest_group) for record_set in records]
+    several = [size > 1 or len(held) > 1 for size, held in zip(group, plan.held_rows, strict=True)]
+    has_loss = [ok and any(t.weight(args) for t in TERMS.values()) for ok, args in zip(several, by_set, strict=True)]
     data = EvaluationData([*given, *slices], list(_loss_batches(plan, has_loss)))
     names = [found.name for found in data.sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -74,8 +76,8 @@ def gather_evaluation_data(
     metric = run.training.metric_for_best_model
     if metric in (LOSS, LOSS.removeprefix("eval_")) and slices and not data.loss_batches:
         raise UserError(
-            f"--metric_for_best_model {metric}: found --teacher_weight alone in the loss, which an evaluation does not "
-            f"compute; wanted another metric, such as {MEAN}"
+            f"--metric_for_best_model {metric}: found no loss of the held-out rows: --teacher_weight is of training "
+            f"alone, and one row without a negative has none; wanted another metric, such as {MEAN}"
         )
     if metric and metric not in data.metrics and f"eval_{metric}" not in data.metrics:
         raise UserError(

@@ -133,7 +133,8 @@ def describe_objective(args: ObjectiveArguments, width: int) -> str:
     changes += ["hard negatives only"] * (not args.in_batch_negatives)
     widths = ", ".join(f"{dim} ({weight:g})" for dim, weight in narrow_widths(args))
     return (
-        f"loss: {' + '.join(parts)}, temperature {args.temperature:g}"
+        f"loss: {' + '.join(parts)}"
+        + (f", temperature {args.temperature:g}" if args.contrastive_weight else "")
         + (f", with {', '.join(changes)}" if changes else "")
         + (f"; also at the widths {widths} of {width}" if dims else "")
     )

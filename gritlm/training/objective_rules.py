@@ -26,6 +26,11 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--in_batch_negatives False with --train_group_size 1: no negative is left; raise --train_group_size",
     ),
     (
+        lambda f: f.global_batch_size < 2 and any((f.cosent_weight, f.angle_weight, f.spread_out_weight)),
+        "--global_batch_size 1: found --cosent_weight, --angle_weight or --spread_out_weight, which compare the queries of "
+        "a batch; raise it",
+    ),
+    (
         lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),
         "--max_positives {max_positives}: found --same_tower or --symmetric, which start from one positive; choose one",
     ),
@@ -131,7 +136,11 @@ def _check_effects(of_sets: Sequence[dict[str, Any]], names: Sequence[str]) -> N
         given = name in dependent and of_sets and all(flags[name] != DEFAULTS[name] for flags in of_sets)
         if given and not any(is_on(flags[other], other) for flags in of_sets for other in needed):
             first, (value, *_) = needed[0], (flags[needed[0]] for flags in of_sets)
-            why = f"with --{first} {value}" if DEFAULTS[first] else f"without --{' or --'.join(needed)}"
+            absent = needed[1:] if DEFAULTS[first] else needed
+            parts = [f"with --{first} {value}"] * (absent is not needed) + [
+                f"without --{' or --'.join(absent)}"
+            ] * bool(absent)
+            why = " and ".join(parts)
             raise UserError(f"--{name} {of_sets[0][name]} {why} has no effect; leave one of them out")
 
 

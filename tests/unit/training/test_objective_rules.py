@@ -43,8 +43,10 @@ def check(tmp_path):
     def checked(flags, settings=None, names=("a", "b")) -> None:
         (tmp_path / "n.json").write_text(json.dumps(settings or {}))
         groups = {"num_samples": str(tmp_path / "n.json")}, {}
+        run.training.global_batch_size = flags.get("global_batch_size", 64)
         for name, value in flags.items():
             groups[name in ObjectiveArguments.__dataclass_fields__][name] = value
+        groups[0].pop("global_batch_size", None)
         data, objective = dataclasses.replace(run.data, **groups[0]), ObjectiveArguments(**groups[1])
         check_objective(dataclasses.replace(run, data=data, objective=objective), names, check_ranges)
 
@@ -130,6 +132,7 @@ WRONG = {
         "a: --in_batch_negatives False",
     ),
     "no vectors": ({}, {"a": {"guide_margin": 0.1}}, "a: --teacher_weight and --guide_margin: found no --teacher"),
+    "one pair a batch": ({"global_batch_size": 1}, {"a": PAIRS}, "--global_batch_size 1: found --cosent_weight"),
     "null for a number": ({}, {"a": {"temperature": None}}, "a: temperature: found None, wanted a number"),
 }
 

@@ -27,8 +27,8 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.global_batch_size < 2 and any((f.cosent_weight, f.angle_weight, f.spread_out_weight)),
-        "--global_batch_size 1: found --cosent_weight, --angle_weight or --spread_out_weight, which compare the queries of "
-        "a batch; raise it",
+        "--global_batch_size 1: found --cosent_weight, --angle_weight or --spread_out_weight, which compare the "
+        "queries of a batch; raise it",
     ),
     (
         lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),

@@ -59,7 +59,7 @@ def training_row(example: RawExample, instructions: Instructions) -> dict:
         for texts in (example.positives, example.negatives)
     )
     row: dict = {"query": instructions.before_query(example), "pos": positives, "neg": negatives}
-    scores = {"pos_scores": example.positive_scores, "neg_scores": example.negative_scores}
+    scores: dict = {"pos_scores": example.positive_scores, "neg_scores": example.negative_scores}
     scores["score"] = example.score
     return row | {name: values for name, values in scores.items() if values is not None}
 

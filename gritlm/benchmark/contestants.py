@@ -95,8 +95,9 @@ class GritLMStep:
             timer = StepTimer(device)
             timer.mark("start")
             batch = builder[0, 0]
-            batch.contrastive.scores_S = scores  # what a teacher may say
-            batch.contrastive.teacher_BE, batch.contrastive.teacher_SE = vectors.split([queries, slots])
+            if self.term != INFO_NCE:  # what a teacher may say
+                batch.contrastive.scores_S = scores
+                batch.contrastive.teacher_BE, batch.contrastive.teacher_SE = vectors.split([queries, slots])
             batch = batch.to(device)
             timer.mark("data")
             terms = two_pass_step(

@@ -1,6 +1,7 @@
 """Rows of columns to examples: the columns are chosen (`roles`), then each row is read by them."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -123,7 +124,7 @@ def _choose_again(choice: Choice, where: str, now: Choice) -> Choice:
     Raises:
         UserError: more than the negatives and scores would change.
     """
-    for role in ("query", "positives", "label", "split", "instruction"):
+    for role in ("query", "positives", "label", "split", "instruction", "score"):
         if getattr(choice, role) != getattr(now, role):
             raise UserError(
                 f"{where}: found {getattr(now, role)!r} as the {role}, and {getattr(choice, role)!r} before; name "
@@ -178,7 +179,14 @@ def _example(
     instruction = prompt if isinstance(prompt, str) and not is_null(prompt) else None
     positive_scores, negative_scores = scores.get("positive"), scores.get("negative")
     found = RawExample(
-        where, query, texts["positive"], texts["negative"], positive_scores, negative_scores, instruction
+        where,
+        query,
+        texts["positive"],
+        texts["negative"],
+        positive_scores,
+        negative_scores,
+        _pair_score(row.get(choice.score), choice.score) if choice.score else None,
+        instruction,
     )
     return found, good
 
@@ -247,6 +255,16 @@ def _scores(row: dict, name: str, kept: list[int], count: int) -> list | None:
     if value is not None and len(found) != count:
         raise UserError(f"{name}: found {len(found)} scores, wanted one for each of {count} texts")
     return None if value is None else [found[place] for place in kept]
+
+
+def _pair_score(value: object, name: str) -> float:
+    try:
+        score = math.nan if isinstance(value, bool) or value is None else float(str(value))
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(f"{name}: found {value!r:.60}, wanted a number, how alike the two texts are")
+    return score
 
 
 # ---- labels

@@ -15,6 +15,7 @@ class RawExample:
     negatives: list[object]
     positive_scores: list[float] | None = None  # in step with the positives
     negative_scores: list[float] | None = None
+    score: float | None = None  # of the pair
     instruction: str | None = None  # the row's own, as a sentence; --instruction_template makes it the prefix
 
 

@@ -64,6 +64,7 @@ class Columns:
     ignore: list[str] = field(default_factory=list)  # columns that are left unread on purpose; "*": all others
     accept_numbers: bool = False  # numbers are texts
     split: str | None = None  # the rows to read where a column names the split
+    score: str | None = None  # the column that tells how alike the two texts of a pair are
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Choice:
     label: str | None = None
     split: str | None = None
     instruction: str | None = None
+    score: str | None = None
     flat: set[str] = field(default_factory=set)
     decode: bool = True  # lists written as text are decoded; JSON and parquet have lists of their own
 
@@ -120,8 +122,9 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     if columns.label is None and (columns.positive_above is not None or columns.positive_labels):
         raise UserError("--positive_above and --positive_labels need --label_column")
     label = asked(columns.label, "label_column") if columns.label else None
+    score = asked(columns.score, "score_column") if columns.score else None
     ignored = {asked(name, "ignore_columns") for name in columns.ignore if name != "*"}
-    taken = {*ignored, *re.findall(r"\w+", " ".join(uses.values())), label}
+    taken = {*ignored, *re.findall(r"\w+", " ".join(uses.values())), label, score}
     empty = {name for name in names if not any(value not in (None, "", []) for value in values[name])}
     free = {name: key for name, key in names.items() if name not in {*taken, *empty}}
     queries = [name for key in QUERY for name in free if free[name] == key]
@@ -151,6 +154,7 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     reading.shape = shape.name if shape else ""
     chosen: dict[str, list] = {"query": [query], "positive": positives, "negative": negatives}
     chosen |= {"instruction": [instruction], "label": [label], "split": [split], "scores": [*scores.values()]}
+    chosen |= {"score": [score]}
     reading.used = {role: [uses.get(n, n) for n in found if n] for role, found in chosen.items()}
     also = [name for name in candidates if name not in taken]
     also_queries = [n for n in queries if n not in {*taken, *also} and names[n] not in WEAK_QUERY]
@@ -159,7 +163,8 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     for name in names if "*" not in columns.ignore else ():
         if name not in taken and (name in splits or name in labels):
             raise UserError(f"{source}: the column {name} {_unclear(name, values[name], name in splits)}")
-    choice = Choice(query, positives, negatives, scores, label, split, instruction, decode=not HAS_LISTS.search(source))
+    choice = Choice(query, positives, negatives, scores, label, split, instruction, score)
+    choice.decode = not HAS_LISTS.search(source)
     for name in (query, *positives, *negatives):
         _check_texts(name, values, choice, columns, source)
     for role, found in reading.used.items():
@@ -212,8 +217,9 @@ def _unclear(name: str, values: list, split: bool) -> str:
         return f"{some} names splits; --split reads one of them, --ignore_columns {name} reads all"
     numbers = all(re.fullmatch(r"[-+.\de]+", value) for value in found)
     how = " --positive_above NUMBER or --positive_labels VALUE" if numbers else " --positive_labels WORD"
+    keep = f", --score_column {name} to train on the numbers" if numbers else ""
     how = " (1 is a positive)" if {*found} <= {"0", "1", "true", "false", "True", "False"} else how
-    how = f"--label_column {name}{how}, or --ignore_columns {name} if it does not"
+    how = f"--label_column {name}{how}{keep}, or --ignore_columns {name} if it does not"
     return f"{some} seems to say which pairs are positive; say {how}"
 
 

@@ -13,7 +13,7 @@ from gritlm.errors import UserError
 
 COLUMN_FLAGS = {
     *("query_column", "positive_column", "negative_columns", "label_column", "positive_above", "positive_labels"),
-    *("ignore_columns", "accept_numbers"),
+    *("score_column", "ignore_columns", "accept_numbers"),
 }
 SOURCE_FLAGS = COLUMN_FLAGS | {"split", "config", "no_header"}
 

@@ -1,13 +1,16 @@
 """Compare the gradient of many ranks, on any engine and in any chunks, with that of one process on the whole batch.
 
 Random texts, float32, three SGD steps for each loss term. The loss, the gradient and the updated weights of each step
-are compared, as a relative error in norm. With --bf16 the engines compute under autocast, and the error of one step's
-gradient must not grow with the number of chunks. Without --model_name_or_path the models are a tiny Qwen2 and a tiny
-Qwen3.
+are compared, as a relative error in norm. With --temperatures they are compared with float64, and the error must be
+like that of one process in float32. With --bf16 the engines compute under autocast, and the error of one step's
+gradient must not grow with the number of chunks. Without --model_name_or_path the models are a tiny Qwen2 and Qwen3.
 """
 
 import argparse
+import dataclasses
 import importlib.util
+import itertools
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -46,6 +49,7 @@ SIZES = {
 
 EXAMPLES = """examples:
   gritlm verify-gradients --ranks 2
+  gritlm verify-gradients --ranks 2 --temperatures 0.02 0.01
   gritlm verify-gradients --ranks 2 --bf16 --chunks 16 600
   gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B --ranks 8 --engines ddp fsdp2
   torchrun --nnodes 2 ... -m gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B      many nodes"""
@@ -64,12 +68,13 @@ class VerifyArguments:
     activation_memory: str = flag("0", "GB of activations kept between the two passes, as in training.")
     torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
+    temperatures: list[float] | None = flag(None, "Temperatures to compare at, such as 0.02 and 0.01. None: 0.05.")
     bf16: bool = flag(False, "Compute under bfloat16 autocast, as in training.")
     chunks: list[int] | None = flag(None, "With --bf16: chunks on each rank, one text each. None: 16 and 600.")
-    growth: float = flag(
-        2.0,
-        "With --bf16: largest error that counts as equal, as a multiple of the error of one process under autocast "
-        "that encodes the whole batch at once.",
+    growth: float | None = flag(
+        None,
+        "With --bf16 or --temperatures: largest error that counts as equal, as a multiple of that of one process, in "
+        "bfloat16 or float32, that encodes the whole batch at once. None: 2 or 3.",
     )
 
     def cases(self) -> Iterator[Case]:
@@ -79,7 +84,7 @@ class VerifyArguments:
                 for chunks in self.chunks or (16, 600):
                     yield Case(term, False, -(-chunks // 2), self.max_len, 1, False, steps=1, bf16=True, **more)
             return
-        for term in self.terms or VARIANTS:
+        for temperature, term in itertools.product(self.temperatures or (None,), self.terms or VARIANTS):
             # Hard negatives or none, many chunks or one: every pair for the first two terms, else each once.
             kinds = [(True, self.max_len), (False, WHOLE_BATCH)]
             if term in OPTIONS:  # without hard negatives, a mask may leave a small batch nothing to learn
@@ -87,7 +92,12 @@ class VerifyArguments:
             elif term in [*VARIANTS][:2]:
                 kinds += [(True, WHOLE_BATCH), (False, self.max_len)]
             for hard, tokens in kinds:
-                yield Case(term, hard, self.queries, self.max_len, tokens, **more)
+                yield Case(term, hard, self.queries, self.max_len, tokens, temperature=temperature, **more)
+
+
+def measure_of(case: Case) -> Case:
+    """The case that measures it: one process encodes the whole batch at once."""
+    return dataclasses.replace(case, chunk_tokens=WHOLE_BATCH)
 
 
 # ---- the verb
@@ -117,6 +127,11 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
             raise UserError(f"--torch_compile with --engines {engine}: not supported")
         if engine.startswith("zero") and not importlib.util.find_spec("deepspeed"):
             raise UserError(f"--engines {engine}: DeepSpeed is not installed (pip install deepspeed)")
+    if args.temperatures and args.bf16:
+        raise UserError("--temperatures with --bf16: not supported; give one of the two")
+    for temperature in args.temperatures or ():
+        if not 0 < temperature < math.inf:
+            raise UserError(f"--temperatures: found {temperature}, wanted numbers above 0")
     for chunks in args.chunks or ():
         if chunks < FEWEST_CHUNKS:
             raise UserError(f"--chunks: found {chunks}, wanted {FEWEST_CHUNKS} or more")
@@ -170,7 +185,7 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
     """Print the table, one line as each cell is done. Returns the number of wrong cells. All ranks call it."""
     quieten()
     device = init_process_group()
-    cells, wrong = 0, 0
+    cells, wrong, growth = 0, 0, args.growth or (2.0 if args.bf16 else 3.0)
 
     def show(line: str) -> None:
         if rank() == 0:
@@ -186,18 +201,20 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
             return Embedder(backbone, contract, model_args.projection)
 
         show(f"{name}\n{HEADER}")
-        limits = {}
-        for case in args.cases() if args.bf16 else ():
-            one = compare(build, None, case, device)
-            limits[case] = args.growth * one.gradient
-            show(one.line("the measure"))
+        measures = {}
+        for case in args.cases() if args.bf16 or args.temperatures else ():
+            if (alone := measure_of(case)) not in measures:
+                measures[alone] = compare(build, None, alone, device)
+                show(measures[alone].line("the measure"))
         for engine in args.engines or available(args.torch_compile):
             for case in args.cases():
                 cell = compare(build, engine, case, device, make_objective)
-                equal = cell.is_equal(limits.get(case, args.tolerance))
+                over = cell.over(measures[measure_of(case)]) if measures else 0.0
+                equal = over <= growth if measures else max(cell.errors) <= args.tolerance
                 cells, wrong = cells + 1, wrong + (not equal)
-                show(cell.line("ok" if equal else "WRONG"))
-    bf16 = f"have at most {args.growth:g} times the error of one process"
-    show(f"{cells - wrong} of {cells} {bf16 if args.bf16 else f'equal one process to {args.tolerance:g}'}")
+                times = f"{over:.1f}x at {case.flags.temperature:g}  " if measures else ""
+                show(cell.line(times + ("ok" if equal else "WRONG")))
+    said = f"have at most {growth:g} times the error of one process" if measures else ""
+    show(f"{cells - wrong} of {cells} {said or f'equal one process to {args.tolerance:g}'}")
     destroy_process_group()
     return wrong

@@ -102,6 +102,30 @@ def test_with_compiled_layers(qwen3):
     check_table(done.stdout, ["ddp", "fsdp2"], terms=FIRST)
 
 
+LOW = ["--temperatures", "0.02", "0.01"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_term_at_low_temperatures(qwen3, ranks):
+    """At most three times the error of one process in float32, against float64."""
+    flags = ["--model_name_or_path", qwen3, "--ranks", str(ranks), "--engines", "ddp", "fsdp2", *LOW]
+    done = run(*VERIFY, *flags, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    print(done.stdout)
+    assert len(cells(done.stdout)) == 2 * 2 * len(wanted_cells([*VARIANTS]))
+
+
+@pytest.mark.parametrize("fault", ["none", "gather"])
+def test_the_first_term_at_a_low_temperature(qwen3, fault):
+    """Control: a fault in the gradient shows there, too."""
+    flags = ["--model_name_or_path", qwen3, "--engines", "ddp", "--terms", "info_nce", *LOW[:2]]
+    done = run(FAULTY, fault, *flags, ranks=2)
+    found = cells(done.stdout)
+    assert len(found) == 4 and {cell[-1] for cell in found} == {"ok" if fault == "none" else "WRONG"}, done.stdout
+    assert done.returncode == (fault != "none")
+
+
 CONTROLLED = ["info_nce", "cosent"]  # what is gathered carries all of the gradient
 
 
@@ -187,6 +211,8 @@ def test_bad_flags_are_one_line(qwen3):
     for flags, message in (
         (["--engines", "fsdp1"], "--engines: found 'fsdp1', wanted some of plain, ddp, fsdp2"),
         (["--bf16", "--chunks", "2"], "--chunks: found 2, wanted 8 or more"),
+        (["--temperatures", "0"], "--temperatures: found 0.0, wanted numbers above 0"),
+        (["--temperatures", "0.02", "--bf16"], "--temperatures with --bf16: not supported"),
         (["--terms", "hinge"], "--terms: found 'hinge', wanted some of info_nce, same_tower"),
         (["--attn_implementation", "nonsense"], "--attn_implementation nonsense: "),  # the ranks find it
     ):

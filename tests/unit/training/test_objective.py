@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from helpers import relative
+from helpers import WORDS, relative
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 
 from gritlm.data.batches import ContrastiveBatch
@@ -379,6 +380,9 @@ def test_it_agrees_with_sentence_transformers(vectors, name):
     wanted = loss.compute_loss_from_embeddings(columns_of(vectors), None)
     found = sum(Objective(ObjectiveArguments(TEMPERATURE, **ours))(vectors, without_repeats()).values())
     assert abs(found - wanted) / wanted < 1e-6
+    other = ObjectiveArguments(TEMPERATURE, **THEIRS["same_tower" if name == "info_nce" else "info_nce"][0])
+    wrong = sum(Objective(other)(vectors, without_repeats()).values())
+    assert abs(wrong - wanted) / wanted > 1e-3, "control: another loss"
 
 
 def test_spread_out_and_widths_agree_with_sentence_transformers(vectors):
@@ -389,6 +393,7 @@ def test_spread_out_and_widths_agree_with_sentence_transformers(vectors):
     wanted = sum(theirs.compute_loss_from_embeddings(columns_of(vectors)[:2]).values())
     found = Objective(flags("spread_out"))(vectors, without_repeats())["spread_out"]
     assert abs(found - wanted) / wanted < 1e-6
+    assert abs(found - sum(theirs.compute_loss_from_embeddings(columns_of(vectors)[1:3]).values())) > 1e-3, "control"
     theirs, terms = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / TEMPERATURE), {}
     for width in (8, 4):
         narrow = [column[:, :width] for column in columns_of(vectors)]  # their similarity is the cosine
@@ -425,6 +430,69 @@ def test_scores_and_teachers_agree_with_sentence_transformers(vectors, name):
     terms = Objective(args)(vectors.repeat(1, 1 + needs_projection(args)), where)
     found = terms[term] / TERMS[term].weight(args)
     assert abs(found - wanted) / wanted < 1e-6
+    where.scores_S, where.teacher_BE = where.scores_S.flip(0), where.teacher_BE.flip(0)
+    other = Objective(args)(vectors.repeat(1, 1 + needs_projection(args)), where)[term] / TERMS[term].weight(args)
+    assert abs(other - wanted) / wanted > 1e-3, "control: what the teacher says of other rows"
+
+
+# The class, its arguments, how many columns of texts, our flags, and flags that must not agree.
+WITH_A_MODEL = {
+    "GIST": ("GISTEmbedLoss", {}, 2, {"guide_margin": 0.0, "same_tower": True}, {"same_tower": True}),
+    "GIST with a hard negative": (
+        "GISTEmbedLoss",
+        {"contrast_anchors": False, "contrast_positives": False},
+        *(3, {"guide_margin": 0.0}, {}),
+    ),
+    "GIST with a margin": ("GISTEmbedLoss", {"margin": -0.05}, 2, {"guide_margin": 0.05, "same_tower": True}, {}),
+    "cached GIST": ("CachedGISTEmbedLoss", {}, 2, {"guide_margin": 0.0, "same_tower": True}, {"same_tower": True}),
+    "cached": ("CachedMultipleNegativesRankingLoss", {}, 4, {}, {"symmetric": True}),
+    "symmetric": ("MultipleNegativesSymmetricRankingLoss", {}, 4, {"symmetric": True}, {}),
+    "cached symmetric": ("CachedMultipleNegativesSymmetricRankingLoss", {}, 4, {"symmetric": True}, {}),
+    "Matryoshka": (
+        "MatryoshkaLoss",
+        {"matryoshka_dims": [32, 8, 4], "matryoshka_weights": [1.0, 0.5, 0.25]},
+        *(4, {"matryoshka_dims": [8, 4], "matryoshka_weights": [0.5, 0.25]}, {"matryoshka_dims": [8, 4]}),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def two_models(qwen3, qwen2):
+    """A student and a guide of sentence-transformers, and the features of a batch: query, positive, two negatives."""
+    student, guide = SentenceTransformer(str(qwen3), device="cpu"), SentenceTransformer(str(qwen2), device="cpu")
+    texts = [[" ".join(WORDS[7 * c + r : 9 * c + 2 * r + 3]) for r in range(QUERIES)] for c in range(1 + GROUP)]
+    return student.eval(), guide.eval(), [student.tokenize(column) for column in texts]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", WITH_A_MODEL)
+def test_it_agrees_with_classes_that_need_a_model(two_models, name):
+    losses, (student, guide, features) = pytest.importorskip("sentence_transformers.losses"), two_models
+    kind, settings, columns, ours, other = WITH_A_MODEL[name]
+    if not hasattr(losses, kind):
+        pytest.skip("this sentence-transformers has no such loss")
+    scale = {"temperature": TEMPERATURE} if "GIST" in kind else {"scale": 1 / TEMPERATURE}
+    if kind == "MatryoshkaLoss":
+        scale = {"loss": MultipleNegativesRankingLoss(student, **scale)}
+    more = ({"guide": guide} if "GIST" in kind else {}) | ({"mini_batch_size": 3} if "Cached" in kind else {})
+    with torch.no_grad():
+        wanted = getattr(losses, kind)(student, **scale, **settings, **more)(
+            [dict(column) for column in features[:columns]], torch.zeros(QUERIES)
+        )
+        own, their = (
+            [torch.nn.functional.normalize(model(dict(f))["sentence_embedding"], dim=1) for f in features]
+            for model in (student, guide)
+        )
+    unused = [slot for slot in range(QUERIES * GROUP) if slot % GROUP >= columns - 1]
+    where, ids = without_repeats(), list(range(QUERIES * GROUP))
+    where = batch(where.query_id_B.tolist(), ids, unused, [[i] for i in ids[::GROUP]], cut=lambda text: 1000 + text)
+    where.teacher_BE, where.teacher_SE = their[0], torch.stack(their[1:], 1).flatten(0, 1)
+    vectors = torch.cat([own[0], torch.stack(own[1:], 1).flatten(0, 1)])
+    found, wrong = (
+        sum(Objective(ObjectiveArguments(TEMPERATURE, **args))(vectors, where).values()) for args in (ours, other)
+    )
+    assert abs(found - wanted) / wanted < 1e-6
+    assert abs(wrong - wanted) / wanted > 1e-3, "control"
 
 
 # ---- single terms

@@ -190,6 +190,21 @@ class ObjectiveArguments:
 class TuningArguments:
     """How the weights are tuned."""
 
+    lora: bool = flag(False, "Train a LoRA adapter and the projection; the model's own weights stay as they are.")
+    qlora: bool = flag(False, "The same on weights stored in 4 bits (NF4; bitsandbytes, one process).")
+    lora_r: int = flag(16, "Rank of the adapter.")
+    lora_alpha: float = flag(32, "Scale of the adapter: its output is multiplied by this / --lora_r.")
+    lora_dropout: float = flag(0.1, "Dropout on the adapter's input.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Linear layers that get an adapter, by the end of their name: q_proj v_proj. None: all of the backbone."
+    )
+    continue_adapter: bool = flag(
+        False, "Where --model_name_or_path is an adapter: train it further. False: it is merged into its base first."
+    )
+    keep_adapter: bool = flag(
+        False, "Publish the adapter, too, in the sub-folder adapter of the merged model.", changes_learning=False
+    )
+
 
 @dataclass
 class EmbeddingTrainingArguments(TrainingArguments):

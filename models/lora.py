@@ -23,6 +23,28 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 QUANTISED_BASE = "quantised_base.json"  # beside an adapter that was trained on a 4-bit base
 NF4: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}  # QLoRA's: the scales are quantised, too
+README = """---
+library_name: peft
+base_model: {base}
+---
+An adapter for {base}. Its pooling is in 1_Pooling, its text contract in text_contract.json.
+
+```python
+from gritlm import GritLM
+
+model = GritLM("THIS FOLDER")
+```
+
+Without gritlm, take the config from here: that of the base may say another attention.
+
+```python
+from peft import PeftModel
+from transformers import AutoConfig, AutoModel
+
+backbone = AutoModel.from_pretrained({base_text}, config=AutoConfig.from_pretrained("THIS FOLDER"))
+backbone = PeftModel.from_pretrained(backbone, "THIS FOLDER")
+```
+"""
 PREFIX = "base_model.model."  # of peft's names in the file
 
 
@@ -142,8 +164,10 @@ def save_adapter(
     settings = config.to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
     files = {ADAPTER_CONFIG: settings} | ({QUANTISED_BASE: NF4} if quantised else {})
-    for name, content in files.items():
-        (Path(folder) / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    texts = {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in files.items()}
+    base = config.base_model_name_or_path
+    for name, text in (texts | {"README.md": README.format(base=base, base_text=repr(base))}).items():
+        (Path(folder) / name).write_text(text, encoding="utf-8")
 
 
 def load_adapter(backbone: nn.Module, folder: str | Path) -> None:
@@ -189,9 +213,16 @@ def quantise(backbone: nn.Module, device: torch.device, dtype: torch.dtype) -> N
         if type(module) is nn.Linear and ".lora_" not in name:
             sizes = module.in_features, module.out_features, module.bias is not None
             layer = Linear4bit(*sizes, compute_dtype=dtype, device="meta", **NF4)
+            layer.support_avx512bf16_for_cpu = False  # it would round the scales to bfloat16, for good
             layer.weight = Params4bit(module.weight.data, requires_grad=False, **NF4)
             layer.bias = module.bias
             _replace(backbone, name, layer.to(device))
+
+
+def quantised_bytes(weights: int) -> int:
+    """Bytes of a matrix of so many weights in NF4: half a byte each, a scale for 64, a scale of scales for 256."""
+    blocks = -(-weights // 64)
+    return -(-weights // 2) + blocks + 4 * -(-blocks // 256)
 
 
 def dequantise(backbone: nn.Module) -> None:

@@ -65,7 +65,8 @@ class CheckpointTrainer(Trainer):
             return []
         check_finite(self.embedder.trained_state() if weights is None else weights)
         save_model_folder(self.embedder, self.processing_class, folder, weights)
-        add_card(folder, self.args.output_dir or "", self.state.global_step)
+        if self.embedder.adapter is None:
+            add_card(folder, self.args.output_dir or "", self.state.global_step)
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

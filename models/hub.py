@@ -76,14 +76,16 @@ def base_of(name_or_path: str) -> str:
         return name_or_path
     try:
         base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        found = isinstance(base, str) and base and Path(model_folder(base)).is_dir()
+        if not base or not isinstance(base, str):
+            raise ValueError("no name")
+        found = Path(model_folder(base)).is_dir()
     except UserError as error:
         raise UserError(f"{path}: found an adapter for the base {base!r}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: found no base_model_name_or_path, wanted the adapter's base") from error
     if not found:
         raise UserError(f"{path}: found an adapter for the base {base!r}, and no such folder; write its place there")
-    return str(base)
+    return base
 
 
 def is_hub_name(name: str) -> bool:

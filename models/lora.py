@@ -159,7 +159,7 @@ def save_adapter(
     """
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(backbone, state_dict=dict(weights))
+    found = get_peft_model_state_dict(backbone, state_dict=dict(weights), save_embedding_layers=False)
     save_file({PREFIX + n: value.contiguous() for n, value in found.items()}, Path(folder) / ADAPTER_WEIGHTS)
     settings = config.to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}

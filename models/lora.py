@@ -82,9 +82,7 @@ def adapter_shapes(config: PreTrainedConfig, adapter: "LoraConfig") -> list[list
     return [list(p.shape) for p in backbone.parameters() if p.requires_grad]
 
 
-def make_config(
-    r: int, alpha: float, dropout: float, endings: Sequence[str], base: str | None = None
-) -> "LoraConfig":
+def make_config(r: int, alpha: float, dropout: float, endings: Sequence[str], base: str | None = None) -> "LoraConfig":
     """peft's settings of a plain LoRA adapter."""
     from peft import LoraConfig
 

@@ -139,7 +139,7 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
         vectors.backward(torch.zeros_like(vectors))
     for hook in hooks:
         hook.remove()
-    return Footprint(*(sum(weight.nbytes for weight in part) for part in (weights, trained)), kept, live.peak)
+    return Footprint(sum(p.nbytes for p in weights), sum(p.nbytes for p in trained), kept, live.peak)
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from gritlm.distributed import rank
+from gritlm.distributed import gather_objects, rank
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base_files import Base
@@ -144,12 +144,17 @@ def merged(
     """`write` puts an adapter folder in a place. What is returned puts the merged model there; all ranks call it."""
 
     def write_merged(folder: Path) -> None:
-        adapter = folder / ADAPTER_FOLDER
+        adapter, problem = folder / ADAPTER_FOLDER, ""
         write(adapter)
         if rank() == 0:
-            save_model_folder(merge_checked(run, text_tokenizer, adapter), text_tokenizer, folder)
+            try:
+                save_model_folder(merge_checked(run, text_tokenizer, adapter), text_tokenizer, folder)
+            except UserError as error:
+                problem = str(error)
             if not run.tuning.keep_adapter:
                 shutil.rmtree(adapter)
+        if problem := gather_objects(problem)[0]:  # all ranks end in one line
+            raise UserError(problem)
 
     return write_merged if uses_adapter(run) else write
 

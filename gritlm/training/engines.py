@@ -212,7 +212,7 @@ def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor | None
     return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
 
 
-def load_trained_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_trained_weights(model: nn.Module, weights: dict[str, Any]) -> None:
     """Copy whole weights into the shards of FSDP2. Frozen ones need not be among them. All ranks call it."""
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 

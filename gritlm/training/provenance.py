@@ -21,7 +21,7 @@ from gritlm.training.flag_parser import PATHS
 from gritlm.training.inherited_flags import REFUSED
 from gritlm.training.setup import show_examples
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed")
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed", "peft", "bitsandbytes")
 OF_THE_DATA = ("data", "num_samples", "order of the rows, version")
 
 

@@ -61,9 +61,10 @@ def run_settings_of(
     if Path(run.model.model_name_or_path).is_dir():
         settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
         settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))
-    if run.tuning.lora or run.tuning.qlora:  # a checkpoint does not hold the base
-        if found := Base(run.model.model_name_or_path, PreTrainedConfig()).fingerprint:
-            settings["base's weights"] = found
+    # A checkpoint with an adapter does not hold the base.
+    of_base = Base(run.model.model_name_or_path, PreTrainedConfig())
+    if (run.tuning.lora or run.tuning.qlora) and (found := of_base.fingerprint):
+        settings["base's weights"] = found
     if follows_evaluations(SimpleNamespace(**values)):
         settings |= {name: values[name] for name in ("eval_strategy", "eval_steps", "eval_delay")}
         settings["evaluation sets"] = [f"{data.name}, {fingerprint(data)}" for data in eval_sets]

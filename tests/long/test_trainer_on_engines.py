@@ -123,7 +123,7 @@ def test_lora_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
     """With the adapter's dropout. Checkpoints hold no frozen weight; the best step's adapter is the one published."""
     more = {"eval_held_out": 8, "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
     more |= {"model": qwen3, "lora": True, "lora_r": 2, "lora_target_modules": "q_proj", "keep_adapter": True}
-    more |= {"projection": 16, "save_total_limit": 0}
+    more |= {"projection": 16, "save_total_limit": 0, "warmup_steps": 0}
     whole = go("whole", engine, **more)
     assert whole.returncode == 0, whole.stderr[-3000:]
     assert go("cut", engine, "kill:4", **more).returncode != 0
@@ -141,7 +141,8 @@ def test_lora_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
         assert sum(path.stat().st_size for path in large) < base_bytes, [path.name for path in large]
     best = min(evaluations(tmp_path / "whole")[1:], key=lambda entry: entry["eval_loss"])["step"]
     kept, saved = (
-        load_file(tmp_path / "whole" / place / "adapter_model.safetensors") for place in ("adapter", f"checkpoint-{best}")
+        load_file(tmp_path / "whole" / place / "adapter_model.safetensors")
+        for place in ("adapter", f"checkpoint-{best}")
     )
     assert all(torch.equal(kept[name], saved[name]) for name in saved)
     served, adapter = (GritLM(tmp_path / "whole" / place).encode(["a river", "snow"]) for place in ("", "adapter"))

@@ -94,7 +94,9 @@ def test_each_tensor_must_learn(qwen3, caplog):
     watch = AdapterGradients(embedder)
     step(embedder, watch)
     step(embedder, watch)
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.lora_A.* and 1 more had a gradient of 0 in .* 3 steps"):
+    with pytest.raises(
+        UserError, match=r"layers\.1\.mlp\.up_proj\.lora_A.* and 1 more had a gradient of 0 in .* 3 steps"
+    ):
         step(embedder, watch)
 
     embedder = fresh(qwen3)

@@ -20,9 +20,10 @@ from transformers.modeling_utils import set_zero3_state
 from gritlm.distributed import rank
 from gritlm.errors import UserError, first_line, one_line
 from gritlm.models.attention import PACKED
-from gritlm.models.base_files import unreadable
+from gritlm.models.base_files import find_file, unreadable
 from gritlm.models.checks import check_base, find_adapter
-from gritlm.models.hub import DECODER, model_folder
+from gritlm.models.hub import DECODER, base_of, model_folder
+from gritlm.models.lora import merge_adapter
 
 SUPPORTED = ("qwen2", "qwen3")
 ATTENTION = {"bb": False, "cc": True}
@@ -36,9 +37,10 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
     Raises:
         UserError: the model does not exist or is not supported, or `attn` is None and config.json has no `is_causal`.
     """
-    path = Path(name_or_path) / "config.json"
+    path = find_file(name_or_path, "config.json") or Path(name_or_path) / "config.json"
     try:
-        config = AutoConfig.from_pretrained(model_folder(name_or_path), trust_remote_code=trust_remote_code)
+        folder = str(path.parent) if path.is_file() else model_folder(name_or_path)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         if path.is_file():
             raise unreadable(path, "the config of a model that transformers knows", error) from error
@@ -67,8 +69,9 @@ def load_backbone(
     reset_weight: bool = False,
     seed: int = 0,
     trust_remote_code: bool = False,
+    merge_adapters: bool = True,
 ) -> PreTrainedModel:
-    """The decoder stack without its language-model head, with float32 weights.
+    """The decoder stack without its language-model head, with float32 weights. An adapter is merged into its base.
 
     Float32 because AdamW at a fine-tuning learning rate rounds most updates of bf16 weights away. Autocast gives bf16.
 
@@ -77,6 +80,7 @@ def load_backbone(
         attn_implementation: the attention kernel, "packed" or one of transformers' names.
         reset_weight: draw the weights from the model's own initialisation and read none from disk.
         seed: of that initialisation; one seed gives one model, whatever the device and the engine.
+        merge_adapters: otherwise, of an adapter, the base that it was made for.
     Raises:
         UserError: `check_base` refuses the model, the attention kernel is not available, or weights are missing.
     """
@@ -85,6 +89,11 @@ def load_backbone(
     try:
         if reset_weight or receives_weights():
             return draw_backbone(config, seed, **options)
+        if (base := base_of(name_or_path)) != name_or_path:
+            backbone = load_backbone(base, config, attn_implementation, trust_remote_code=trust_remote_code)
+            if merge_adapters:
+                merge_adapter(backbone, model_folder(name_or_path, DECODER))
+            return backbone
         backbone, report = AutoModel.from_pretrained(
             model_folder(name_or_path, DECODER),
             config=config,

@@ -1,6 +1,7 @@
 """The files of a base model: JSON, and the headers of safetensors. Reads no weight."""
 
 import copy
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from gritlm.errors import UserError, one_line
-from gritlm.models.hub import CONFIG, DECODER, model_folder
+from gritlm.models.hub import CONFIG, DECODER, base_of, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MANIFEST = "checkpoint.json"  # in a checkpoint: lists its files, and those of the model folder in it
@@ -85,14 +86,43 @@ class Base:
         """The saved tensors that the model does not have."""
         return [name for name in self.tensors if name not in self.expected] if self.expected else []
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights that another model has not: names, shapes, and the ends of each tensor. With adapters.
+
+        Empty if the weights are not in the local cache.
+        """
+        digest, name = hashlib.sha256(), self.name
+        files = self.weight_files
+        if not files:
+            return ""
+        while (base := base_of(name)) != name:
+            files, name = [*files, *filter(None, [find_file(name, "adapter_model.safetensors", DECODER)])], base
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for key in sorted(file.keys()):
+                    part = file.get_slice(key)
+                    shape = part.get_shape()
+                    digest.update(f"{key} {part.get_dtype()} {shape}".encode())
+                    for end in (part[:1], part[shape[0] - 1 :]) if shape else ():
+                        digest.update(end.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def in_backbone(self, name: str) -> bool:
         return name.split(".")[0] in {expected.split(".")[0] for expected in self.expected}
 
 
 def find_file(name_or_path: str, file: str, files: tuple[str, ...] = CONFIG) -> Path | None:
-    """A file of a model, or None. `files` are the patterns that are downloaded for a model on the hub."""
+    """A file of a model, or None. What an adapter's folder does not hold is its base's.
+
+    Args:
+        files: the patterns that are downloaded for a model on the hub.
+    """
     path = Path(model_folder(name_or_path, files)) / file
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    base = base_of(name_or_path)
+    return find_file(base, file, files) if base != name_or_path else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from gritlm.errors import UserError, one_line
 from gritlm.models.base_files import INDEX, WEIGHTS, Base, find_file, read_json, refuse_lfs_pointer, unreadable
+from gritlm.models.hub import base_of, model_folder
 
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -183,14 +184,15 @@ def check_base(
 
 
 def find_adapter(name_or_path: str) -> str:
-    """What is wrong with a model that is an adapter, or has one beside its weights."""
-    for file in ADAPTER_FILES:
-        if path := find_file(name_or_path, file):
-            of = read_json(path).get("base_model_name_or_path", "?") if path.suffix == ".json" else "?"
-            return (
-                f"found {file}, an adapter for the base {of!r}, wanted a whole model: "
-                "merge the adapter into its base and save that (merge_and_unload of peft)"
-            )
+    """What is wrong with an adapter that cannot be merged, or that lies beside whole weights."""
+    folder = Path(model_folder(name_or_path))
+    found = [file for file in ADAPTER_FILES if (folder / file).is_file()]
+    if not found:
+        return ""
+    if base_of(name_or_path) == name_or_path:
+        return f"found {found[0]} without a base, or beside whole weights, wanted one or the other; move one away"
+    if "adapter_model.bin" in found:
+        return "found adapter_model.bin, wanted adapter_model.safetensors: save the adapter again with peft"
     return ""
 
 

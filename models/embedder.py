@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED, Packing
+from gritlm.models.lora import attach, load_adapter, quantise, save_adapter
 from gritlm.models.pooling import pool, positions
 from gritlm.models.text import TextContract
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 PROJECTION_FOLDER = "2_Dense"
 
@@ -34,6 +38,8 @@ class Embedder(nn.Module):
         width = backbone.config.hidden_size
         self.projection = nn.Linear(width, projection, dtype=backbone.dtype) if projection else None
         self.teacher_projection: nn.Linear | None = None
+        self.adapter: LoraConfig | None = None
+        self.quantised = False
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -43,6 +49,28 @@ class Embedder(nn.Module):
     def packed(self) -> bool:
         """Whether `forward` accepts packed texts. It always accepts padded ones."""
         return self.config._attn_implementation == PACKED
+
+    def add_adapter(self, config: "LoraConfig", seed: int = 0) -> None:
+        """Train an adapter, and the projection, in place of all weights. The saved folder then holds no others."""
+        attach(self.backbone, config, seed)
+        self.adapter = config
+
+    def quantise(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Store the frozen matrices in 4 bits; `dtype` is that of the products."""
+        quantise(self.backbone, device, dtype)
+        self.quantised = True
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether training draws random numbers."""
+        of_adapter = self.adapter.lora_dropout if self.adapter is not None else 0.0
+        return max(getattr(self.config, "attention_dropout", 0.0), of_adapter) > 0
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All weights by name; with an adapter those that are trained."""
+        if self.adapter is None:
+            return self.state_dict()
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def add_teacher_projection(self, width: int) -> None:
         """In training, append to each vector its projection on a teacher's width. The model folder does not hold it."""
@@ -95,6 +123,8 @@ class Embedder(nn.Module):
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute each layer's activations in the backward pass. The Trainer calls this."""
+        if self.adapter is not None:  # else reentrant checkpointing would see no input that needs a gradient
+            self.backbone.enable_input_require_grads()
         self.backbone.activation_checkpointing_enable(**options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
@@ -111,16 +141,22 @@ class Embedder(nn.Module):
     ) -> None:
         """Write config.json and safetensors with the base model's keys, and the projection in a subfolder.
 
+        With an adapter, its files take the place of the base model's weights.
+
         Args:
-            weights: all weights by name. Needed where the module's own parameters are only shards.
+            weights: what `trained_state` gives. Needed where the module's own parameters are only shards.
             max_shard_size: the largest weights file.
         """
-        weights = self.state_dict() if weights is None else weights
+        weights = self.trained_state() if weights is None else weights
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}, "teacher_projection": {}}
         for name, value in weights.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value.contiguous()
-        self.backbone.save_pretrained(folder, state_dict=parts["backbone"], max_shard_size=max_shard_size)
+        if self.adapter is None:
+            self.backbone.save_pretrained(folder, state_dict=parts["backbone"], max_shard_size=max_shard_size)
+        else:
+            self.config.save_pretrained(folder)
+            save_adapter(self.backbone, self.adapter, folder, parts["backbone"], self.quantised)
         if self.projection is not None:
             path = Path(folder) / PROJECTION_FOLDER
             path.mkdir(parents=True, exist_ok=True)
@@ -133,7 +169,10 @@ class Embedder(nn.Module):
         Raises:
             UserError: a weight is missing, unexpected, or has another shape.
         """
-        copy_weights(folder, self.backbone)
+        if self.adapter is None:
+            copy_weights(folder, self.backbone)
+        else:
+            load_adapter(self.backbone, folder)
         self.load_projection(folder)
 
     def load_projection(self, folder: str | Path, name: str = PROJECTION_FOLDER, bias: bool = True) -> None:

@@ -57,7 +57,7 @@ def save_model_folder(
     embedder.save_weights(folder, weights, max_shard_size)
     complete_config(folder / "config.json")
     # safetensors makes files that only their owner can read, and a server runs as another user.
-    for path in folder.rglob("model*.safetensors"):
+    for path in folder.rglob("*model*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)
     save_tokenizer(text_tokenizer.tokenizer, folder, contract.longest)
     contract.save(folder)

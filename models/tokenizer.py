@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from gritlm.errors import UserError, first_line
+from gritlm.models.base_files import find_file
 from gritlm.models.checks import check_tokenizer_files
 from gritlm.models.hub import model_folder
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract
@@ -38,7 +39,8 @@ def load_tokenizer(
         UserError: there is no fast tokenizer, or a token that is needed is missing.
     """
     check_tokenizer_files(name_or_path)
-    folder = model_folder(name_or_path)
+    file = find_file(name_or_path, "tokenizer.json")  # of an adapter, or of its base
+    folder = str(file.parent) if file else model_folder(name_or_path)
     ours = (Path(folder) / CONTRACT_FILE).is_file()
     options: dict = LOADER_OPTIONS if ours else {"trust_remote_code": trust_remote_code}
     try:

@@ -41,7 +41,8 @@ EXAMPLES = """examples:
   gritlm benchmark --terms info_nce same_tower sigreg
   gritlm benchmark loss --queries 8192 --passages 32768 --width 256
   gritlm benchmark encode --compare sentence-transformers
-  gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384"""
+  gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384
+  gritlm benchmark memory --model qwen3-8b --bf16 --chunk_tokens 16384 --adapter qlora"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -83,6 +84,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     settings.add_argument("--gradient_checkpointing", action="store_true")
     settings.add_argument("--bf16", action="store_true", help="autocast to bfloat16, the baseline too")
 
+    settings.add_argument(
+        "--adapter", choices=("lora", "qlora"), help="memory: of training an adapter of rank 16 on all linear layers"
+    )
+
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds, default 5; medians count")
     parser.add_argument("--compare", choices=(BASELINE,), help="also measure this library, at its fastest setting")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
@@ -92,6 +97,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError("wanted --queries of at least 2, --group and --rounds of at least 1")
     if args.compare and args.measure == "step" and args.terms[0] != INFO_NCE:
         raise UserError(f"--compare {args.compare}: wanted {INFO_NCE} first in --terms, which is that library's loss")
+    if args.adapter and args.measure != "memory":
+        raise UserError(f"--adapter {args.adapter}: found the measure {args.measure}, wanted memory")
     return args
 
 

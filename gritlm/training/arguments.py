@@ -187,6 +187,26 @@ class ObjectiveArguments:
 
 
 @dataclass
+class TuningArguments:
+    """How the weights are tuned."""
+
+    lora: bool = flag(False, "Train a LoRA adapter and the projection; the model's own weights stay as they are.")
+    qlora: bool = flag(False, "The same on weights stored in 4 bits (NF4; bitsandbytes, one process).")
+    lora_r: int = flag(16, "Rank of the adapter.")
+    lora_alpha: float = flag(32, "Scale of the adapter: its output is multiplied by this / --lora_r.")
+    lora_dropout: float = flag(0.1, "Dropout on the adapter's input.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Linear layers that get an adapter, by the end of their name: q_proj v_proj. None: all of the backbone."
+    )
+    continue_adapter: bool = flag(
+        False, "Where --model_name_or_path is an adapter: train it further. False: it is merged into its base first."
+    )
+    keep_adapter: bool = flag(
+        False, "Publish the adapter, too, in the sub-folder adapter of the merged model.", changes_learning=False
+    )
+
+
+@dataclass
 class EmbeddingTrainingArguments(TrainingArguments):
     """The run. What is declared here is new, or has another default than in Hugging Face's TrainingArguments."""
 
@@ -253,7 +273,7 @@ class EmbeddingTrainingArguments(TrainingArguments):
         return self.global_batch_size // self.world_size
 
 
-GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, EmbeddingTrainingArguments)
+GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TuningArguments, EmbeddingTrainingArguments)
 
 
 @dataclass
@@ -280,13 +300,14 @@ class RunArguments:
     model: ModelArguments
     data: DataArguments
     objective: ObjectiveArguments
+    tuning: TuningArguments
     training: EmbeddingTrainingArguments
     base: BaseSettings
     command: Command = field(default_factory=Command)
 
     def flags(self) -> dict[str, Any]:
         """Every flag's value by name."""
-        groups = (self.model, self.data, self.objective, self.training)
+        groups = (self.model, self.data, self.objective, self.tuning, self.training)
         return {f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
 
 

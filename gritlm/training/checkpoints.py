@@ -18,11 +18,13 @@ from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError, first_line
 from gritlm.files import publish, size_text
 from gritlm.models.base_files import MANIFEST, find_damaged_file
+from gritlm.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
 
 STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is renamed when it is whole
 FORMAT = 2  # of run.json and checkpoint.json. Checkpoints of format 1 hold pickles, which are not read.
 MODEL, OPTIMIZER, SCHEDULER = "model*.safetensors", "optimizer.safetensors", "scheduler.safetensors"
+TRAINED = "trained.safetensors"  # with an adapter under FSDP2: all weights that are trained
 TEACHER_PROJECTION = "teacher_projection.safetensors"  # where --teacher_vectors has another width than the model
 
 # Patterns of the files that a checkpoint of an engine must hold, beside those of every engine. {rank}: one for each.
@@ -58,6 +60,9 @@ def find_missing(files: Iterable[str], engine: str, ranks: int) -> str:
     """The first file that a checkpoint of this engine must hold and does not; empty where there is none."""
     patterns = (MODEL, "trainer_state.json", random_state_file("{rank}"), *ENGINE_FILES[engine])
     found = list(files)
+    if ADAPTER_CONFIG in found:
+        own = (TRAINED if pattern.startswith("pytorch_model_fsdp") else pattern for pattern in patterns[1:])
+        patterns = (ADAPTER_WEIGHTS, *own)
     for pattern in patterns:
         for name in [pattern.format(rank=rank) for rank in range(ranks if "{rank}" in pattern else 1)]:
             if not fnmatch.filter(found, name):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -18,7 +18,7 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
+from gritlm.training.engines import engine_for, is_deepspeed, whole_gradient, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
 from gritlm.training.objective import Objective, needs_projection
 from gritlm.training.random_texts import TEACHER_WIDTH, RandomTexts
@@ -124,7 +124,8 @@ def one_process(
 ) -> Iterator[StepResult]:
     """SGD steps of one process: one chunk, padded or packed, one graph."""
     model = model.double() if float64 else model
-    sgd: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=case.learning_rate)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sgd: torch.optim.Optimizer = torch.optim.SGD(trained.values(), lr=case.learning_rate)
     wrapped, sgd = wrap_model(model, sgd, "plain", device, bf16)
     objective, chunking = Objective(case.flags), ChunkConfig(WHOLE_BATCH, packed, deduplicate=False)
     for texts in batches:
@@ -133,16 +134,17 @@ def one_process(
             loss = torch.stack(list(objective(wrapped(**chunk), batch).values())).sum()
             sgd.zero_grad()
             loss.backward()
-        gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        gradient = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         sgd.step()
-        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}, 1
+        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in trained.items()}, 1
 
 
 def on_an_engine(
     model: Embedder, engine_name: str, objective: Loss, case: Case, batches: list[RandomTexts], device: torch.device
 ) -> Iterator[StepResult]:
     """The same steps through the two-pass step, on this rank's slice."""
-    sgd: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=case.learning_rate)
+    trained = (p for p in model.parameters() if p.requires_grad)
+    sgd: torch.optim.Optimizer = torch.optim.SGD(trained, lr=case.learning_rate)
     wrapped, sgd = wrap_model(model, sgd, engine_name, device, case.bf16)
     engine, memory = engine_for(wrapped), ActivationMemory(case.activation_memory, device)
     chunking = ChunkConfig(case.chunk_tokens, model.packed, case.deduplicate)
@@ -154,26 +156,18 @@ def on_an_engine(
             return objective(vectors, batch)
 
         terms = two_pass_step(engine, chunks, loss_of, memory=memory)
-        gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        found = {name: whole_gradient(wrapped, p) for name, p in trained.items()}
+        gradient = {name: value for name, value in found.items() if value is not None}
         if is_deepspeed(wrapped):
             engine.step()
         else:
             sgd.step()
             sgd.zero_grad()
-        weights = whole_weights(wrapped)
-        weights = dict(model.named_parameters()) if weights is None else weights
+        weights = whole_weights(wrapped, trained_only=True)
+        weights = {n: p.detach() for n, p in trained.items()} if weights is None else weights
         loss = all_reduce_sum(torch.stack(list(terms.values())).sum())
         yield loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
-
-
-def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor:
-    """A parameter's gradient as the optimizer sees it, gathered from the ranks' shards where it is sharded."""
-    if is_deepspeed(wrapped):
-        from deepspeed.utils import safe_get_full_grad
-
-        return safe_get_full_grad(parameter).clone()
-    gradient: Any = parameter.grad
-    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
 
 
 def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

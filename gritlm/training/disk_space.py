@@ -15,6 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from gritlm.errors import UserError
 from gritlm.files import size_text
 from gritlm.models.base_files import Base
+from gritlm.models.lora import adapter_shapes
+from gritlm.training.adapters import adapter_config
 from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments
 from gritlm.training.checkpoints import STAGING_FOLDER
 from gritlm.training.rehearsal import build_optimizer, steps_in_all
@@ -54,9 +56,13 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
     shapes = list(Base(model.model_name_or_path, config, model.trust_remote_code).expected.values())
     if not shapes:
         return []
+    own = 2 if model.projection else 0
     if model.projection:
         shapes += [[model.projection, config.hidden_size], [model.projection]]
-    needed = disk_space(args, shapes, engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch))
+    adapter = adapter_config(run, config)
+    trained = shapes if adapter is None else [*adapter_shapes(config, adapter), *shapes[len(shapes) - own :]]
+    engine, steps = engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch)
+    needed = disk_space(args, shapes, engine, steps, trained)
     folder = Path(args.output_dir or "")
     free, there = free_space(folder), bytes_of_checkpoints(folder)
     if free is None:
@@ -71,17 +77,24 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
     return [f"  disk: the run needs {needed}{held}; {size_text(free)} are free in {folder}"]
 
 
-def disk_space(args: EmbeddingTrainingArguments, shapes: list[list[int]], engine: str, steps: int) -> DiskSpace:
-    """What a run of so many steps needs for weights of these shapes."""
-    model = FLOAT32 * sum(map(math.prod, shapes))
+def disk_space(
+    args: EmbeddingTrainingArguments,
+    shapes: list[list[int]],
+    engine: str,
+    steps: int,
+    trained: list[list[int]] | None = None,
+) -> DiskSpace:
+    """What a run of so many steps needs for weights of these shapes. Checkpoints hold those that are trained."""
+    trained = shapes if trained is None else trained
+    model, saved = (FLOAT32 * sum(map(math.prod, part)) for part in (shapes, trained))
     if engine in ("zero1", "zero2", "zero3"):  # they flatten the weights
-        shapes = [[sum(map(math.prod, shapes))]]
-    state = optimizer_state(args, shapes)
+        trained = [[sum(map(math.prod, trained))]]
+    state = optimizer_state(args, trained)
     saves, limit = count_saves(args, steps), args.save_total_limit or math.inf
     if args.metric_for_best_model:
         limit = max(limit, 2)  # the best and the newest
     kept = int(min(saves, limit))
-    return DiskSpace(model, COPIES[engine] * model + (state or 0), kept, saves > kept, state is None)
+    return DiskSpace(model, COPIES[engine] * saved + (state or 0), kept, saves > kept, state is None)
 
 
 def engine_asked_for(flags: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,11 @@ from transformers import TrainingArguments
 from gritlm.data.folders import find_files
 from gritlm.errors import UserError, one_line
 from gritlm.models.base import BaseSettings, read_base
+from gritlm.models.hub import base_of
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
+from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments, TuningArguments
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
@@ -38,6 +40,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("max_positives", "cosent_temperature", "teacher_temperature", "student_temperature", "margin_mse_scale"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
+            *("lora_r", "lora_alpha"),
         ),
     ),
     (
@@ -52,7 +55,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("hardness_hard", "hardness_in_batch", "false_negative_margin", "false_negative_relative_margin"),
         ),
     ),
-    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight")),
+    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight", "lora_dropout")),
     ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus",)),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
@@ -63,6 +66,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ),
     (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
 )
+
+OF_LORA = [*(name for name in vars(TuningArguments) if name.startswith("lora_")), "continue_adapter", "keep_adapter"]
+OF_AN_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 # Flags that hold a JSON object, with an example.
 OBJECTS = {
@@ -114,6 +120,35 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--contract paper: found --pooling_method {pooling_method}, --pool_instruction {pool_instruction} and "
         "--append_eos {append_eos}, wanted mean, False and False; leave --contract out to choose each",
     ),
+    (lambda f: f.lora and f.qlora, "--lora and --qlora: choose one; --qlora is LoRA on 4-bit weights"),
+    (
+        lambda f: not (f.lora or f.qlora) and bool(_changed(f, OF_LORA)),
+        "{lora_flags}: has no effect without --lora or --qlora",
+    ),
+    (
+        lambda f: f.continue_adapter and bool(_changed(f, OF_AN_ADAPTER)),
+        "--continue_adapter: found {lora_flags}, wanted none: the adapter goes on with its own settings",
+    ),
+    (
+        lambda f: f.continue_adapter and base_of(f.model_name_or_path) == f.model_name_or_path,
+        "--continue_adapter: found no adapter in --model_name_or_path {model_name_or_path}; leave it out to start one",
+    ),
+    (
+        lambda f: (f.lora or f.qlora) and f.reset_weight,
+        "--reset_weight with {lora}: an adapter on random weights that stay random; choose one",
+    ),
+    (
+        lambda f: (f.lora or f.qlora) and find_spec("peft") is None,
+        "{lora}: peft is not installed; pip install peft",
+    ),
+    (
+        lambda f: f.qlora and (f.ranks > 1 or bool(f.deepspeed or f.fsdp)),
+        "--qlora: found {ranks_or_engine}, wanted one process; --lora trains on any number, and shards the weights",
+    ),
+    (
+        lambda f: f.qlora and find_spec("bitsandbytes") is None,
+        "--qlora: bitsandbytes is not installed; pip install bitsandbytes, or use --lora",
+    ),
     (
         lambda f: not _is_auto_or_gb(f.activation_memory),
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
@@ -159,6 +194,12 @@ def _is_within(inner: str, outer: str) -> bool:
     return Path(inner).resolve().is_relative_to(Path(outer).resolve())
 
 
+def _changed(flags: SimpleNamespace, names: Sequence[str]) -> str:
+    """The flags of LoRA that do not have their default."""
+    changed = [name for name in names if getattr(flags, name) != getattr(TuningArguments, name)]
+    return ", ".join(f"--{name}" for name in changed)
+
+
 def _is_auto_or_gb(text: str) -> bool:
     try:
         return text == "auto" or 0 <= float(text) < math.inf
@@ -202,13 +243,13 @@ def build(
         groups = parser.parse_dict(flags)
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(one_line(error)) from error
-    model, data, objective, training = groups[:4]
+    model, data, objective, tuning, training = groups[:5]
     rehearse(training)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
     model, data = settle(model, base, data.contract), settle(data, base, data.contract)
-    run = RunArguments(model, data, objective, training, base, parser.command)
-    return run, groups[4] if more else None
+    run = RunArguments(model, data, objective, tuning, training, base, parser.command)
+    return run, groups[5] if more else None
 
 
 def check_base_settings(model: ModelArguments, base: BaseSettings) -> None:
@@ -250,6 +291,8 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
             engine = "--deepspeed" if run.training.deepspeed else "--fsdp"
             longest = max(run.data.query_max_len, run.data.passage_max_len)
             known = vars(facts) | {"engine": engine, "gpus": run.training.n_gpu, "longest": longest}
+            known |= {"lora": "--qlora" if facts.qlora else "--lora", "lora_flags": _changed(facts, OF_LORA)}
+            known["ranks_or_engine"] = engine if run.training.deepspeed or run.training.fsdp else f"{ranks} ranks"
             raise UserError(message.format_map(known))
     check_objective(run, list(find_files(run.data.train_data)), check_ranges)
 

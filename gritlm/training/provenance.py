@@ -22,7 +22,7 @@ from gritlm.training.inherited_flags import REFUSED
 from gritlm.training.set_settings import lengths_of, read_set_settings
 from gritlm.training.setup import show_examples
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed")
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed", "peft", "bitsandbytes")
 OF_THE_DATA = ("data", "num_samples", "order of the rows, version")
 
 

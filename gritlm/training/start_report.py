@@ -9,6 +9,7 @@ from gritlm.errors import UserError
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
+from gritlm.training.adapters import describe_adapter
 from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
@@ -68,6 +69,7 @@ def describe_run(
     others = [(r.name, args) for r, args in zip(used, by_set, strict=True) if args != run.objective]
     lines = [
         *describe_base(run, text_tokenizer.contract),
+        *describe_adapter(run, config),
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
         *([describe_objective(run.objective, width)] if len(others) < len(used) else ["loss of each data set"]),

@@ -26,6 +26,7 @@ from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base import read_base
 from gritlm.models.embedder import Embedder
+from gritlm.models.lora import linear_layers, make_config, match_targets
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, flag
 from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
@@ -50,6 +51,7 @@ SIZES = {
 EXAMPLES = """examples:
   gritlm verify-gradients --ranks 2
   gritlm verify-gradients --ranks 2 --temperatures 0.02 0.01
+  gritlm verify-gradients --ranks 2 --lora
   gritlm verify-gradients --ranks 2 --bf16 --chunks 16 600
   gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B --ranks 8 --engines ddp fsdp2
   torchrun --nnodes 2 ... -m gritlm verify-gradients --model_name_or_path Qwen/Qwen3-0.6B      many nodes"""
@@ -66,6 +68,7 @@ class VerifyArguments:
     queries: int = flag(4, "Queries on each rank. --bf16 takes half as many as chunks.")
     max_len: int = flag(64, "Longest text in tokens.")
     activation_memory: str = flag("0", "GB of activations kept between the two passes, as in training.")
+    lora: bool = flag(False, "Train a LoRA adapter on all linear layers.")
     torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
     temperatures: list[float] | None = flag(None, "Temperatures to compare at, such as 0.02 and 0.01. None: 0.05.")
@@ -198,9 +201,16 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
             reset = model_args.reset_weight or not model_args.model_name_or_path
             backbone = load_backbone(name, config, model_args.attn_implementation, reset)
             contract = TextContract(pooling_method=model_args.pooling_method, normalized=model_args.normalized)
-            return Embedder(backbone, contract, model_args.projection)
+            embedder = Embedder(backbone, contract, model_args.projection)
+            if args.lora:
+                endings, _ = match_targets(linear_layers(config), None)
+                embedder.add_adapter(make_config(4, 8, 0.0, endings))
+                for weight_name, weight in embedder.named_parameters():
+                    if ".lora_B." in weight_name:  # 0 would leave lora_A without a gradient
+                        torch.nn.init.normal_(weight, std=0.1)
+            return embedder
 
-        show(f"{name}\n{HEADER}")
+        show(f"{name}{', LoRA' * args.lora}\n{HEADER}")
         measures = {}
         for case in args.cases() if args.bf16 or args.temperatures else ():
             if (alone := measure_of(case)) not in measures:

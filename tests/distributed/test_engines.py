@@ -83,6 +83,25 @@ def test_the_first_terms_in_other_ways(qwen3, engines, flags):
     check_table(done.stdout, engines, terms=FIRST)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "engines"),
+    [
+        (2, ["ddp", "fsdp2"]),
+        pytest.param(1, ["plain", "ddp", "fsdp2", *ZERO], marks=pytest.mark.long),
+        pytest.param(2, ZERO, marks=pytest.mark.long),
+        pytest.param(4, ["ddp", "fsdp2", *ZERO], marks=pytest.mark.long),
+    ],
+)
+def test_lora(qwen3, ranks, engines):
+    """Loss, gradient and weights are the adapter's alone."""
+    flags = ["--model_name_or_path", qwen3, "--lora", "--terms", *FIRST[:1], "--activation_memory", "1"]
+    done = run(*VERIFY, *flags, "--ranks", str(ranks), "--engines", *engines, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    print(done.stdout)
+    check_table(done.stdout, engines, terms=FIRST[:1])
+    assert ", LoRA" in done.stdout
+
+
 @pytest.mark.long
 def test_every_term_on_zero(qwen3):
     if not ZERO:

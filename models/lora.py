@@ -74,12 +74,12 @@ def match_targets(layers: Iterable[str], wanted: Sequence[str] | None) -> tuple[
     return endings, [name for name in names if f".{name}".endswith(tuple(f".{ending}" for ending in endings))]
 
 
-def adapter_shapes(config: PreTrainedConfig, adapter: "LoraConfig") -> list[list[int]]:
-    """The shape of each tensor of an adapter. Reads no weight."""
+def adapter_shapes(config: PreTrainedConfig, adapter: "LoraConfig") -> dict[str, list[int]]:
+    """The shape of each tensor of an adapter, by name. Reads no weight."""
     with torch.device("meta"):
         backbone = MODEL_MAPPING[type(config)](copy.deepcopy(config))
         attach(backbone, copy.deepcopy(adapter))
-    return [list(p.shape) for p in backbone.parameters() if p.requires_grad]
+    return {name: list(p.shape) for name, p in backbone.named_parameters() if p.requires_grad}
 
 
 def make_config(r: int, alpha: float, dropout: float, endings: Sequence[str], base: str | None = None) -> "LoraConfig":

@@ -80,7 +80,7 @@ def describe_adapter(run: RunArguments, config: PreTrainedConfig) -> list[str]:
         return lines
     trained, whole = (
         sum(map(torch.Size.numel, map(torch.Size, shapes)))
-        for shapes in (adapter_shapes(config, adapter), Base(name, config).expected.values())
+        for shapes in (adapter_shapes(config, adapter).values(), Base(name, config).expected.values())
     )
     kinds = adapter.target_modules
     where = kinds if isinstance(kinds, str) else ", ".join(sorted(kinds or ()))

@@ -204,6 +204,26 @@ class TuningArguments:
     keep_adapter: bool = flag(
         False, "Publish the adapter, too, in the sub-folder adapter of the merged model.", changes_learning=False
     )
+    use_muon: bool = flag(
+        False, "Train the hidden matrices with Muon, at the same --learning_rate; AdamW trains the other weights."
+    )
+    muon_iteration: str = flag(
+        "float32",
+        "Precision of Muon's iteration. bfloat16 is faster on a GPU, but the run depends on the number of GPUs.",
+        choices=("float32", "bfloat16"),
+    )
+    projection_learning_rate: float | None = flag(
+        None, "Peak learning rate of --projection and of the projection on --teacher_vectors. None: --learning_rate."
+    )
+    bf16_weights: bool = flag(
+        False,
+        "Hold the backbone's weights in bfloat16, and round each update stochastically. Half the memory of weights; "
+        "the published folder is bfloat16, too.",
+    )
+    ema_decay: float | None = flag(
+        None,
+        "Evaluate and publish an exponential moving average of the weights, of which a step keeps this share (0.999).",
+    )
 
 
 @dataclass

@@ -5,13 +5,13 @@ FSDP2 and DeepSpeed write pickles. All other files of a checkpoint are read with
 
 import functools
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
-from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
@@ -24,6 +24,7 @@ from gritlm.training.checkpoints import (
     STAGING_FOLDER,
     TEACHER_PROJECTION,
     TRAINED,
+    TRAINED_WEIGHTS,
     check_finite,
     checkpoint_name,
     engine_name,
@@ -34,12 +35,14 @@ from gritlm.training.checkpoints import (
 )
 from gritlm.training.engines import load_trained_weights, whole_weights
 from gritlm.training.monitors import FiniteWatch, Watchdog
+from gritlm.training.optimizers import OptimizerTrainer
 from gritlm.training.run_folder import add_card
 from gritlm.training.run_log import log
 from gritlm.training.state_files import load_state, random_states, restore_random_states, save_state
+from gritlm.training.weight_average import WeightAverage
 
 
-class CheckpointTrainer(Trainer):
+class CheckpointTrainer(OptimizerTrainer):
     """Writes and reads checkpoints. `EmbeddingTrainer` sets the attributes.
 
     Attributes:
@@ -51,6 +54,11 @@ class CheckpointTrainer(Trainer):
     run_settings: dict[str, Any]
     finite: FiniteWatch
     watchdog: Watchdog | None
+    average: WeightAverage | None = None
+
+    def published_weights(self) -> AbstractContextManager[None]:
+        """The model with the weights that are published: the average, where there is one."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def _mark(self, part: str, batch: str = "", growing: Path | None = None) -> None:
         if self.watchdog:
@@ -63,8 +71,9 @@ class CheckpointTrainer(Trainer):
         weights = whole_weights(self.model_wrapped, trained_only=self.embedder.adapter is not None)
         if not self.args.should_save:
             return []
-        check_finite(self.embedder.trained_state() if weights is None else weights)
-        save_model_folder(self.embedder, self.processing_class, folder, weights)
+        with self.published_weights():
+            check_finite(self.embedder.trained_state() if weights is None else weights)
+            save_model_folder(self.embedder, self.processing_class, folder, weights)
         if self.embedder.adapter is None:
             add_card(folder, self.args.output_dir or "", self.state.global_step)
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -130,6 +139,8 @@ class CheckpointTrainer(Trainer):
             save_state(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
             if self.embedder.teacher_projection is not None:
                 save_state(self.embedder.teacher_projection.state_dict(), Path(output_dir) / TEACHER_PROJECTION)
+            if self.average:
+                save_state([weight.detach() for weight in self.average.weights], Path(output_dir) / TRAINED_WEIGHTS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -156,7 +167,10 @@ class CheckpointTrainer(Trainer):
         elif self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            self.embedder.load_weights(resume_from_checkpoint)
+            with self.published_weights():
+                self.embedder.load_weights(resume_from_checkpoint)
+            if self.average:
+                self.average.restore(load_state(Path(resume_from_checkpoint) / TRAINED_WEIGHTS))
             if self.embedder.teacher_projection is not None and not self.is_deepspeed_enabled:
                 weights = load_state(Path(resume_from_checkpoint) / TEACHER_PROJECTION)
                 self.embedder.teacher_projection.load_state_dict(weights)

@@ -25,6 +25,7 @@ STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is
 FORMAT = 2  # of run.json and checkpoint.json. Checkpoints of format 1 hold pickles, which are not read.
 MODEL, OPTIMIZER, SCHEDULER = "model*.safetensors", "optimizer.safetensors", "scheduler.safetensors"
 TRAINED = "trained.safetensors"  # with an adapter under FSDP2: all weights that are trained
+TRAINED_WEIGHTS = "trained_weights.safetensors"  # with --ema_decay: the model folder holds the average
 TEACHER_PROJECTION = "teacher_projection.safetensors"  # where --teacher_vectors has another width than the model
 
 # Patterns of the files that a checkpoint of an engine must hold, beside those of every engine. {rank}: one for each.

@@ -17,8 +17,9 @@ from gritlm.files import size_text
 from gritlm.models.base_files import Base
 from gritlm.models.lora import adapter_shapes
 from gritlm.training.adapters import adapter_config
-from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments
+from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, TuningArguments
 from gritlm.training.checkpoints import STAGING_FOLDER
+from gritlm.training.optimizers import is_hidden_matrix
 from gritlm.training.rehearsal import build_optimizer, steps_in_all
 
 FLOAT32 = 4  # bytes
@@ -53,16 +54,16 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
         UserError: --output_dir has less room.
     """
     args, model = run.training, run.model
-    shapes = list(Base(model.model_name_or_path, config, model.trust_remote_code).expected.values())
+    shapes = Base(model.model_name_or_path, config, model.trust_remote_code).expected
     if not shapes:
         return []
-    own = 2 if model.projection else 0
     if model.projection:
-        shapes += [[model.projection, config.hidden_size], [model.projection]]
+        shapes |= {"projection.weight": [model.projection, config.hidden_size], "projection.bias": [model.projection]}
     adapter = adapter_config(run, config)
-    trained = shapes if adapter is None else [*adapter_shapes(config, adapter), *shapes[len(shapes) - own :]]
+    new = {name: shape for name, shape in shapes.items() if name.startswith("projection.")}
+    trained = shapes if adapter is None else adapter_shapes(config, adapter) | new
     engine, steps = engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch)
-    needed = disk_space(args, shapes, engine, steps, trained)
+    needed = disk_space(args, shapes, engine, steps, run.tuning, trained)
     folder = Path(args.output_dir or "")
     free, there = free_space(folder), bytes_of_checkpoints(folder)
     if free is None:
@@ -79,22 +80,30 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
 
 def disk_space(
     args: EmbeddingTrainingArguments,
-    shapes: list[list[int]],
+    shapes: dict[str, list[int]],
     engine: str,
     steps: int,
-    trained: list[list[int]] | None = None,
+    tuning: TuningArguments | None = None,
+    trained: dict[str, list[int]] | None = None,
 ) -> DiskSpace:
     """What a run of so many steps needs for weights of these shapes. Checkpoints hold those that are trained."""
-    trained = shapes if trained is None else trained
-    model, saved = (FLOAT32 * sum(map(math.prod, part)) for part in (shapes, trained))
+    tuning, trained = tuning or TuningArguments(), shapes if trained is None else trained
+    weights, saved = (sum(map(math.prod, part.values())) for part in (shapes, trained))
+    size = FLOAT32 // 2 if tuning.bf16_weights else FLOAT32
+    published = size if tuning.ema_decay is None else FLOAT32
+    matrices = {n: shape for n, shape in trained.items() if tuning.use_muon and is_hidden_matrix(n, len(shape))}
+    others = [shape for name, shape in trained.items() if name not in matrices]
     if engine in ("zero1", "zero2", "zero3"):  # they flatten the weights
-        trained = [[sum(map(math.prod, trained))]]
-    state = optimizer_state(args, trained)
+        others = [[saved]]
+    state = optimizer_state(args, others)
+    more = FLOAT32 * sum(map(math.prod, matrices.values()))  # Muon's momentum
+    more += size * saved if tuning.ema_decay is not None else 0  # beside the average
     saves, limit = count_saves(args, steps), args.save_total_limit or math.inf
     if args.metric_for_best_model:
         limit = max(limit, 2)  # the best and the newest
     kept = int(min(saves, limit))
-    return DiskSpace(model, COPIES[engine] * saved + (state or 0), kept, saves > kept, state is None)
+    checkpoint = COPIES[engine] * published * saved + (state or 0) + more
+    return DiskSpace(published * weights, checkpoint, kept, saves > kept, state is None)
 
 
 def engine_asked_for(flags: dict[str, Any]) -> str:

@@ -13,10 +13,11 @@ from accelerate.utils import enable_fsdp_ram_efficient_loading
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
-from gritlm.distributed import all_reduce_max, rank, world_size
+from gritlm.distributed import all_reduce_max, all_reduce_sum, rank, world_size
 
 Surrogate = Callable[[], Tensor]  # runs one chunk's forward and returns the scalar to back-propagate
 
@@ -62,15 +63,22 @@ class DDPEngine(Engine):
     def __init__(self, wrapped: DistributedDataParallel):
         self.model, self.wrapped = wrapped.module, wrapped
         self.loss_scale = float(world_size())
+        # It would reduce a gradient in its weight's dtype. These are added up in float32.
+        self.by_hand = any(p.requires_grad and p.dtype == torch.bfloat16 for p in self.model.parameters())
 
     def may_keep(self, number: int, chunks: int) -> bool:
         return number < chunks - 1  # the last one's forward tells DDP that the reduction comes
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
-            self.collective = number == len(surrogates)
+            self.collective = number == len(surrogates) and not self.by_hand
             with nullcontext() if self.collective else self.wrapped.no_sync():
                 surrogate().backward()
+        if self.by_hand:
+            self.collective = True
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.copy_(all_reduce_sum(parameter.grad) / world_size())
         self.collective = False
 
 
@@ -239,3 +247,15 @@ def whole_weights(model: Any, trained_only: bool = False) -> dict[str, Tensor] |
                     weights[name] = parameter.detach().to("cpu", copy=True)
         return weights
     return None
+
+
+def on_whole_matrix(function: Callable[..., Tensor], matrix: Tensor, *arguments: Any) -> Tensor:
+    """`function(matrix, *arguments)`, on the whole matrix where ranks hold shards of it. All ranks must call it then.
+
+    Returns:
+        Sharded as `matrix` is.
+    """
+    if not isinstance(matrix, DTensor):
+        return function(matrix, *arguments)
+    whole = function(matrix.full_tensor(), *arguments)
+    return distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)  # all ranks hold it

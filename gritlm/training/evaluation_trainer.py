@@ -48,7 +48,8 @@ class EvaluationTrainer(CheckpointTrainer):
         self.timer.mark("other")
         self.encoder.engine = engine_for(self.model_wrapped)
         self.model_wrapped.eval()
-        with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled once more for this
+        # Compiled layers would be compiled once more for this.
+        with torch.compiler.set_stance("force_eager"), self.published_weights():
             numbers, summary = self.evaluation(self.encoder, step, lambda what: self._mark(f"evaluating {what}"))
         self.model_wrapped.train()
         self._mark("evaluated")

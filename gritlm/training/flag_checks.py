@@ -40,7 +40,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("max_positives", "cosent_temperature", "teacher_temperature", "student_temperature", "margin_mse_scale"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
-            *("lora_r", "lora_alpha"),
+            *("lora_r", "lora_alpha", "projection_learning_rate"),
         ),
     ),
     (
@@ -56,7 +56,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         ),
     ),
     ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight", "lora_dropout")),
-    ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus",)),
+    ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus", "ema_decay")),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
     (
@@ -154,6 +154,18 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
     ),
     (
+        lambda f: (f.lora or f.qlora) and (f.bf16_weights or f.ema_decay is not None),
+        "{lora}: found --bf16_weights or --ema_decay, which are of a whole model; leave them out",
+    ),
+    (
+        lambda f: f.muon_iteration != "float32" and not f.use_muon,
+        "--muon_iteration {muon_iteration} without --use_muon has no effect",
+    ),
+    (
+        lambda f: f.bf16_weights and not f.bf16,
+        "--bf16_weights without --bf16: wanted --bf16 True, since the products of bfloat16 weights are bfloat16",
+    ),
+    (
         lambda f: f.torch_compile and bool(f.deepspeed),
         "--torch_compile with --deepspeed: not supported; with --fsdp it is",
     ),
@@ -244,7 +256,7 @@ def build(
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(one_line(error)) from error
     model, data, objective, tuning, training = groups[:5]
-    rehearse(training)
+    rehearse(training, tuning)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
     model, data = settle(model, base, data.contract), settle(data, base, data.contract)

@@ -124,10 +124,16 @@ OPTIMIZERS = {
     },
     **dict.fromkeys(("lomo", "adalomo"), IN_BACKWARD),
     **dict.fromkeys(
+        ("adamw_torch_4bit", "adamw_torch_8bit"),
+        "its state is no plain tensor, which no checkpoint can hold; --optim adamw_8bit is small, too",
+    ),
+    "grokadamw": "a resumed run would learn other weights",
+    **dict.fromkeys(
         ("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
         "its weights would have to be averaged before each save",
     ),
 }
+ADAMW = ("adamw_torch", "adamw_torch_fused")
 COUNTS = {"true": "all", "false": "no", "all": "all", "non_padding": "non_padding", "no": "no"}
 
 PLATEAU = "reduce_lr_on_plateau"
@@ -166,6 +172,24 @@ VALUES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.early_stopping_threshold != 0 and f.early_stopping_patience is None,
         "--early_stopping_threshold {early_stopping_threshold}: has no effect without --early_stopping_patience",
+    ),
+    (
+        lambda f: bool((f.use_muon or f.bf16_weights) and f.optim not in ADAMW),
+        "--optim {optim}: found --use_muon or --bf16_weights, which go with "
+        + " and ".join(ADAMW)
+        + " only; leave one out",
+    ),
+    (
+        lambda f: f.use_muon and bool(f.deepspeed),
+        "--use_muon with --deepspeed: not supported, it holds a matrix as pieces of a flat vector; with --fsdp it is",
+    ),
+    (
+        lambda f: f.bf16_weights and bool(f.deepspeed or f.fsdp),
+        "--bf16_weights with --deepspeed or --fsdp: not supported, no test covers it; with DDP it is",
+    ),
+    (
+        lambda f: f.ema_decay is not None and bool(f.deepspeed or f.fsdp),
+        "--ema_decay with --deepspeed or --fsdp: not supported, the average is not sharded; with DDP it is",
     ),
     (lambda f: f.optim in OPTIMIZERS, "--optim {optim}: not supported, {why_no_optimizer}"),
     (

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from gritlm.cli import quieten
 from gritlm.data.records import load_records
 from gritlm.models.backbone import load_config
+from gritlm.models.base_files import Base
 from gritlm.models.checks import check_base
+from gritlm.models.lora import adapter_shapes
+from gritlm.training.adapters import adapter_config
 from gritlm.training.arguments import GROUPS, flag
 from gritlm.training.evaluation_data import gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import build, check
 from gritlm.training.flag_parser import make_parser
+from gritlm.training.optimizers import describe_split
 from gritlm.training.run_folder import find_checkpoint, run_settings_of
 from gritlm.training.setup import make_plan
 from gritlm.training.start_report import describe_run
@@ -38,6 +42,10 @@ def main(argv: list[str]) -> int:
     config = load_config(name, run.model.attn, remote)
     for line in check_base(name, config, remote, run.model.reset_weight):
         print(line)
+    if run.tuning.use_muon:
+        adapter = adapter_config(run, config)
+        shapes = adapter_shapes(config, adapter) if adapter else Base(name, config, remote).expected
+        print(describe_split(shapes) if shapes else "Muon: its matrices are listed at the start of the run")
     records = load_records(run.data.train_data, run.data.data_cache)
     plan = make_plan(run, records)
     given = given_sets(run)

@@ -4,6 +4,7 @@ So a package that is not installed, an option that does not exist or a missing l
 """
 
 import copy
+import functools
 import math
 import multiprocessing
 import sys
@@ -19,8 +20,9 @@ from transformers import SchedulerType, Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
 from gritlm.errors import UserError, one_line
-from gritlm.training.arguments import EmbeddingTrainingArguments
+from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
 from gritlm.training.inherited_flags import PLATEAU
+from gritlm.training.optimizers import OptimizerTrainer
 
 SOME_STEPS = 1000  # assumed before the epochs are counted
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -50,13 +52,13 @@ def naming(flags: str) -> Iterator[None]:
         raise UserError(f"{flags}: {one_line(error)}") from error
 
 
-def rehearse(args: EmbeddingTrainingArguments) -> None:
+def rehearse(args: EmbeddingTrainingArguments, tuning: TuningArguments) -> None:
     """Refuse an optimizer, a schedule, checkpointing or a logger that cannot be built.
 
     Raises:
         UserError: in one line, naming the flag.
     """
-    optimizer = _check_optimizer(args)
+    optimizer = _check_optimizer(args, tuning)
     if args.lr_scheduler_type == PLATEAU:
         _choose_direction(args)
     schedule(args, args.max_steps if args.max_steps > 0 else SOME_STEPS, optimizer)
@@ -70,35 +72,39 @@ def rehearse(args: EmbeddingTrainingArguments) -> None:
 
 
 def build_optimizer(
-    args: EmbeddingTrainingArguments, model: nn.Module | None = None, **changed: Any
+    args: EmbeddingTrainingArguments,
+    model: nn.Module | None = None,
+    tuning: TuningArguments | None = None,
+    **changed: Any,
 ) -> torch.optim.Optimizer:
     """The Trainer's optimizer for a model, by default a linear layer. `changed` flags have these values instead."""
-    trainer: Any = object.__new__(Trainer)
-    trainer.args, trainer.model = copy.copy(args), model or nn.Linear(1, 1)
+    trainer: Any = object.__new__(OptimizerTrainer)
+    trainer.args, trainer.model, trainer.tuning = copy.copy(args), model or nn.Linear(1, 1), tuning or TuningArguments()
     vars(trainer.args).update(changed)
     trainer.optimizer = trainer.optimizer_cls_and_kwargs = None
     return trainer.create_optimizer()
 
 
 def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    groups = reversed(optimizer.param_groups)
+    return {name: value for group in groups for name, value in group.items() if name != "params"}
 
 
-def _check_optimizer(args: EmbeddingTrainingArguments) -> torch.optim.Optimizer:
+def _check_optimizer(args: EmbeddingTrainingArguments, tuning: TuningArguments) -> torch.optim.Optimizer:
     """Build it, and refuse options of it that it does not read."""
     flag = f"--optim {args.optim.value}"
-    given = dict(_optim_args(args.optim_args))
+    given, build = dict(_optim_args(args.optim_args)), functools.partial(build_optimizer, args, None, tuning)
     with naming(flag + (f" with --optim_args {args.optim_args}" if given else "")):
-        optimizer = build_optimizer(args)
+        optimizer = build()
     options = _options(optimizer)
     for name, value in given.items():
         rest = ",".join(f"{key}={text}" for key, text in given.items() if key != name)
-        if _options(build_optimizer(args, optim_args=rest)) == options and not _equals(options.get(name), value):
+        if _options(build(optim_args=rest)) == options and not _equals(options.get(name), value):
             instead = "; use --weight_decay" if name == "weight_decay" else ""
             raise UserError(f"--optim_args {args.optim_args}: {flag} does not read {name}{instead}")
     for name in ADAM:
         default = type(args).__dataclass_fields__[name].default
-        if getattr(args, name) != default and _options(build_optimizer(args, None, **{name: default})) == options:
+        if getattr(args, name) != default and _options(build(**{name: default})) == options:
             raise UserError(f"--{name} {getattr(args, name)}: {flag} does not read it")
     return optimizer
 

@@ -14,7 +14,8 @@ from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
-from gritlm.training.objective import check_scores, describe_objective, taught
+from gritlm.training.objective import check_scores, describe_objective, needs_projection, taught
+from gritlm.training.optimizers import describe_tuning
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import (
@@ -50,6 +51,12 @@ def describe_run(
     losses = dict(zip(names, objectives_of(run.objective, settings, names), strict=True))
     lengths_by_set = dict(zip(names, lengths_of(run.data, settings, names), strict=True))
     by_set = [losses[r.name] for r in used]
+    rate, layers = run.tuning.projection_learning_rate, run.model.projection or any(map(needs_projection, by_set))
+    if rate is not None and not layers:
+        raise UserError(
+            f"--projection_learning_rate {rate}: found no projection to train, wanted --projection, or "
+            "--teacher_weight with --teacher_loss cosine or mse"
+        )
     unread = check_scores(by_set, used, run.data.ignore_columns or (), run.data)
     for r in used:
         lengths = lengths_by_set[r.name]
@@ -76,6 +83,7 @@ def describe_run(
         *(f"  {name}: {describe_objective(args, width)}" for name, args in others),
         *negatives,
         *evaluation.lines,
+        *describe_tuning(run.tuning),
         *check_disk_space(run, config, plan.steps_per_epoch),
         *texts,
         *show_examples(text_tokenizer, used, lengths_by_set),

@@ -23,6 +23,7 @@ def save_state(state: Any, path: Path) -> None:
         UserError: the state holds something else, such as a tensor of a subclass (4-bit optimizers).
     """
     tensors: dict[str, Tensor] = {}
+    names: dict[Any, str] = {}  # 8-bit optimizers hold one table of values for all weights
 
     def packed(value: Any) -> Any:
         if isinstance(value, dict):
@@ -30,9 +31,10 @@ def save_state(state: Any, path: Path) -> None:
         if isinstance(value, list | tuple):
             return {type(value).__name__: [packed(part) for part in value]}
         if type(value) in (Tensor, np.ndarray):
-            kind, name = ("tensor" if isinstance(value, Tensor) else "array"), str(len(tensors))
-            tensors[name] = torch.as_tensor(value).detach().cpu().contiguous()
-            return {kind: name}
+            tensor = torch.as_tensor(value).detach()
+            name = names.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), str(len(names)))
+            tensors[name] = tensor.cpu().contiguous()
+            return {"tensor" if isinstance(value, Tensor) else "array": name}
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise UserError(f"{path.name}: found a {type(value).__name__}, which no checkpoint can hold; change --optim")

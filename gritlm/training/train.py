@@ -32,6 +32,7 @@ from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_da
 from gritlm.training.flag_checks import parse
 from gritlm.training.monitors import end_with_torchrun
 from gritlm.training.objective import Objective, needs_projection, without_teacher
+from gritlm.training.optimizers import to_bfloat16
 from gritlm.training.provenance import describe_start, resolved_flags, unlike
 from gritlm.training.reporters import report_to_one_run
 from gritlm.training.run_folder import (
@@ -107,6 +108,8 @@ def train(run: RunArguments) -> int:
     by_set = objectives_of(run.objective, settings, names)
     if teacher and any(map(needs_projection, by_set)):
         embedder.add_teacher_projection(teacher.width)
+    if run.tuning.bf16_weights:
+        to_bfloat16(embedder.backbone)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
     group_size, positives = slots(run.data, records)
     place = args.process_index, ranks
@@ -121,6 +124,7 @@ def train(run: RunArguments) -> int:
         attn=run.model.attn,
         run_settings=run_settings,
         evaluation=evaluation_of(run, evaluation_data, batches, by_set),
+        tuning=run.tuning,
     )
     report_to_one_run(trainer, folder, run.flags())
     if checkpoint:

@@ -20,13 +20,15 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import AdapterGradients
-from gritlm.training.arguments import EmbeddingTrainingArguments
+from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
 from gritlm.training.engines import deepspeed_precision, engine_for, fsdp2_precision
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
 from gritlm.training.gradcache import ActivationMemory, is_out_of_memory, two_pass_step
 from gritlm.training.monitors import FiniteWatch, LossMeter, SaveTimer, StepTimer, StopSignals, Watchdog
+from gritlm.training.optimizers import describe_split
 from gritlm.training.run_log import ProgressBar, RunLog, is_a_terminal, log
+from gritlm.training.weight_average import WeightAverage
 
 TIMED_PARTS = ("data", "pass_1", "loss", "pass_2", "optimizer", "other")
 
@@ -43,6 +45,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         attn: bb or cc, what the attention probe asks of the model before the first step.
         run_settings: written into each checkpoint, which resumes only a run with the same ones.
         evaluation: what evaluates the model between steps, or None.
+        tuning: the flags of optimizers, precision and averages.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         attn: str,
         run_settings: dict[str, Any],
         evaluation: RunEvaluation | None = None,
+        tuning: TuningArguments | None = None,
     ):
         if args.deepspeed:
             args.hf_deepspeed_config.config.update(deepspeed_precision(args.bf16))
@@ -67,6 +71,9 @@ class EmbeddingTrainer(EvaluationTrainer):
             processing_class=processing_class,
         )
         self.embedder, self.objective, self.attn, self.run_settings = model, objective, attn, run_settings
+        self.tuning = tuning or TuningArguments()
+        if self.tuning.ema_decay is not None:
+            self.average = WeightAverage(model, self.tuning.ema_decay)
         self.set_up_evaluation(evaluation, train_dataset.chunking)
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.timer, self.meter = StepTimer(args.device), LossMeter()
@@ -214,6 +221,8 @@ class EmbeddingTrainer(EvaluationTrainer):
         if "loss" in logs:
             self.finite.check()
             logs |= self.meter.read() | self._speed()
+            if self.tuning.projection_learning_rate is not None:
+                logs["learning_rate/projection"] = self.projection_rate
         if "train_loss" in logs:  # the last entry
             self._correct_summary(logs)
         super().log(logs, start_time)
@@ -255,9 +264,18 @@ class TrainingCallback(TrainerCallback):
         self.trainer.first_step = state.global_step
         state.compute_steps(args, state.max_steps)  # a resumed run may have another --save_steps and --logging_steps
         found = self.trainer.probe()
+        if self.trainer.tuning.use_muon:
+            weights = self.trainer.embedder.named_parameters()
+            log.info(describe_split({name: weight.shape for name, weight in weights if weight.requires_grad}))
         log.info("attention probe: passed (%s)", ", ".join(f"{name} {value:.0e}" for name, value in found.items()))
 
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer.rounding:
+            self.trainer.rounding.still.end_step(last=True)
+
     def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.average:
+            self.trainer.average.update(state.global_step)
         # A save that cannot work fails after the first step, not hours later.
         first = state.global_step == 1 and args.save_strategy != "no"
         control.should_save = control.should_save or first or self.trainer.stopped

@@ -37,8 +37,8 @@ def run_of(qwen3, data, tmp_path):
     return make
 
 
-def shapes_of(model: Path) -> list[list[int]]:
-    return [list(weight.shape) for weight in make_embedder(model).backbone.state_dict().values()]
+def shapes_of(model: Path) -> dict[str, list[int]]:
+    return {name: list(weight.shape) for name, weight in make_embedder(model).backbone.state_dict().items()}
 
 
 def folder_bytes(folder: Path) -> int:
@@ -51,7 +51,7 @@ def test_a_real_checkpoint_has_the_bytes_that_were_said(run_of, data, tmp_path):
     flags = train_flags(base, data, tmp_path / "out", tmp_path / "cache", **options)
     done = run(DRIVER, tmp_path / "rows", "-", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    shapes = [*shapes_of(base), [16, 192], [16]]
+    shapes = shapes_of(base) | {"projection.weight": [16, 192], "projection.bias": [16]}
     args = run_of(model=base, **options).training
     said = disk_space(args, shapes, "ddp", 2)
     found = folder_bytes(tmp_path / "out" / "checkpoint-2")
@@ -84,15 +84,15 @@ def test_the_optimizers_state_is_measured(run_of, qwen3, name):
     optimizer.step()
     parts = [part for state in optimizer.state.values() for part in state.values() if isinstance(part, torch.Tensor)]
     wanted = sum(part.numel() * part.element_size() for part in parts if part.numel() > 1)
-    found = optimizer_state(args, shapes_of(qwen3))
+    found = optimizer_state(args, [*shapes_of(qwen3).values()])
     assert found == wanted
-    weights = 4 * sum(map(math.prod, shapes_of(qwen3)))
+    weights = 4 * sum(map(math.prod, shapes_of(qwen3).values()))
     assert found == copies * weights if copies is not None else found < 0.1 * weights
 
 
 def test_an_optimizer_that_cannot_step_here_makes_a_lower_bound(run_of, monkeypatch):
     args = run_of().training
-    shapes = [[100, 10]]
+    shapes = {"weight": [100, 10]}
     whole = disk_space(args, shapes, "ddp", 6)
     assert (whole.model, whole.checkpoint, whole.at_least) == (4000, 12000, False)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: 1 / 0)
@@ -103,7 +103,8 @@ def test_an_optimizer_that_cannot_step_here_makes_a_lower_bound(run_of, monkeypa
 
 def test_each_engine_stores_more_copies_of_the_weights(run_of, tmp_path):
     args = run_of().training
-    said = {name: disk_space(args, [[100, 10]], name, 6).checkpoint for name in ("ddp", "fsdp2", "zero2", "zero3")}
+    shapes, engines = {"weight": [100, 10]}, ("ddp", "fsdp2", "zero2", "zero3")
+    said = {name: disk_space(args, shapes, name, 6).checkpoint for name in engines}
     assert said == {"ddp": 12000, "fsdp2": 16000, "zero2": 20000, "zero3": 16000}
     zero = tmp_path / "zero.json"
     zero.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
@@ -126,7 +127,7 @@ SAVES = [  # steps, flags -> saves, kept, whether one more is written, checkpoin
 @pytest.mark.parametrize(("steps", "flags", "saves", "kept", "writing", "checkpoints", "models"), SAVES)
 def test_the_fullest_moment(run_of, steps, flags, saves, kept, writing, checkpoints, models):
     args = run_of(**flags).training
-    said = disk_space(args, [[100, 10]], "ddp", steps)
+    said = disk_space(args, {"weight": [100, 10]}, "ddp", steps)
     assert (count_saves(args, steps), said.kept, said.writing) == (saves, kept, writing)
     assert said.fullest == 12000 * checkpoints + 4000 * models
 

@@ -45,7 +45,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda x: 0 <= x < math.inf,
         (
             *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
-            *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
+            *("max_grad_norm", "save_total_limit", "merge_last", "dataloader_num_workers", "batches"),
             *("eval_held_out", "eval_delay", "early_stopping_threshold", "focal_gamma", "spread_out_weight"),
             *("contrastive_weight", "cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight"),
             *("teacher_weight", "guide_margin"),
@@ -179,6 +179,10 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.negatives_ring and not f.negatives_cross_device,
         "--negatives_ring sends other ranks' passages round, but --negatives_cross_device False uses none; choose one",
+    ),
+    (
+        lambda f: f.merge_last == 1 or (f.merge_last > 0 and f.save_strategy == "no"),
+        "--merge_last {merge_last}: found --save_strategy {save_strategy}, wanted 2 saves or more to merge",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),

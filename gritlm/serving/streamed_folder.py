@@ -67,4 +67,4 @@ def _write_safetensors(path: Path, weights: dict[str, Tensor], read: Callable[[s
             value = read(name).to(weights[name].dtype)
             if not value.isfinite().all():
                 raise UserError(f"weight {name!r}: found a value that is not finite in {value.dtype}")
-            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)

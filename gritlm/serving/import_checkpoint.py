@@ -16,7 +16,7 @@ from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.backbone import ATTENTION, load_config
-from gritlm.models.base_files import Base, read_json, unreadable
+from gritlm.models.base_files import Base, read_json, refuse_lfs_pointer, unreadable
 from gritlm.models.checks import check_base, check_tokenizer
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
@@ -56,6 +56,8 @@ def main(argv: list[str]) -> int:
         import_checkpoint(args.old, args.out, contract, args.attn)
     except UserError as error:  # without the flag under which training is given a model
         raise UserError(str(error).removeprefix("--model_name_or_path ")) from error
+    if args.query_prompt:
+        print("gritlm-re left the token behind a prompt that ends in white space out of the vector; here it is pooled")
     unit = "not normalised" if args.not_normalized else "normalised"
     said = f"{contract.pooling_method} pooling, {unit}, at most {limits} tokens, query prompt {args.query_prompt!r}"
     print(f"{args.out}: taken as trained with attn {args.attn}, {said}")
@@ -74,6 +76,7 @@ def import_checkpoint(old: str, out: Path, contract: TextContract, attn: str) ->
     check_base(old, config, reset_weight=True)  # all but its weights
     text_tokenizer = TextTokenizer(load_tokenizer(old, contract), contract)
     check_tokenizer(old, text_tokenizer.tokenizer, config)
+    text_tokenizer.check_instruction(contract.prompts.get("query", ""), contract.query_max_len, "--query_max_len")
     weights = read_weights(Path(old))
     width = weights["projection.bias"].shape[0] if "projection.bias" in weights else None
     wanted = {f"backbone.{name}": shape for name, shape in Base(old, config).expected.items()}
@@ -120,6 +123,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it holds something else, or is damaged.
     """
+    refuse_lfs_pointer(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -38,12 +38,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("old", type=home_expanded, metavar="OLD", help="the folder of the old checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; it must not exist")
     parser.add_argument("--attn", choices=ATTENTION, default="bb", help="default bb")
-    parser.add_argument(
-        "--pooling_method", choices=("mean", "weightedmean", "cls"), default="mean", help="default mean"
-    )
+    parser.add_argument("--pooling_method", choices=POOLINGS, default="mean", help="default mean")
     parser.add_argument("--not_normalized", action="store_true", help="it was trained with --normalized False")
-    parser.add_argument("--query_max_len", type=int, default=512, help="default 512")
-    parser.add_argument("--passage_max_len", type=int, default=512, help="default 512")
+    for side in ("query", "passage"):
+        parser.add_argument(f"--{side}_max_len", type=int, default=512, help="default 512")
     parser.add_argument("--query_prompt", default="", help="the instruction before a query; default none")
     args = parser.parse_args(argv)
     quieten()
@@ -65,11 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def import_checkpoint(old: str, out: Path, contract: TextContract, attn: str) -> None:
-    """Write the model folder `out` whole, or not at all. The backbone's weights keep their dtypes.
-
-    Raises:
-        UserError: a file is missing, or holds something else than the weights that config.json describes.
-    """
+    """Write the model folder `out` whole, or not at all. The backbone's weights keep their dtypes. Raises UserError."""
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists; nothing is overwritten, name another folder")
     config = load_config(old, attn)
@@ -93,11 +87,7 @@ def import_checkpoint(old: str, out: Path, contract: TextContract, attn: str) ->
 
 
 def read_weights(old: Path) -> dict[str, Tensor]:
-    """The weights of an old checkpoint by their names in the embedder. A file is mapped into memory where it can be.
-
-    Raises:
-        UserError: there are none, a file is missing, or one is of an adapter.
-    """
+    """The weights of an old checkpoint by their names in the embedder, mapped into memory where that is possible."""
     for folder in (old, old / "full_state_dict"):  # where gritlm-re saves under FSDP
         for name in WEIGHT_FILES:
             files = [folder / name] if (folder / name).is_file() else []
@@ -118,11 +108,7 @@ def _here(key: str) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a pickle, of which nothing is run.
-
-    Raises:
-        UserError: it holds something else, or is damaged.
-    """
+    """The tensors of a safetensors file or of a pickle, of which nothing is run. Raises UserError."""
     refuse_lfs_pointer(path)
     try:
         if path.suffix == ".safetensors":

@@ -105,7 +105,7 @@ def merge(names: list[str], out: Path, method: str = "average", weights: Sequenc
     with written_aside(out) as folder:
         write_model_folder(folder, config, text_tokenizer, giver.settings.projection, widest_dtype, read)
         pairs = zip(models, shares, strict=True)
-        parts = [Part(m.name, share, m.fingerprint, *find_run(Path(m.name))) for m, share in pairs]
+        parts = [Part(m.name, share, m.fingerprint, *m.origin) for m, share in pairs]
         prints = [part.fingerprint for part in parts]
         if same := [part.name for part in parts if prints.count(part.fingerprint) > 1]:
             raise UserError(f"{' and '.join(same)} hold the same weights, wanted different models")
@@ -144,9 +144,7 @@ def slerp(weights: Iterator[Tensor], shares: Sequence[float]) -> Tensor:
 METHODS = {"average": average, "slerp": slerp}
 
 
-class Stored(NamedTuple):
-    """Where a weight is stored, and as what."""
-
+class Stored(NamedTuple):  # a weight in a file
     path: Path
     key: str
     dtype: torch.dtype
@@ -154,22 +152,16 @@ class Stored(NamedTuple):
 
 
 class Model:
-    """One of the models.
-
-    Attributes:
-        contract: None for a plain language model, and for an embedding model of others.
-        weights: by their names in the embedder, after `find_weights`.
-    Raises:
-        UserError: it is damaged, or of a kind that is not supported.
-    """
+    """One of the models; its contract is None if it was not made by this project."""
 
     def __init__(self, name: str):
         check_checkpoint(Path(name))
         path = find_file(name, CONTRACT_FILE)
         self.name, self.contract = name, TextContract.load(path.parent) if path else None
+        self.origin = find_run(Path(name))
         self.config, self.settings = load_config(name, None if path else "bb"), read_base(name)
-        self.weights: dict[str, Stored] = {}
-        self.digests: dict[str, str] = {}
+        self.weights: dict[str, Stored] = {}  # by their names in the embedder
+        self.digests: dict[str, str] = {}  # of the weights that were loaded
 
     def facts(self) -> dict[str, Any]:
         """What all models that have it must have in common."""
@@ -202,7 +194,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights that were loaded: the same for one file and for shards."""
+        """The same for one file and for shards."""
         return hashlib.sha256(json.dumps(self.digests, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -210,11 +202,7 @@ class Model:
 
 
 def last_saves(runs: Sequence[str], count: int) -> list[str]:
-    """The folders of a run's last saves, the oldest first: its weight-only copies, or else its checkpoints.
-
-    Raises:
-        UserError: there are fewer.
-    """
+    """The folders of a run's last saves, the oldest first: its weight-only copies, or else its checkpoints."""
     if len(runs) != 1 or count < 2:
         raise UserError(f"--last {count}: found {len(runs)} models, wanted one run, and 2 saves or more")
     run = Path(runs[0])
@@ -227,11 +215,7 @@ def last_saves(runs: Sequence[str], count: int) -> list[str]:
 
 
 def check_weights(names: Sequence[str], weights: Sequence[float] | None) -> list[float]:
-    """The weight of each model.
-
-    Raises:
-        UserError: one model alone, a model twice, or weights that do not fit.
-    """
+    """The weight of each model. Refuses one model alone, and a model twice."""
     if len(names) < 2:
         raise UserError(f"found one model, {names[0]}, wanted two or more, and OUT behind them")
     places = [Path(name).resolve() for name in names]
@@ -248,11 +232,7 @@ def check_weights(names: Sequence[str], weights: Sequence[float] | None) -> list
 
 
 def agreed_contract(models: Sequence[Model]) -> tuple[Model, TextContract]:
-    """The first model with a text contract, and its contract with the prompts of all models.
-
-    Raises:
-        UserError: two models differ, or none has a contract.
-    """
+    """The first model with a text contract, and its contract with the prompts of all. Refuses models that differ."""
     agreed: dict[str, tuple[Any, str]] = {}
     for model in models:
         for key, value in model.facts().items():
@@ -267,11 +247,7 @@ def agreed_contract(models: Sequence[Model]) -> tuple[Model, TextContract]:
 
 
 def check_tokenizers(models: Sequence[Model], giver: Model, contract: TextContract) -> TextTokenizer:
-    """The tokenizer of the model that gives the contract.
-
-    Raises:
-        UserError: another model has other tokens, or gives other ids.
-    """
+    """The tokenizer of the model that gives the contract. Refuses a model with other tokens or ids."""
     chosen = load_tokenizer(giver.name, contract)
     for model in models:
         tokenizer = load_tokenizer(model.name, contract)

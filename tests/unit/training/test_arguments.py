@@ -70,7 +70,7 @@ WRONG = {
     "one save to merge": ({"merge_last": 1}, "--merge_last 1: found --save_strategy steps, wanted 2 saves or more"),
     "no save to merge": (
         {"merge_last": 3, "save_strategy": "no"},
-        "--merge_last 3: found --save_strategy no, wanted 2",
+        "--merge_last 3: found --save_strategy no, ",
     ),
     "fewer than none": ({"merge_last": -1}, "--merge_last: found -1, wanted 0 or more"),
     "nothing to go on with": ({"save_only_model": True}, "--save_only_model: not supported"),

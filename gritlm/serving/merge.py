@@ -156,6 +156,8 @@ class Model:
 
     def __init__(self, name: str):
         check_checkpoint(Path(name))
+        if find_file(name, "adapter_config.json"):
+            raise UserError(f"{name}: found an adapter, wanted whole weights: those that its run has published")
         path = find_file(name, CONTRACT_FILE)
         self.name, self.contract = name, TextContract.load(path.parent) if path else None
         self.origin = find_run(Path(name))

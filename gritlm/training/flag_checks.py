@@ -182,7 +182,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.merge_last == 1 or (f.merge_last > 0 and f.save_strategy == "no"),
-        "--merge_last {merge_last}: found --save_strategy {save_strategy}, wanted 2 saves or more to merge",
+        "--merge_last {merge_last}: wanted 2 saves or more to merge, and a --save_strategy other than no",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),

@@ -67,11 +67,8 @@ WRONG = {
         {"gradient_accumulation_steps": 4},
         "--gradient_accumulation_steps: not supported, with in-batch negatives",
     ),
-    "one save to merge": ({"merge_last": 1}, "--merge_last 1: found --save_strategy steps, wanted 2 saves or more"),
-    "no save to merge": (
-        {"merge_last": 3, "save_strategy": "no"},
-        "--merge_last 3: found --save_strategy no, ",
-    ),
+    "one save to merge": ({"merge_last": 1}, "--merge_last 1: wanted 2 saves or more to merge"),
+    "no save to merge": ({"merge_last": 3, "save_strategy": "no"}, "and a --save_strategy other than no"),
     "fewer than none": ({"merge_last": -1}, "--merge_last: found -1, wanted 0 or more"),
     "nothing to go on with": ({"save_only_model": True}, "--save_only_model: not supported"),
     "seed": ({"seed": -1}, "--seed: found -1, wanted 0 to 4294967295"),

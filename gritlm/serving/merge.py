@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--method", choices=METHODS, default="average", help="default average")
     parser.add_argument("--weights", nargs="+", type=float, help="of each model, with a sum of 1; default: equal ones")
     parser.add_argument("--last", type=int, metavar="N", help="merge the last N saves of a run, the oldest first")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # flags may stand between the models and OUT
     quieten()
     names = args.models if args.last is None else last_saves(args.models, args.last)
     try:

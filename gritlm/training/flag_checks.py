@@ -185,6 +185,10 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--merge_last {merge_last}: wanted 2 saves or more to merge, and a --save_strategy other than no",
     ),
     (
+        lambda f: f.merge_last > 0 and any(getattr(f, name, False) for name in ("lora", "qlora")),
+        "--merge_last {merge_last}: found --lora, whose checkpoints hold the adapter; merge the folders that runs publish",
+    ),
+    (
         lambda f: f.torch_compile and bool(f.deepspeed),
         "--torch_compile with --deepspeed: not supported; with --fsdp it is",
     ),

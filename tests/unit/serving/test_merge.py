@@ -173,7 +173,7 @@ def test_with_its_base_the_contract_and_the_tokens_of_the_tuned_model_hold(model
 def test_models_of_other_prompts_and_dtypes_merge_and_half_precision_stays(qwen2, tmp_path, capsys):
     prompts = [{"query": INSTRUCTION, name: f"{name}: "} for name in ("news", "code")]
     paths = [tuned(qwen2, tmp_path / str(n), n, torch.bfloat16, prompts=prompts[n]) for n in (0, 1)]
-    assert run(capsys, *paths, tmp_path / "out")[0] == 0
+    assert run(capsys, *paths, "--method", "average", tmp_path / "out")[0] == 0, "a flag before OUT"
     for name in ("text_contract.json", "config_sentence_transformers.json"):
         found = json.loads((tmp_path / "out" / name).read_text())["prompts"]
         assert found.items() >= (prompts[0] | prompts[1]).items()
@@ -300,7 +300,7 @@ SPOILED = {  # what is done to a copy of b -> what the line says
     "half a checkpoint": (lambda f: (f / "trainer_state.json").write_text("{}"), "found no checkpoint.json there"),
     "an adapter": (
         lambda f: (f / "adapter_config.json").write_text("{}"),
-        "an adapter for the base '?', wanted a whole",
+        "found an adapter, wanted whole weights",
     ),
     "quantised": (lambda f: change(f, "config.json", quantization_config={"quant_method": "x"}), "not quantised"),
     "not finite": (not_finite, "found weight 'norm.weight' with a value that is not finite"),
@@ -338,6 +338,7 @@ FLAGS = {
     "below zero": (["a", "b", "--weights", "1.5", "-0.5"], "found 1.5 -0.5"),
     "zero": (["a", "b", "--weights", "1", "0"], "found 1 0 (sum 1), wanted numbers above 0"),
     "no number": (["a", "b", "--weights", "half", "half"], "invalid float value: 'half'"),
+    "no flag": (["a", "b", "--wieghts", "1"], "--wieghts"),
     "no method": (["a", "b", "--method", "ties"], "invalid choice: 'ties'"),
     "last of two": (["a", "b", "--last", "2"], "--last 2: found 2 models, wanted one run"),
     "last of one": (["a", "--last", "1"], "--last 1: found 1 models"),

@@ -66,7 +66,9 @@ def gritlm(log: Path, verb: str, *words: str) -> None:
 def measured(log: Path, folder: Path, sets: list[str]) -> list[SetResult]:
     """The results of a model on the sets; what is measured already is read again."""
     results = folder.with_name(f"{folder.name}.results")
-    gritlm(log, "evaluate", str(folder), "--benchmark", *sets, "--output_folder", str(results))
+    if not (results / "done").exists():
+        gritlm(log, "evaluate", str(folder), "--benchmark", *sets, "--output_folder", str(results))
+        (results / "done").touch()
     return [found for path in sorted(results.rglob("*.json")) for found in read_results(path).sets]
 
 

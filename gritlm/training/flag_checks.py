@@ -186,7 +186,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.merge_last > 0 and any(getattr(f, name, False) for name in ("lora", "qlora")),
-        "--merge_last {merge_last}: found --lora, whose checkpoints hold the adapter; merge the folders that runs publish",
+        "--merge_last {merge_last}: found --lora, whose checkpoints are adapters; merge the folders that runs publish",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),

@@ -24,6 +24,8 @@ VERBS = {
     "encode": "gritlm.serving.encode",
     "evaluate": "gritlm.evaluation.evaluate",
     "export": "gritlm.serving.export",
+    "merge": "gritlm.serving.merge",
+    "import": "gritlm.serving.import_checkpoint",
     "report": "gritlm.report.report",
     "verify-gradients": "gritlm.training.verify_gradients",
     "devices": "gritlm.devices",

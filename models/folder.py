@@ -52,9 +52,19 @@ def save_model_folder(
     Raises:
         UserError: a loader would give other tokens.
     """
-    folder, contract = Path(folder), text_tokenizer.contract
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     embedder.save_weights(folder, weights, max_shard_size)
+    complete_model_folder(embedder, text_tokenizer, folder)
+
+
+def complete_model_folder(embedder: Embedder, text_tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write what a model folder holds beside its weights and its card. They lie there, and config.json too.
+
+    Args:
+        embedder: its parameters are not read.
+    """
+    contract = text_tokenizer.contract
     complete_config(folder / "config.json")
     # safetensors makes files that only their owner can read, and a server runs as another user.
     for path in folder.rglob("*model*.safetensors"):

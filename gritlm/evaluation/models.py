@@ -27,7 +27,8 @@ from gritlm.strict_json import read_json_object
 BM25 = "bm25"
 # What a model folder may hold beside the model: a run's notes, the trainer's state, other formats, results.
 NOT_THE_MODEL = (
-    *("run.json", "log.jsonl", "README.md", ".*", "checkpoint*", "set-aside-*", "eval*", "trainer_state.json"),
+    *("run.json", "log.jsonl", "README.md", ".*", "checkpoint*", "set-aside-*", "weights", "eval*"),
+    "trainer_state.json",
     *("optimizer*", "scheduler*", "rng_state*", "training_args.bin", "global_step*", "latest", "pytorch_model_fsdp*"),
     *("onnx", "openvino", "original", "*.gguf", "*.h5", "*.msgpack", "*.ot"),
 )

@@ -259,6 +259,9 @@ class EmbeddingTrainingArguments(TrainingArguments):
     save_total_limit: int | None = flag(
         2, "How many checkpoints to keep; the oldest goes first. 0: all.", changes_learning=False
     )
+    merge_last: int = flag(
+        0, "Keep the weights of this many last saves, for gritlm merge RUN OUT --last N.", changes_learning=False
+    )
     eval_strategy: str = flag(
         "steps",
         "When to evaluate, where there is --eval_data or --eval_held_out: no (only before the first step and after the "

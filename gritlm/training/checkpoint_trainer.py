@@ -29,6 +29,7 @@ from gritlm.training.checkpoints import (
     checkpoint_name,
     engine_name,
     explain_unsaved,
+    keep_weights,
     publish_checkpoint,
     random_state_file,
     rotate_checkpoints,
@@ -84,6 +85,8 @@ class CheckpointTrainer(OptimizerTrainer):
     def write_checkpoint(self, folder: Path) -> list[str]:
         """Write the model folder and everything else that a resume needs. Returns the model folder's files."""
         served = self.write_model(folder)
+        if self.args.should_save:
+            keep_weights(folder, Path(self.args.output_dir), self.state.global_step, self.args.merge_last)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:

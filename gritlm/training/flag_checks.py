@@ -48,7 +48,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda x: 0 <= x < math.inf,
         (
             *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
-            *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
+            *("max_grad_norm", "save_total_limit", "merge_last", "dataloader_num_workers", "batches"),
             *("eval_held_out", "eval_delay", "early_stopping_threshold", "focal_gamma", "spread_out_weight"),
             *("contrastive_weight", "cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight"),
             *("teacher_weight", "guide_margin"),
@@ -164,6 +164,14 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.bf16_weights and not f.bf16,
         "--bf16_weights without --bf16: wanted --bf16 True, since the products of bfloat16 weights are bfloat16",
+    ),
+    (
+        lambda f: f.merge_last == 1 or (f.merge_last > 0 and f.save_strategy == "no"),
+        "--merge_last {merge_last}: wanted 2 saves or more to merge, and a --save_strategy other than no",
+    ),
+    (
+        lambda f: f.merge_last > 0 and any(getattr(f, name, False) for name in ("lora", "qlora")),
+        "--merge_last {merge_last}: found --lora, whose checkpoints are adapters; merge the folders that runs publish",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),

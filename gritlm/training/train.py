@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,14 @@ from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import add_adapter, merged
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
-from gritlm.training.checkpoints import checkpoint_name, engine_name, find_damage, is_last, read_trainer_state
+from gritlm.training.checkpoints import (
+    checkpoint_name,
+    engine_name,
+    find_damage,
+    is_last,
+    read_trainer_state,
+    weight_copies,
+)
 from gritlm.training.engines import load_weights_once
 from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
 from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
@@ -97,6 +105,9 @@ def train(run: RunArguments) -> int:
         if checkpoint and checkpoint == args.resume_from_checkpoint:
             for line in go_back_to(checkpoint, folder):
                 log.info(line)
+        for step, copy in weight_copies(folder).items():
+            if step > (state.global_step if state else 0):
+                shutil.rmtree(copy, ignore_errors=True)
         keep_results(folder, state.global_step if state else 0, Path(checkpoint).parent if checkpoint else folder)
     if checkpoint and state and is_last(state):  # killed while it published; the Trainer would take one step more
         write = functools.partial(copy_served, checkpoint)
@@ -178,6 +189,8 @@ def publish(
     entries = verdict(folder, step) if run.training.process_index == 0 and steps_with_results(folder) else {}
     if entries:
         log.info("verdict: %s", entries["verdict"])
+    if (kept := len(weight_copies(folder))) > 1:
+        log.info("weights of the last %d saves: gritlm merge %s NEW --last %d averages them", kept, folder, kept)
     return finish(run, run_settings, merged(run, text_tokenizer, write), {"evaluation": entries} if entries else {})
 
 

@@ -22,6 +22,7 @@ import yaml
 from conftest import SIZES
 from flag_tables import flag_table
 from helpers import ROOT, write_jsonl
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from gritlm import VERBS, __version__
@@ -337,7 +338,11 @@ def workplace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_model(workplace, qwen3) -> Path:
-    """The same with a trained model in outputs/mine."""
+    """The same with a trained model in outputs/mine, and a checkpoint as the original writes it."""
+    old = shutil.copytree(qwen3, workplace / "old" / "checkpoint")
+    state = {f"model.{name}": weight for name, weight in load_file(old / "model.safetensors").items()}
+    torch.save(state, old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
     flags = f"--model_name_or_path {qwen3} --train_data data/ --output_dir outputs/mine {ADDED['train']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)

@@ -16,7 +16,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
 from gritlm import __version__
+from gritlm.models.base import attention_of
 from gritlm.models.embedder import PROJECTION_FOLDER
+from gritlm.models.families import is_encoder
 from gritlm.models.hub import is_hub_name, snapshot
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import LOADER_OPTIONS
@@ -141,7 +143,7 @@ def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
     dense, width = folder / PROJECTION_FOLDER / "config.json", config.get("hidden_size")
     if dense.is_file():
         width = json.loads(dense.read_text(encoding="utf-8"))["out_features"]
-    causal = config.get("is_causal")
+    decoder, causal = not is_encoder(config.get("model_type", "")), attention_of(config, "cc") == "cc"
     license_text = facts.license or base.licence["license_name"] or base.licence["license"]
     source = "" if facts.license or not license_text else ", that of the base"
     options = ", ".join(f'{key}="{value}"' for key, value in LOADER_OPTIONS.items())
@@ -155,8 +157,14 @@ def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
         f"- Base: {base.called}.",
         f"- Licence: {plain(license_text) + source if license_text else 'unknown; look up those of base and data'}.",
         f"- Languages: {', '.join(facts.language) or 'unknown'}.",
-        "- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json"
-        f"{'' if causal else ' and give other vectors without a warning'}.",
+        *(
+            [
+                "- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json"
+                f"{'' if causal else ' and give other vectors without a warning'}."
+            ]
+            if decoder
+            else []
+        ),
         f"- `AutoTokenizer.from_pretrained` needs `{options}`; sentence-transformers passes it by itself.",
     ]
 
@@ -203,7 +211,7 @@ def parity_table(rows: Sequence[tuple[str, str, float | str]]) -> list[str]:
 
 def _servers(folder: Path) -> list[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    causal, projection = bool(config.get("is_causal")), (folder / PROJECTION_FOLDER).is_dir()
+    causal, projection = attention_of(config, "cc") == "cc", (folder / PROJECTION_FOLDER).is_dir()
     model = Served(TextContract.load(folder), config.get("model_type", ""), causal, projection)
     return table(["Program", "gives these vectors", "with", "known from"], servers_table(model))
 

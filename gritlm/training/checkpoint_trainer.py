@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from gritlm.distributed import ShardsUnsaved, barrier
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import dropouts
 from gritlm.models.folder import save_model_folder
 from gritlm.training.checkpoints import (
     OPTIMIZER,
@@ -128,7 +129,7 @@ class CheckpointTrainer(Trainer):
         path = Path(checkpoint) / random_state_file(self.args.process_index)
         if path.is_file():
             restore_random_states(load_state(path), self.args.device)
-        elif getattr(self.embedder.config, "attention_dropout", 0.0):
+        elif any(dropouts(self.embedder.config)):
             log.warning("rank %d: no random state in %s; dropout differs", self.args.process_index, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

@@ -21,6 +21,7 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import dropouts
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.checkpoints import checkpoint_name, engine_name, find_damage, is_last, read_trainer_state
@@ -174,7 +175,7 @@ def publish(
 
 
 def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> tuple[Embedder, float]:
-    """The model, and its attention dropout."""
+    """The model, and the largest of its dropout probabilities."""
     args, model = run.training, run.model
     set_seed(args.seed)
     load_weights_once(args)
@@ -191,8 +192,8 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
         embedder.load_projection(weights.parent, weights.name, run.base.projection_bias)
     if run.objective.matryoshka_dims:  # for servers that cut vectors on request
         embedder.config.matryoshka_dimensions = [embedder.embedding_dim, *run.objective.matryoshka_dims]
-    dropout = getattr(config, "attention_dropout", 0.0)
-    reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
+    attention_dropout, dropout = dropouts(config)
+    reason = varlen_unavailable_reason(args.device, args.bf16, attention_dropout)
     if embedder.packed and args.device.type == "cuda" and reason:
         log.info("attention: one kernel call for each run of equally long texts, not one for all (%s)", reason)
     return embedder, dropout

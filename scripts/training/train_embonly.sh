@@ -23,7 +23,7 @@ fi
 [ -f "$root/scripts/training/node.py" ] || fail "found no scripts/training/node.py in ${root:-$PWD}; run this file in" \
   "its checkout, or submit from the repository's root"
 
-MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # Qwen2 or Qwen3: a hub name or a folder
+MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # a decoder LLM or an encoder: a hub name or a folder
 TRAIN_DATA=${TRAIN_DATA:-}                   # .jsonl, .jsonl.gz, .parquet, or a folder of them
 EVAL_DATA=${EVAL_DATA:-}                     # evaluate on it while training: a BEIR folder, a file, a folder of them
 OUTPUT_DIR=${OUTPUT_DIR:-}                   # empty: outputs/<model>-<data>

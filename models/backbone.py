@@ -108,6 +108,7 @@ def load_backbone(
         # check_base has judged what is left over, but for weights that transformers saves in another form.
         if names and (kind == "missing_keys" or is_converted(config)):
             raise UserError(f"--model_name_or_path {name_or_path}: {len(names)} weights {problem}, first {names[0]!r}")
+    vars(backbone).pop("_weight_conversions", None)  # else it is saved under the names of an older version
     return backbone
 
 

@@ -103,8 +103,8 @@ def attention_of(config: dict[str, Any], otherwise: str | None) -> str | None:
     if is_encoder(str(config.get("model_type"))):
         return "bb"
     causal = config.get("is_causal")
-    if causal is None and isinstance(config.get("use_bidirectional_attention"), bool):
-        causal = not config["use_bidirectional_attention"]
+    if causal is None and config.get("use_bidirectional_attention") is True:  # false is what a plain Gemma 3 saves
+        causal = False
     return otherwise if causal is None else "cc" if causal else "bb"
 
 
@@ -113,7 +113,8 @@ def _appends_end_token(name_or_path: str) -> bool:
     processor = _read(name_or_path, "tokenizer.json").get("post_processor") or {}
     for step in processor.get("processors", [processor]):  # a sequence of them, or one
         template = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        if template and "SpecialToken" in template[-1]:
+        around = step.get("type") in ("BertProcessing", "RobertaProcessing")
+        if around or (template and "SpecialToken" in template[-1]):
             return True
     return _read(name_or_path, "tokenizer_config.json").get("add_eos_token") is True
 

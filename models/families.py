@@ -48,6 +48,7 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 _KEY_BIASES = ("key.bias", "k_proj.bias")  # softmax does not change when all its scores change by the same
 _BIASES = {"attention_bias": True, "mlp_bias": True}
 _GQA = {"num_key_value_heads": 2}
+_CLS_SEP = {"cls_token_id": 1, "sep_token_id": 2}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 FAMILIES: dict[str, Family] = {
     "qwen2": Family(_GQA | _WINDOW | {"use_sliding_window": True}, _KEY_BIASES),
@@ -55,14 +56,14 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(_GQA | _EXPERTS | {"head_dim": 8, "mlp_only_layers": [1]}, ("mlp.experts",)),
     "llama": Family(_GQA | _BIASES, _KEY_BIASES, "begin"),
     "mistral": Family(_GQA | {"sliding_window": 16}, (), "sentencepiece"),
-    "gemma3_text": Family(_GQA | _WINDOW | {"head_dim": 8}, (), "sentencepiece", BY_BIDIRECTIONAL),
+    "gemma3_text": Family(_GQA | _WINDOW | {"head_dim": 8}, (), "gemma", BY_BIDIRECTIONAL),
     "smollm3": Family(_GQA | _WINDOW | {"use_sliding_window": True, "no_rope_layers": [0, 1]}),
     "olmo2": Family(_GQA),
     "olmo3": Family(_GQA | _WINDOW),
     "granite": Family(_GQA | _BIASES | {"attention_multiplier": 0.2}, _KEY_BIASES),
     "phi": Family(_GQA | {"partial_rotary_factor": 0.5, "resid_pdrop": 0.0}, _KEY_BIASES),
-    "phi3": Family(_GQA | {"partial_rotary_factor": 0.5, "sliding_window": 16, "resid_pdrop": 0.0}),
-    "modernbert": Family({"layer_types": _WINDOW["layer_types"], "local_attention": 32} | _BIASES, _KEY_BIASES, "wordpiece"),
+    "phi3": Family(_GQA | {"partial_rotary_factor": 0.5, "sliding_window": 16, "resid_pdrop": 0.0}, (), "sentencepiece"),
+    "modernbert": Family({"layer_types": _WINDOW["layer_types"], "local_attention": 32, "norm_bias": True} | _BIASES | _CLS_SEP, _KEY_BIASES, "wordpiece"),
     "bert": Family(_NO_DROPOUT, _KEY_BIASES, "wordpiece"),
     "roberta": Family(_NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "roberta", positions_after_padding=True),
     "xlm-roberta": Family(_NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "unigram", positions_after_padding=True),

@@ -180,7 +180,7 @@ def choose_attention(config: PreTrainedConfig, trust_remote_code: bool = False) 
 
 def _try_layer(config: PreTrainedConfig, kind: str | None, implementation: str, trust_remote_code: bool) -> None:
     backbone = one_layer(config, kind, implementation, trust_remote_code=trust_remote_code)
-    embedder = Embedder(backbone, TextContract(normalized=False))
+    embedder = Embedder(backbone, TextContract(normalized=False)).eval()
     probe_attention(embedder, embedder, torch.device("cpu"), "cc" if is_causal(config) else "bb")
     lengths = torch.tensor([8])
     embedder(input_ids=torch.arange(8)[None], lengths=lengths, prompt_lengths=lengths * 0).sum().backward()

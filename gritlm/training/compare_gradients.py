@@ -102,6 +102,8 @@ def one_process(
         loss = torch.stack(list(objective(model(**chunk), batch).values())).sum()
         sgd.zero_grad()
         loss.backward()
+        if unused := [name for name, p in model.named_parameters() if p.grad is None]:
+            raise UserError(f"the loss depends on no weight of {', '.join(unused)}: DDP would stop")
         gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         sgd.step()
         yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}, 1

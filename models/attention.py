@@ -51,7 +51,7 @@ class Band(NamedTuple):
     after: int
 
     def kernel_options(self, length: int) -> tuple[bool, Tensor | None]:
-        """For a text of this length: whether it is causal without a window; and the mask, bool (L, L), of any window."""
+        """For a text of this length: whether it is causal without a window; the mask, bool (L, L), of a window."""
         before, after = (length - 1 if reach < 0 else min(reach, length - 1) for reach in self)
         if before == length - 1 and after in (0, length - 1):
             return after < length - 1, None
@@ -117,7 +117,9 @@ def packed_attention(
         raise CannotPack("it makes its attention masks itself")
     band, config = attention_mask.band(packing.max_length), cast(Any, module.config)
     if band.after != (0 if is_causal(config) and packing.max_length > 1 else band.before):
-        raise UserError(f"found a layer that attends to {band}, wanted {'causal' if is_causal(config) else 'symmetric'}")
+        raise UserError(
+            f"found a layer that attends to {band}, wanted {'causal' if is_causal(config) else 'symmetric'}"
+        )
     half = value_1KTd.dtype in (torch.bfloat16, torch.float16)
     if not varlen_unavailable_reason(query_1HTd.device, half, dropout):
         return _one_varlen_call(query_1HTd, key_1KTd, value_1KTd, packing, scaling, band), None
@@ -152,7 +154,7 @@ def _one_varlen_call(
     output_THd: Any = varlen_attn(
         *(query_THd, key_TKd, value_TKd, cu_seqlens, cu_seqlens, max_length, max_length),
         scale=scaling,
-        window_size=tuple(band),
+        window_size=(band.before, band.after),
         enable_gqa=True,
     )
     return output_THd[None]

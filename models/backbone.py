@@ -53,7 +53,9 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
         raise UserError(f"--model_name_or_path {name_or_path}: {why}")
     if is_encoder(config.model_type):
         if attn == "cc":
-            raise UserError(f"--attn cc: found {config.model_type!r}, an encoder, wanted bb: it has no causal attention")
+            raise UserError(
+                f"--attn cc: found {config.model_type!r}, an encoder, wanted bb: it has no causal attention"
+            )
         return config
     if attn is not None:
         return set_causal(config, ATTENTION[attn])

@@ -5,6 +5,8 @@ transformers' own tables.
 """
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
@@ -22,7 +24,7 @@ class Family(NamedTuple):
     tokenizer: the form of its tokenizers, by its name in tests/tokenizers.py.
     """
 
-    tiny: dict[str, Any] = {}
+    tiny: Mapping[str, Any] = MappingProxyType({})
     no_gradient: tuple[str, ...] = ()
     tokenizer: str = "bytes"
     switch: str = "is_causal"
@@ -62,11 +64,21 @@ FAMILIES: dict[str, Family] = {
     "olmo3": Family(_GQA | _WINDOW),
     "granite": Family(_GQA | _BIASES | {"attention_multiplier": 0.2}, _KEY_BIASES),
     "phi": Family(_GQA | {"partial_rotary_factor": 0.5, "resid_pdrop": 0.0}, _KEY_BIASES),
-    "phi3": Family(_GQA | {"partial_rotary_factor": 0.5, "sliding_window": 16, "resid_pdrop": 0.0}, (), "sentencepiece"),
-    "modernbert": Family({"layer_types": _WINDOW["layer_types"], "local_attention": 32, "norm_bias": True} | _BIASES | _CLS_SEP, _KEY_BIASES, "wordpiece"),
+    "phi3": Family(
+        _GQA | {"partial_rotary_factor": 0.5, "sliding_window": 16, "resid_pdrop": 0.0}, (), "sentencepiece"
+    ),
+    "modernbert": Family(
+        {"layer_types": _WINDOW["layer_types"], "local_attention": 32, "norm_bias": True} | _BIASES | _CLS_SEP,
+        _KEY_BIASES,
+        "wordpiece",
+    ),
     "bert": Family(_NO_DROPOUT, _KEY_BIASES, "wordpiece"),
-    "roberta": Family(_NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "roberta", positions_after_padding=True),
-    "xlm-roberta": Family(_NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "unigram", positions_after_padding=True),
+    "roberta": Family(
+        _NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "roberta", positions_after_padding=True
+    ),
+    "xlm-roberta": Family(
+        _NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "unigram", positions_after_padding=True
+    ),
     "nomic_bert": Family(_NO_DROPOUT, _KEY_BIASES, "wordpiece"),
 }
 
@@ -103,7 +115,7 @@ def set_causal(config: Any, causal: bool) -> PreTrainedConfig:
 
 def tiny_config(model_type: str, causal: bool = False) -> PreTrainedConfig:
     """The tiny config of a family of the table."""
-    fields = SIZES | FAMILIES[model_type].tiny
+    fields = {**SIZES, **FAMILIES[model_type].tiny}
     config = CONFIG_MAPPING[model_type](**fields)
     return config if is_encoder(model_type) else set_causal(config, causal)
 
@@ -151,11 +163,15 @@ def refuse(config: PreTrainedConfig) -> str:
     if getattr(config, "is_encoder_decoder", False):
         return f"found {kind!r}, an encoder-decoder, wanted a decoder or an encoder alone"
     if text is not config:
-        return f"found {kind!r}, a model of more than text, wanted its text model ({text.model_type!r}) in its own folder"
+        return (
+            f"found {kind!r}, a model of more than text, wanted its text model ({text.model_type!r}) in its own folder"
+        )
     if type(config) not in MODEL_MAPPING and not getattr(config, "auto_map", None):
         return f"found {kind!r}, of which transformers has no model that gives states of tokens"
     if cap is not None:
-        return f"found {kind!r} with a soft cap (attn_logit_softcapping {cap:g}), which packed attention and sdpa have not"
+        return (
+            f"found {kind!r} with a soft cap (attn_logit_softcapping {cap:g}), which packed attention and sdpa have not"
+        )
     if others:
         return f"found {kind!r} with {', '.join(sorted(others))} layers, wanted full_attention or sliding_attention"
     if is_encoder(kind) and (getattr(config, "is_decoder", False) or getattr(config, "is_causal", False)):

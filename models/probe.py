@@ -17,6 +17,7 @@ from gritlm.models.tiny import one_layer
 
 LONG = 2048  # tokens of the longest text that the probe looks at; more where a text can cross a wider window
 
+
 class AttentionError(UserError):
     """The model's attention differs from the one asked for."""
 

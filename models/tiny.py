@@ -49,7 +49,7 @@ def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: in
 
 
 def one_layer(config: PreTrainedConfig, kind: str | None, attn_implementation: str, **options: Any) -> PreTrainedModel:
-    """The same architecture with random float32 weights, one layer and a small vocabulary. Draws nothing outside itself.
+    """The same architecture with random float32 weights, one layer and a small vocabulary. Leaves the random state.
 
     Args:
         kind: the layer's name in `layer_types`, of a config that has them.

@@ -1,7 +1,17 @@
-"""The checks of one family, for the tests and for scripts/check_families.py. Each returns what the table shows."""
+"""What docs/backbones.md says of each family, measured on tiny models. Restartable; the tests run some of it.
 
+    python tests/family_checks.py CELLS.json                   run the cells that CELLS.json does not have; the table
+    python tests/family_checks.py CELLS.json --only bert resume                          run one cell
+
+A result is in the file as soon as its cell ends. A cell that fails is run again.
+"""
+
+import json
 import re
 import shutil
+import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +24,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gritlm import GritLM
 from gritlm.models.chunks import ChunkConfig, make_chunks
-from gritlm.models.families import is_encoder
+from gritlm.models.families import FAMILIES, is_encoder
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import Text
-from gritlm.training.train import main
+from gritlm.training.train import main as train
 
 TEXTS = [*WORDS, *(" ".join(WORDS[i : i + 9]) for i in range(31)), " ".join(WORDS * 3), "river", "a. b", "50 : 7"]
 
@@ -61,8 +71,21 @@ def packed_and_padded(family: str, folder: Path) -> str:
 def verified(family: str, ranks: int) -> str:
     """The cells of `gritlm verify-gradients` that are equal, for the first two losses."""
     engines = ["plain", "fsdp2"] if ranks == 1 else ["ddp", "fsdp2"]
-    command = ["-m", "gritlm", "verify-gradients", "--families", family, "--ranks", str(ranks), "--engines", *engines]
-    done = run(*command, "--terms", "info_nce", "same_tower", "--num_layers", "0")
+    command = ["-m", "gritlm", "verify-gradients", "--families", family, "--engines", *engines]
+    # One rank too is started as torchrun starts it: the verb would start its own in a new interpreter.
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    done = run(
+        *command,
+        "--terms",
+        "info_nce",
+        "same_tower",
+        "--num_layers",
+        "0",
+        "--queries",
+        str(8 // ranks),
+        ranks=ranks,
+        **(place if ranks == 1 else {}),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     errors = re.findall(r"(\S+)  ok$", done.stdout, re.MULTILINE)
     return f"{max(map(float, errors)):.0e}"
@@ -74,7 +97,7 @@ def train_family(family: str, folder: Path, **more) -> tuple[Path, Path, list[st
     write_jsonl(folder / "data.jsonl", rows=40, negatives=2, seed=1)
     steps = {"max_steps": 4, "save_steps": 2, "save_total_limit": 5, "chunk_tokens": 256}
     flags = train_flags(base, folder / "data.jsonl", folder / "run", folder / "cache", **steps | more)
-    assert main(flags) == 0
+    assert train(flags) == 0
     return base, folder / "run", flags
 
 
@@ -83,7 +106,7 @@ def resumed(family: str, folder: Path) -> str:
     _, out, flags = train_family(family, folder)
     again, checkpoint = folder / "again", shutil.copytree(out / "checkpoint-2", folder / "kept" / "checkpoint-2")
     flags[flags.index("--output_dir") + 1] = str(again)
-    assert main([*flags, "--resume_from_checkpoint", str(checkpoint)]) == 0
+    assert train([*flags, "--resume_from_checkpoint", str(checkpoint)]) == 0
     first, second = ((place / "model.safetensors").read_bytes() for place in (out, again))
     assert first == second
     assert first != (checkpoint / "model.safetensors").read_bytes(), "control: nothing was trained"
@@ -112,3 +135,40 @@ def served(family: str, folder: Path) -> str:
     return f"{min(worst):.6f}"
 
 
+CELLS = {
+    "probe": probed,
+    "packed = padded": packed_and_padded,
+    "1 rank": lambda family, folder: verified(family, 1),
+    "2 ranks": lambda family, folder: verified(family, 2),
+    "resume": resumed,
+    "served": served,
+}
+
+
+def as_table(cells: dict[str, str]) -> str:
+    head = f"| family | {' | '.join(CELLS)} |\n|{'---|' * (len(CELLS) + 1)}"
+    kind = {name: f"`{name}`{' (encoder)' if is_encoder(name) else ''}" for name in FAMILIES}
+    rows = [f"| {kind[f]} | {' | '.join(cells.get(f'{f} {cell}', 'not run') for cell in CELLS)} |" for f in FAMILIES]
+    return "\n".join([head, *rows])
+
+
+def main(path: Path, only: tuple[str, str] | None) -> int:
+    cells = json.loads(path.read_text()) if path.exists() else {}
+    wanted = [only] if only else [(family, cell) for family in FAMILIES for cell in CELLS]
+    for family, cell in wanted:
+        if f"{family} {cell}" in cells and not only:
+            continue
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                cells[f"{family} {cell}"] = result = CELLS[cell](family, Path(folder))
+            path.write_text(json.dumps(cells, indent=1))
+        except Exception:
+            traceback.print_exc()
+            result = "FAILED"
+        print("cell:", family, cell, result, flush=True)
+    print(as_table(cells))
+    return int(any(f"{family} {cell}" not in cells for family, cell in wanted))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), tuple(sys.argv[3:5]) if sys.argv[2:3] == ["--only"] else None))

@@ -126,7 +126,9 @@ def wanted_ranks(args: VerifyArguments) -> int:
     return int(os.environ.get("WORLD_SIZE") or args.ranks or torch.cuda.device_count() or 2)
 
 
-def configs_of(model_args: ModelArguments, num_layers: int | None, families: list[str] | None) -> dict[str, PreTrainedConfig]:
+def configs_of(
+    model_args: ModelArguments, num_layers: int | None, families: list[str] | None
+) -> dict[str, PreTrainedConfig]:
     """Name -> config of each model to compare on, cut to its first layers."""
     if name := model_args.model_name_or_path:
         config = load_config(name, model_args.attn, model_args.trust_remote_code)

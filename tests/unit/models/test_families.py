@@ -1,6 +1,7 @@
 """Every family of the table, and families outside it: what is packed, padded, trained or refused by name."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -123,7 +124,11 @@ def test_control_the_probe_sees_positions_that_do_not_restart_or_begin_wrongly(n
 def test_a_layer_that_stays_causal_is_refused(monkeypatch):
     """The sliding layers alone: the full ones would hide them from a look at the first token."""
     band = attention.Mask.band
-    half = lambda self, longest: band(self, longest)._replace(after=0) if self.options.get("local_size") else band(self, longest)  # noqa: E501, E731
+
+    def half(self, longest):
+        found = band(self, longest)
+        return found._replace(after=0) if self.options.get("local_size") else found
+
     monkeypatch.setattr(attention.Mask, "band", half)
     model = make("olmo3")
     with pytest.raises(UserError, match=r"found a layer that attends to Band\(.*\), wanted symmetric"):
@@ -171,7 +176,8 @@ def test_weights_of_an_old_bert_are_read_and_its_pooler_is_left_out(tmp_path):
 
     build_family(tmp_path, "bert")
     weights = load_file(tmp_path / "model.safetensors")
-    old = {"bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): w for name, w in weights.items()}  # noqa: E501
+    renamed = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    old = {"bert." + re.sub(r"LayerNorm\.\w+", lambda m: renamed[m[0]], name): w for name, w in weights.items()}
     old |= {"bert.embeddings.position_ids": torch.arange(8), "bert.pooler.dense.weight": torch.ones(32, 32)}
     save_file(old | {"cls.predictions.bias": torch.ones(600)}, tmp_path / "model.safetensors", {"format": "pt"})
     config = load_config(str(tmp_path), "bb")

@@ -123,7 +123,8 @@ def test_a_second_stage_of_qwen3_embedding(qwen3_embedding, tmp_path, capfd):
     embedder.load_weights(out / "checkpoint-2")
     text = {"append_eos": True, "pool_instruction": True}
     builder = make_builder(qwen3_embedding, tmp_path / "rows.jsonl", tmp_path / "cache", **text)
-    chunks, row_of_text = make_chunks(builder.text_tokenizer([Text(PROMPT, t) for t in probes], 512), ChunkConfig(512), 0)
+    tokens = builder.text_tokenizer([Text(PROMPT, text) for text in probes], 512)
+    chunks, row_of_text = make_chunks(tokens, ChunkConfig(512), 0)
     with torch.no_grad():
         trained = torch.cat([embedder(**chunk) for chunk in chunks])[row_of_text].numpy()
     for vectors in (model.encode_queries(probes), served.encode_query(probes)):

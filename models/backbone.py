@@ -51,15 +51,9 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
         raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error
     if why := refuse(config):
         raise UserError(f"--model_name_or_path {name_or_path}: {why}")
-    if is_encoder(config.model_type):
-        if attn == "cc":
-            raise UserError(
-                f"--attn cc: found {config.model_type!r}, an encoder, wanted bb: it has no causal attention"
-            )
-        return config
     if attn is not None:
         return set_causal(config, ATTENTION[attn])
-    if not hasattr(config, family_of(config).switch):
+    if not is_encoder(config.model_type) and not hasattr(config, family_of(config).switch):
         raise UserError(f"{name_or_path}: found no is_causal in its config.json, wanted true or false")
     return config
 

@@ -85,10 +85,8 @@ class Base:
         tensors: dict[str, tuple[str, list[int]]] = {}
         for path in self.weight_files:
             for name, value in read_header(path).items():
-                own = name.removeprefix(prefix)
-                for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-                    own = own.replace(old, new)
-                tensors[own] = value
+                own = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+                tensors[own.replace("LayerNorm.beta", "LayerNorm.bias")] = value
         endings = ("rotary_emb.inv_freq", "embeddings.position_ids")
         return {n: value for n, value in tensors.items() if not n.startswith("lm_head.") and not n.endswith(endings)}
 

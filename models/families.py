@@ -13,6 +13,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from gritlm.errors import UserError
+
 
 class Family(NamedTuple):
     """A row of `FAMILIES`.
@@ -21,7 +23,7 @@ class Family(NamedTuple):
     no_gradient: ends of the names of weights that may have a gradient of zero.
     switch: the field of config.json that makes it bidirectional.
     positions_after_padding: it numbers positions from `pad_token_id` + 1 and gives padding tokens none.
-    tokenizer: the form of its tokenizers, by its name in tests/tokenizers.py.
+    tokenizer: the form of its tokenizers, by its name in tests/families.py.
     """
 
     tiny: Mapping[str, Any] = MappingProxyType({})
@@ -50,7 +52,8 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 _KEY_BIASES = ("key.bias", "k_proj.bias")  # softmax does not change when all its scores change by the same
 _BIASES = {"attention_bias": True, "mlp_bias": True}
 _GQA = {"num_key_value_heads": 2}
-_CLS_SEP = {"cls_token_id": 1, "sep_token_id": 2}
+_PARTIAL_ROTARY = {"partial_rotary_factor": 0.5, "resid_pdrop": 0.0}
+_SHORT = {"max_position_embeddings": 514}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 FAMILIES: dict[str, Family] = {
     "qwen2": Family(_GQA | _WINDOW | {"use_sliding_window": True}, _KEY_BIASES),
@@ -63,22 +66,14 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(_GQA),
     "olmo3": Family(_GQA | _WINDOW),
     "granite": Family(_GQA | _BIASES | {"attention_multiplier": 0.2}, _KEY_BIASES),
-    "phi": Family(_GQA | {"partial_rotary_factor": 0.5, "resid_pdrop": 0.0}, _KEY_BIASES),
-    "phi3": Family(
-        _GQA | {"partial_rotary_factor": 0.5, "sliding_window": 16, "resid_pdrop": 0.0}, (), "sentencepiece"
-    ),
+    "phi": Family(_GQA | _PARTIAL_ROTARY, _KEY_BIASES),
+    "phi3": Family(_GQA | _PARTIAL_ROTARY | {"sliding_window": 16}, (), "sentencepiece"),
     "modernbert": Family(
-        {"layer_types": _WINDOW["layer_types"], "local_attention": 32, "norm_bias": True} | _BIASES | _CLS_SEP,
-        _KEY_BIASES,
-        "wordpiece",
+        _WINDOW | _BIASES | {"norm_bias": True, "cls_token_id": 1, "sep_token_id": 2}, _KEY_BIASES, "wordpiece"
     ),
     "bert": Family(_NO_DROPOUT, _KEY_BIASES, "wordpiece"),
-    "roberta": Family(
-        _NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "roberta", positions_after_padding=True
-    ),
-    "xlm-roberta": Family(
-        _NO_DROPOUT | {"max_position_embeddings": 514}, _KEY_BIASES, "unigram", positions_after_padding=True
-    ),
+    "roberta": Family(_NO_DROPOUT | _SHORT, _KEY_BIASES, "roberta", positions_after_padding=True),
+    "xlm-roberta": Family(_NO_DROPOUT | _SHORT, _KEY_BIASES, "unigram", positions_after_padding=True),
     "nomic_bert": Family(_NO_DROPOUT, _KEY_BIASES, "wordpiece"),
 }
 
@@ -95,15 +90,23 @@ def is_encoder(model_type: str) -> bool:
 
 def is_causal(config: Any) -> bool:
     """Whether the attention of a model with this config is causal."""
-    if is_encoder(config.model_type):
+    if family_of(config).switch == BY_BIDIRECTIONAL and config.use_bidirectional_attention:
         return False
-    return getattr(config, "is_causal", True) and not (
-        family_of(config).switch == BY_BIDIRECTIONAL and config.use_bidirectional_attention
-    )
+    return not is_encoder(config.model_type) and getattr(config, "is_causal", True)
 
 
 def set_causal(config: Any, causal: bool) -> PreTrainedConfig:
-    """The config of a decoder with causal or bidirectional attention."""
+    """The config with causal or bidirectional attention.
+
+    Raises:
+        UserError: the model is an encoder, and `causal` is true.
+    """
+    if is_encoder(config.model_type):
+        if causal:
+            raise UserError(
+                f"--attn cc: found {config.model_type!r}, an encoder, wanted bb: it has no causal attention"
+            )
+        return config
     if family_of(config).switch != BY_BIDIRECTIONAL:
         config.is_causal = causal
         return config
@@ -115,9 +118,7 @@ def set_causal(config: Any, causal: bool) -> PreTrainedConfig:
 
 def tiny_config(model_type: str, causal: bool = False) -> PreTrainedConfig:
     """The tiny config of a family of the table."""
-    fields = {**SIZES, **FAMILIES[model_type].tiny}
-    config = CONFIG_MAPPING[model_type](**fields)
-    return config if is_encoder(model_type) else set_causal(config, causal)
+    return set_causal(CONFIG_MAPPING[model_type](**{**SIZES, **FAMILIES[model_type].tiny}), causal)
 
 
 def model_class(config: PreTrainedConfig) -> Any:
@@ -137,15 +138,10 @@ def is_converted(config: PreTrainedConfig) -> bool:
     return bool(get_checkpoint_conversion_mapping(config.model_type))
 
 
-def first_position(config: PreTrainedConfig) -> int:
-    """The number of a text's first position. RoBERTa's positions begin behind that of its padding."""
-    return config.pad_token_id + 1 if family_of(config).positions_after_padding else 0
-
-
 def longest_text(config: PreTrainedConfig) -> int | None:
     """The tokens that a model has positions for, if it says."""
     limit = getattr(config, "max_position_embeddings", None)
-    return limit - first_position(config) if limit else None
+    return limit - config.pad_token_id - 1 if limit and family_of(config).positions_after_padding else limit
 
 
 def dropouts(config: PreTrainedConfig) -> tuple[float, float]:

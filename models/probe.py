@@ -30,7 +30,8 @@ def probe_attention(
 
     (a) Changing the last token changes the first token's state if attention is bidirectional, and only then. (b) A text
     has the same states in a padded batch as alone. (c) The ids of the padding do not matter. (d) A text has the same
-    states in a packed row as alone, and its neighbours do not matter.
+    states in a packed row as alone, and its neighbours do not matter. (e) The same beside a text of 2,048 tokens, and
+    packed for this text.
 
     Args:
         wrapped: the module to call: the embedder or an engine around it. Where calls are collective, on all ranks.
@@ -40,9 +41,8 @@ def probe_attention(
         exact: false if the model computes in less than float32.
     Returns:
         The relative change of the states, in norm: "last_to_first" for (a), "padded" for (b), "leak" for (c), and for
-        a model that packs "packed" and "packed_leak" for (d), "packed_long" and "packed_beside_long" for (e); else
-        "beside_long". With experts the median
-        over tokens, since rounding may send a token to another expert.
+        a model that packs "packed" and "packed_leak" for (d), "packed_long" and "packed_beside_long" for (e), else
+        "beside_long". With experts the median over tokens, since rounding may send a token to another expert.
     Raises:
         AttentionError: a check failed; it names the check, what was found and what was wanted.
     """
@@ -56,23 +56,18 @@ def probe_attention(
         wrapped(input_ids=input_ids, lengths=lengths_N, prompt_lengths=torch.zeros_like(lengths_N), **options)
         return states.pop().float()
 
-    config, contract = embedder.config, embedder.contract
+    config = embedder.config
     experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts"))
+    window = getattr(config, "sliding_window", None) or 0
+    long = window + 64 if LONG <= window < embedder.contract.longest else LONG
     try:
-        long = _long_text(config, contract.longest)
+        long = min(long, longest_text(config) or long)
         changes = _measure_changes(run, config.vocab_size, embedder.packed, device, long, experts)
     finally:
         hook.remove()
         wrapped.train(was_training)
     _check_changes(changes, attn, 1e-3 if exact and experts else 1e-5 if exact else 5e-2)
     return changes
-
-
-def _long_text(config: PreTrainedConfig, longest: int) -> int:
-    """Tokens of the long text: what the model takes, `LONG`, or a window that texts of the run cross."""
-    window = getattr(config, "sliding_window", None) or 0
-    wanted = window + 64 if LONG <= window < longest else LONG
-    return min(wanted, longest_text(config) or wanted)
 
 
 def _measure_changes(

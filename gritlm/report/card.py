@@ -144,6 +144,7 @@ def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
     if dense.is_file():
         width = json.loads(dense.read_text(encoding="utf-8"))["out_features"]
     decoder, causal = not is_encoder(config.get("model_type", "")), attention_of(config, "cc") == "cc"
+    silently = "" if causal else " and give other vectors without a warning"
     license_text = facts.license or base.licence["license_name"] or base.licence["license"]
     source = "" if facts.license or not license_text else ", that of the base"
     options = ", ".join(f'{key}="{value}"' for key, value in LOADER_OPTIONS.items())
@@ -157,14 +158,8 @@ def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
         f"- Base: {base.called}.",
         f"- Licence: {plain(license_text) + source if license_text else 'unknown; look up those of base and data'}.",
         f"- Languages: {', '.join(facts.language) or 'unknown'}.",
-        *(
-            [
-                "- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json"
-                f"{'' if causal else ' and give other vectors without a warning'}."
-            ]
-            if decoder
-            else []
-        ),
+        "- Needs transformers 5.2 or newer."
+        + (f" Older versions ignore `is_causal` in config.json{silently}." if decoder else ""),
         f"- `AutoTokenizer.from_pretrained` needs `{options}`; sentence-transformers passes it by itself.",
     ]
 

@@ -22,7 +22,7 @@ from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base import read_base
 from gritlm.models.embedder import Embedder
-from gritlm.models.families import FAMILIES, is_encoder, tiny_config
+from gritlm.models.families import FAMILIES, tiny_config
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, flag
 from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
@@ -100,8 +100,6 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     refuse_environment(vars(args))
     model_args = settle(model_args, read_base(model_args.model_name_or_path))
     for family in args.families or ():
-        if family in FAMILIES and is_encoder(family) and model_args.attn == "cc":
-            raise UserError(f"--attn cc: found {family!r}, an encoder, wanted bb: it has no causal attention")
         if family not in FAMILIES:
             raise UserError(f"--families: found {family!r}, wanted some of {', '.join(FAMILIES)}")
     for term in args.terms or ():

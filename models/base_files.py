@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from gritlm.errors import UserError, one_line
+from gritlm.models.families import is_converted, model_class, model_options
 from gritlm.models.hub import CONFIG, DECODER, base_of, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -45,12 +46,17 @@ class Base:
 
     @cached_property
     def expected(self) -> dict[str, list[int]]:
-        """The shape of each weight of the model that the config describes. Empty if it runs code from its folder."""
+        """The shape of each weight of the model that the config describes.
+
+        Empty if it runs code from its folder, or if transformers saves its weights in another form.
+        """
         if self.trust_remote_code and getattr(self.config, "auto_map", None):
             return {}
         # The class itself: from_config would shard the weights under ZeRO-3.
         with torch.device("meta"):
-            model = MODEL_MAPPING[type(self.config)](copy.deepcopy(self.config))
+            model = model_class(self.config)(copy.deepcopy(self.config), **model_options(self.config))
+        if is_converted(self.config):
+            return {}
         return {name: list(value.shape) for name, value in model.state_dict().items()}
 
     @cached_property
@@ -73,13 +79,17 @@ class Base:
     def tensors(self) -> dict[str, tuple[str, list[int]]]:
         """The dtype and the shape of each saved tensor, by its name in the backbone.
 
-        Without the language-model head, and the rotary frequencies that old versions saved.
+        Without the language-model head, and what old versions saved: rotary frequencies and position numbers.
         """
+        known = type(self.config) in MODEL_MAPPING
+        prefix = f"{model_class(self.config).base_model_prefix if known else 'model'}."
         tensors: dict[str, tuple[str, list[int]]] = {}
         for path in self.weight_files:
-            tensors |= {name.removeprefix("model."): value for name, value in read_header(path).items()}
-        ignored = [name for name in tensors if name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")]
-        return {name: value for name, value in tensors.items() if name not in ignored}
+            for name, value in read_header(path).items():
+                own = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+                tensors[own.replace("LayerNorm.beta", "LayerNorm.bias")] = value
+        endings = ("rotary_emb.inv_freq", "embeddings.position_ids")
+        return {n: value for n, value in tensors.items() if not n.startswith("lm_head.") and not n.endswith(endings)}
 
     @property
     def unread(self) -> list[str]:

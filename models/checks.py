@@ -4,6 +4,7 @@ A check is one function and one row of a table. It returns what it found and wha
 model on the hub are not checked before they are in the local cache, unless `download` is set.
 """
 
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -37,13 +38,14 @@ def quantisation(base: Base) -> str:
 
 
 def rope_type(base: Base) -> str:
-    found = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if found in ROPE_TYPES:
-        return ""
-    return (
-        f"found rope_type {found!r} in config.json, wanted one of {', '.join(ROPE_TYPES)}: any other is unknown, or "
-        "makes a text's vector depend on the texts beside it"
-    )
+    rope = getattr(base.config, "rope_parameters", None) or {}
+    for settings in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or of each kind
+        if (found := settings.get("rope_type", "default")) not in ROPE_TYPES:
+            return (
+                f"found rope_type {found!r} in config.json, wanted one of {', '.join(ROPE_TYPES)}: any other is "
+                "unknown, or makes a text's vector depend on the texts beside it"
+            )
+    return ""
 
 
 def pad_token_id(base: Base) -> str:
@@ -75,7 +77,7 @@ def weights_exist(base: Base) -> str:
 
 
 def layer_count(base: Base) -> str:
-    found = len({name.split(".")[1] for name in base.tensors if name.startswith("layers.")})
+    found = len({match[1] for name in base.tensors if (match := re.match(r"(?:encoder\.)?layers?\.(\d+)\.", name))})
     wanted = base.config.num_hidden_layers
     if found in (0, wanted):
         return ""

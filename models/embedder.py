@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED, Packing
+from gritlm.models.families import dropouts, family_of, is_converted, is_encoder, model_options
 from gritlm.models.lora import attach, load_adapter, quantise, save_adapter
 from gritlm.models.pooling import pool, positions
 from gritlm.models.text import TextContract
@@ -24,10 +25,10 @@ PROJECTION_FOLDER = "2_Dense"
 
 
 class Embedder(nn.Module):
-    """An embedding model built on a decoder LLM.
+    """An embedding model built on a decoder LLM or an encoder.
 
     Args:
-        backbone: the decoder stack; `backbone.config.is_causal` is already set.
+        backbone: the layers without a head, from `load_backbone`: its config says whether they are causal.
         contract: gives the pooling method and whether vectors are normalised.
         projection: width of a linear layer (with bias) after pooling, or None.
     """
@@ -64,7 +65,7 @@ class Embedder(nn.Module):
     def drops_out(self) -> bool:
         """Whether training draws random numbers."""
         of_adapter = self.adapter.lora_dropout if self.adapter is not None else 0.0
-        return max(getattr(self.config, "attention_dropout", 0.0), of_adapter) > 0
+        return max(*dropouts(self.config), of_adapter) > 0
 
     def trained_state(self) -> dict[str, Tensor]:
         """All weights by name; with an adapter those that are trained."""
@@ -99,17 +100,16 @@ class Embedder(nn.Module):
         """
         if input_ids.dim() == 1:
             ends_N = lengths.cumsum(0)
-            packing = Packing(equal_length_runs, F.pad(ends_N, (1, 0)).int())
             states_TD = self.backbone(
                 input_ids=input_ids[None],
-                position_ids=positions(lengths, len(input_ids))[None],
-                attention_mask={"full_attention": None},  # keeps transformers from building one
-                use_cache=False,
-                packing=packing,
+                position_ids=self._positions(input_ids, lengths)[None],
+                attention_mask=torch.ones_like(input_ids)[None],  # else transformers looks for texts in position_ids
+                packing=Packing(equal_length_runs, F.pad(ends_N, (1, 0)).int()),
+                **self._no_cache,
             )[0][0]
         else:
             mask_NL = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-            states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), use_cache=False)[0]
+            states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), **self._no_cache)[0]
             states_TD = states_NLD[mask_NL]
         with torch.autocast(states_TD.device.type, enabled=False):
             vectors_ND = pool(states_TD, lengths, prompt_lengths, self.contract.pooling_method)
@@ -120,6 +120,19 @@ class Embedder(nn.Module):
                 return vectors_ND
             projected_NE = self.teacher_projection(vectors_ND.to(self.teacher_projection.weight.dtype))
             return torch.cat([vectors_ND, projected_NE.float()], dim=1)
+
+    @property
+    def _no_cache(self) -> dict[str, bool]:
+        return {} if is_encoder(self.config.model_type) else {"use_cache": False}
+
+    def _positions(self, ids_T: Tensor, lengths_N: Tensor) -> Tensor:
+        """int64 (T,): the position of each token in its text, as the model numbers it in a padded batch."""
+        if not family_of(self.config).positions_after_padding:
+            return positions(lengths_N, len(ids_T))
+        padding, real_T = self.config.pad_token_id, (ids_T != self.config.pad_token_id).long()
+        count_T = F.pad(real_T.cumsum(0), (1, 0))
+        before_T = count_T[lengths_N.cumsum(0) - lengths_N].repeat_interleave(lengths_N, output_size=len(ids_T))
+        return (count_T[1:] - before_T) * real_T + padding
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute each layer's activations in the backward pass. The Trainer calls this."""
@@ -169,10 +182,13 @@ class Embedder(nn.Module):
         Raises:
             UserError: a weight is missing, unexpected, or has another shape.
         """
-        if self.adapter is None:
-            copy_weights(folder, self.backbone)
-        else:
+        if self.adapter is not None:
             load_adapter(self.backbone, folder)
+        elif is_converted(self.config):  # the files hold them in another form, which transformers reads
+            options = model_options(self.config) | {"config": self.config, "dtype": self.backbone.dtype}
+            self.backbone.load_state_dict(type(self.backbone).from_pretrained(folder, **options).state_dict())
+        else:
+            copy_weights(folder, self.backbone)
         self.load_projection(folder)
 
     def load_projection(self, folder: str | Path, name: str = PROJECTION_FOLDER, bias: bool = True) -> None:

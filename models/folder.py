@@ -134,7 +134,8 @@ def complete_config(path: Path) -> None:
         config["rope_theta"] = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
             config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    config["use_bidirectional_attention"] = not config["is_causal"]
+    if "is_causal" in config:
+        config["use_bidirectional_attention"] = not config["is_causal"]
     config.pop("auto_map", None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

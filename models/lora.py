@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from gritlm.errors import UserError, one_line
+from gritlm.models.families import model_class, model_options
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -51,7 +52,7 @@ PREFIX = "base_model.model."  # of peft's names in the file
 def linear_layers(config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
     """The linear layers of the backbone that a config describes: name -> (out, in). Reads no weight."""
     with torch.device("meta"):
-        backbone = MODEL_MAPPING[type(config)](copy.deepcopy(config))
+        backbone = model_class(config)(copy.deepcopy(config), **model_options(config))
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
     return {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
 
@@ -77,7 +78,7 @@ def match_targets(layers: Iterable[str], wanted: Sequence[str] | None) -> tuple[
 def adapter_shapes(config: PreTrainedConfig, adapter: "LoraConfig") -> dict[str, list[int]]:
     """The shape of each tensor of an adapter, by name. Reads no weight."""
     with torch.device("meta"):
-        backbone = MODEL_MAPPING[type(config)](copy.deepcopy(config))
+        backbone = model_class(config)(copy.deepcopy(config), **model_options(config))
         attach(backbone, copy.deepcopy(adapter))
     return {name: list(p.shape) for name, p in backbone.named_parameters() if p.requires_grad}
 

@@ -71,14 +71,20 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
 
 
 def _set_rstrip(backend: Tokenizer, rstrip: bool) -> None:
-    """Make dropping white space at the end the last step of the normalizer, or take that step off."""
+    """Make dropping white space at the end the last step of the normalizer, or take that step off.
+
+    The first step where the others make a letter of a space, as those of SentencePiece models do.
+    """
     step, found = normalizers.Strip(left=False, right=True), backend.normalizer
     if rstrip and "strip_right=True" not in repr(found):
-        backend.normalizer = normalizers.Sequence([found, step] if found else [step])
+        first = found is not None and not found.normalize_str("a ").endswith((" ", "a"))
+        backend.normalizer = normalizers.Sequence(([step, found] if first else [found, step]) if found else [step])
     elif not rstrip and isinstance(found, normalizers.Sequence):
         steps = [found[i] for i in range(len(found))]
-        if steps and repr(steps[-1]) == repr(step):
-            backend.normalizer = normalizers.Sequence(steps[:-1])
+        for place in (0, -1):
+            if steps and repr(steps[place]) == repr(step):
+                del steps[place]
+                backend.normalizer = normalizers.Sequence(steps)
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, append_eos: bool, name: str) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gritlm import __version__
+from gritlm.models.base import attention_of
 from gritlm.models.embedder import PROJECTION_FOLDER
+from gritlm.models.families import is_encoder
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import LOADER_OPTIONS
 from gritlm.report.figures import number, sparkline
@@ -116,7 +118,8 @@ def _introduction(folder: Path, facts: CardFacts, bases: Sequence[Base]) -> list
     dense, width = folder / PROJECTION_FOLDER / "config.json", config.get("hidden_size")
     if dense.is_file():
         width = json.loads(dense.read_text(encoding="utf-8"))["out_features"]
-    causal = config.get("is_causal")
+    decoder, causal = not is_encoder(config.get("model_type", "")), attention_of(config, "cc") == "cc"
+    silently = "" if causal else " and give other vectors without a warning"
     licences = {base.licence_name for base in bases}
     license_text = facts.license or (licences.pop() if len(licences) == 1 else "")
     source = "" if facts.license or not license_text else ", that of the base"
@@ -131,8 +134,8 @@ def _introduction(folder: Path, facts: CardFacts, bases: Sequence[Base]) -> list
         f"- Base: {'; '.join(dict.fromkeys(base.called for base in bases))}.",
         f"- Licence: {plain(license_text) + source if license_text else 'unknown; look up those of base and data'}.",
         f"- Languages: {', '.join(facts.language) or 'unknown'}.",
-        "- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json"
-        f"{'' if causal else ' and give other vectors without a warning'}.",
+        "- Needs transformers 5.2 or newer."
+        + (f" Older versions ignore `is_causal` in config.json{silently}." if decoder else ""),
         f"- `AutoTokenizer.from_pretrained` needs `{options}`; sentence-transformers passes it by itself.",
     ]
 
@@ -179,7 +182,7 @@ def parity_table(rows: Sequence[tuple[str, str, float | str]]) -> list[str]:
 
 def _servers(folder: Path) -> list[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    causal, projection = bool(config.get("is_causal")), (folder / PROJECTION_FOLDER).is_dir()
+    causal, projection = attention_of(config, "cc") == "cc", (folder / PROJECTION_FOLDER).is_dir()
     model = Served(TextContract.load(folder), config.get("model_type", ""), causal, projection)
     return table(["Program", "gives these vectors", "with", "known from"], servers_table(model))
 

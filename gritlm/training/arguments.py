@@ -30,7 +30,7 @@ def open_flag(paper: Any, help: str, **argparse_options: Any) -> Any:
 class ModelArguments:
     """The network."""
 
-    model_name_or_path: str = flag("", "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
+    model_name_or_path: str = flag("", "Decoder LLM or encoder: a folder or a hub name. Required.")
     attn: Literal["bb", "cc"] = open_flag("bb", "Attention: bb bidirectional, cc causal.")
     attn_implementation: str = flag(
         "packed", "Attention kernel: packed (no padding), or padded: sdpa, eager, flash_attention_2."

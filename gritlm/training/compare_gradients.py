@@ -134,6 +134,8 @@ def one_process(
             loss = torch.stack(list(objective(wrapped(**chunk), batch).values())).sum()
             sgd.zero_grad()
             loss.backward()
+        if unused := [name for name, p in trained.items() if p.grad is None]:
+            raise UserError(f"the loss depends on no weight of {', '.join(unused)}: DDP would stop")
         gradient = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         sgd.step()
         yield loss.detach(), gradient, {name: p.detach().clone() for name, p in trained.items()}, 1

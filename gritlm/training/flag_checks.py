@@ -170,7 +170,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--merge_last {merge_last}: wanted 2 saves or more to merge, and a --save_strategy other than no",
     ),
     (
-        lambda f: f.merge_last > 0 and any(getattr(f, name, False) for name in ("lora", "qlora")),
+        lambda f: f.merge_last > 0 and (f.lora or f.qlora),
         "--merge_last {merge_last}: found --lora, whose checkpoints are adapters; merge the folders that runs publish",
     ),
     (

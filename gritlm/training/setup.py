@@ -44,6 +44,9 @@ def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
     said = {name: getattr(base, name) for name in paper if getattr(base, name) is not None}
     lines = [f"base: its {name} is not used: {found}" for name, found in base.unusable.items()]
     lines += [f"base: {note}" for note in base.notes]
+    if (prompt := base.prompts.get("query")) and not contract.prompts.get("query"):
+        prepare = "gritlm prepare --instruction_template puts it there"
+        lines.append(f"base: its query prompt {clip(prompt)} is in no row, and the model gets none; {prepare}")
     if not said:
         return lines
     embedder = base.pool_instruction is not None

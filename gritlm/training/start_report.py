@@ -6,7 +6,10 @@ from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
 from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.errors import UserError
+from gritlm.models.attention import PACKED
 from gritlm.models.checks import check_tokenizer
+from gritlm.models.families import longest_text
+from gritlm.models.probe import choose_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
 from gritlm.training.adapters import describe_adapter
@@ -46,6 +49,7 @@ def describe_run(
     used, settings = used_sets(plan, records), read_set_settings(run.data.num_samples)
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
+    check_lengths(run, config)
     check_instructions(evaluation, text_tokenizer)
     names = [r.name for r in records]
     losses = dict(zip(names, objectives_of(run.objective, settings, names), strict=True))
@@ -74,7 +78,9 @@ def describe_run(
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
     width = run.model.projection or config.hidden_size
     others = [(r.name, args) for r, args in zip(used, by_set, strict=True) if args != run.objective]
+    untested = choose_attention(config, run.model.trust_remote_code)[1]
     lines = [
+        *([untested] if untested and run.model.attn_implementation == PACKED else []),
         *describe_base(run, text_tokenizer.contract),
         *describe_adapter(run, config),
         *describe_servers(model, contract_name(run)),
@@ -94,3 +100,15 @@ def describe_run(
         lines,
         [*warnings, *unread, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)],
     )
+
+
+def check_lengths(run: RunArguments, config: PreTrainedConfig) -> None:
+    """Refuse texts for which the model has no learned position. Rotary positions have no end.
+
+    Raises:
+        UserError: a limit in tokens is too high.
+    """
+    longest = None if getattr(config, "rope_parameters", None) else longest_text(config)
+    for flag in ("query_max_len", "passage_max_len"):
+        if longest and (given := getattr(run.data, flag)) > longest:
+            raise UserError(f"--{flag} {given}: found a model of at most {longest} positions, wanted no more")

@@ -22,6 +22,7 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import dropouts
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import add_adapter, merged
@@ -217,7 +218,7 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
         log.info("base: its widths %s are not those of this model: left out", config.matryoshka_dimensions)
         del embedder.config.matryoshka_dimensions
     add_adapter(run, embedder)
-    reason = varlen_unavailable_reason(args.device, args.bf16, getattr(config, "attention_dropout", 0.0))
+    reason = varlen_unavailable_reason(args.device, args.bf16, dropouts(config)[0])
     if embedder.packed and args.device.type == "cuda" and reason:
         log.info("attention: one kernel call for each run of equally long texts, not one for all (%s)", reason)
     return embedder

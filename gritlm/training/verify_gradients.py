@@ -3,7 +3,7 @@
 Random texts, float32, three SGD steps for each loss term. The loss, the gradient and the updated weights of each step
 are compared, as a relative error in norm. With --temperatures they are compared with float64, and the error must be
 like that of one process in float32. With --bf16 the engines compute under autocast, and the error of one step's
-gradient must not grow with the number of chunks. Without --model_name_or_path the models are a tiny Qwen2 and Qwen3.
+gradient must not grow with the number of chunks. Without --model_name_or_path the models are tiny ones of --families.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import PreTrainedConfig
 
 from gritlm.cli import exit_rank, quieten, run_verb
 from gritlm.distributed import destroy_process_group, init_process_group, rank, world_size
@@ -26,6 +26,7 @@ from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base import read_base
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import FAMILIES, tiny_config
 from gritlm.models.lora import linear_layers, make_config, match_targets
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, flag
@@ -38,15 +39,6 @@ from gritlm.training.terms import OPTIONS, VARIANTS
 
 ENGINES = ("plain", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 FEWEST_CHUNKS = 8  # with fewer texts, a query may have nothing to be contrasted with
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 600,
-    "initializer_range": 0.1,
-}
 
 EXAMPLES = """examples:
   gritlm verify-gradients --ranks 2
@@ -64,6 +56,9 @@ class VerifyArguments:
     ranks: int | None = flag(None, "Processes to start on this machine. None: one per GPU, or 2. Not under torchrun.")
     engines: list[str] | None = flag(None, "Some of plain ddp fsdp2 zero1 zero2 zero3. None: all installed.")
     terms: list[str] | None = flag(None, f"Some of {' '.join(VARIANTS)}. None: all; with --bf16 the first.")
+    families: list[str] | None = flag(
+        None, f"Without a model: tiny ones of these families, some of {' '.join(FAMILIES)}. None: qwen2 and qwen3."
+    )
     num_layers: int | None = flag(2, "Use only the model's first layers; 0 for all.")
     queries: int = flag(4, "Queries on each rank. --bf16 takes half as many as chunks.")
     max_len: int = flag(64, "Longest text in tokens.")
@@ -118,6 +113,9 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     model_args, args = parser.parse_args_into_dataclasses(args=argv)
     refuse_environment(vars(args))
     model_args = settle(model_args, read_base(model_args.model_name_or_path))
+    for family in args.families or ():
+        if family not in FAMILIES:
+            raise UserError(f"--families: found {family!r}, wanted some of {', '.join(FAMILIES)}")
     for term in args.terms or ():
         if term not in VARIANTS:
             raise UserError(f"--terms: found {term!r}, wanted some of {', '.join(VARIANTS)}")
@@ -145,7 +143,9 @@ def wanted_ranks(args: VerifyArguments) -> int:
     return int(os.environ.get("WORLD_SIZE") or args.ranks or torch.cuda.device_count() or 2)
 
 
-def configs_of(model_args: ModelArguments, num_layers: int | None) -> dict[str, PreTrainedConfig]:
+def configs_of(
+    model_args: ModelArguments, num_layers: int | None, families: list[str] | None
+) -> dict[str, PreTrainedConfig]:
     """Name -> config of each model to compare on, cut to its first layers."""
     if name := model_args.model_name_or_path:
         config = load_config(name, model_args.attn, model_args.trust_remote_code)
@@ -153,18 +153,12 @@ def configs_of(model_args: ModelArguments, num_layers: int | None) -> dict[str, 
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: config.num_hidden_layers]
         return {name: config}
-    tiny: dict[str, PreTrainedConfig] = {
-        "tiny Qwen2": Qwen2Config(**SIZES),
-        "tiny Qwen3": Qwen3Config(**SIZES, head_dim=8),
-    }
-    for config in tiny.values():
-        config.is_causal = model_args.attn == "cc"
-    return tiny
+    return {f"tiny {name}": tiny_config(name, model_args.attn == "cc") for name in families or ("qwen2", "qwen3")}
 
 
 def main(argv: list[str], make_objective: MakeObjective = Objective) -> int:
     model_args, args = parse(argv)
-    configs_of(model_args, args.num_layers)
+    configs_of(model_args, args.num_layers, args.families)
     if "RANK" in os.environ:  # under torchrun
         return int(verify(model_args, args, make_objective) > 0)
     ranks = wanted_ranks(args)
@@ -194,7 +188,7 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
         if rank() == 0:
             print(line, flush=True)
 
-    for name, config in configs_of(model_args, args.num_layers).items():
+    for name, config in configs_of(model_args, args.num_layers, args.families).items():
 
         def build(name: str = name, config: PreTrainedConfig = config) -> Embedder:
             torch.manual_seed(0)

@@ -15,7 +15,7 @@ from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, ObjectiveArguments, RunArguments
+from gritlm.training.arguments import EXAMPLES, GROUPS, DataArguments, ModelArguments, ObjectiveArguments, RunArguments
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
@@ -64,6 +64,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
 )
 
+CLUSTER_SIZE = DataArguments.cluster_size
 TAU_PLUS = ObjectiveArguments.tau_plus
 UNIT_VECTORS = ("debiased", "sigreg_weight", "spread_out_weight", "angle_weight", "matryoshka_dims", "teacher_weight")
 TERM_WEIGHTS = [name for name in vars(ObjectiveArguments) if name.endswith("_weight")]
@@ -93,6 +94,14 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: bool(f.data_cache) and _is_within(f.data_cache, f.output_dir),
         "--data_cache {data_cache}: found a folder in --output_dir {output_dir}, wanted one outside of it",
+    ),
+    (
+        lambda f: bool(f.mined_batches) and not 1 < f.cluster_size <= f.global_batch_size,
+        "--cluster_size {cluster_size}: wanted 2 to --global_batch_size {global_batch_size}",
+    ),
+    (
+        lambda f: f.cluster_size != CLUSTER_SIZE and not f.mined_batches,
+        "--cluster_size {cluster_size} without --mined_batches has no effect",
     ),
     (
         lambda f: f.chunk_tokens < max(f.query_max_len, f.passage_max_len),

@@ -19,7 +19,7 @@ import numpy as np
 from gritlm.evaluation.results import read_results
 from gritlm.evaluation.verdict import compare
 
-VARIANTS = {  # flags beside those of every run
+VARIANTS = {  # flags beside those of every run; TEACHER is the folder of --teacher
     "info_nce": "",
     "batch 16": "--global_batch_size 16",
     "no hard negatives": "--train_group_size 1",
@@ -41,6 +41,8 @@ VARIANTS = {  # flags beside those of every run
     "teacher vectors": "--teacher_weight 1",
     "teacher vectors alone": "--teacher_weight 1 --contrastive_weight 0",
     "teacher scores": "--teacher_weight 10 --teacher_loss scores",
+    "mined batches": "--mined_batches TEACHER",
+    "mined batches, guide": "--mined_batches TEACHER --guide_margin 0",
 }
 
 
@@ -72,11 +74,13 @@ def main() -> None:
     results = {}
     for seed in args.seeds:
         for name in args.only:
-            flags = [*common, *shlex.split(VARIANTS[name]), "--seed", str(seed)]
-            if "teacher" in VARIANTS[name] or "guide" in VARIANTS[name]:
-                if not args.teacher:
-                    continue
-                flags += ["--teacher_vectors", args.teacher]
+            variant = VARIANTS[name]
+            if "teacher_" in variant or "guide" in variant:
+                variant += " --teacher_vectors TEACHER"
+            if "TEACHER" in variant and not args.teacher:
+                continue
+            words = [args.teacher if word == "TEACHER" else word for word in shlex.split(variant)]
+            flags = [*common, *words, "--seed", str(seed)]
             path = train(args.folder / f"{name.replace(' ', '_')}-{seed}", flags)
             results[name, seed] = read_results(path).sets
             mean = np.mean([found.metrics[found.main] for found in results[name, seed]])

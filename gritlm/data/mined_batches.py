@@ -112,7 +112,7 @@ def _read(file: Path, rows: int) -> np.ndarray | None:
 def _read_vectors(teacher: TeacherVectors, ids: np.ndarray, name: str) -> np.ndarray:
     """int16 (len(ids), W): vectors as whole numbers, of norm UNIT, read in the order of the file."""
     wide = teacher.width > WIDTH
-    signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (teacher.width, WIDTH)) if wide else None
+    signs = np.random.default_rng(0).choice((-1, 1), (teacher.width, WIDTH)).astype(np.float32) if wide else None
     found = np.empty((len(ids), min(teacher.width, WIDTH)), dtype=np.int16)
     places = np.searchsorted(teacher.ids, ids)
     order, damaged = np.argsort(places), 0
@@ -201,8 +201,10 @@ def describe_mined_batches(
 
 def _hardness(teacher: TeacherVectors, texts: RowTexts, rows: np.ndarray) -> tuple[float, float]:
     """The mean similarity of a query to the first positives of other rows, and the share above its own positive's."""
-    queries, positives = (teacher.lookup(texts.ids[texts.starts[rows] + field].tolist()) for field in (0, 1))
+    ids = [texts.ids[texts.starts[rows] + field] for field in (0, 1)]
+    queries, positives = (teacher.lookup(own.tolist()) for own in ids)
     similarities = queries @ positives.T
-    others = ~np.eye(len(rows), dtype=bool)
+    others = np.logical_and(*(own[:, None] != own for own in ids))
     above = similarities > similarities.diagonal()[:, None]
-    return float(similarities[others].mean()), float(above[others].mean())
+    count = max(1, others.sum())
+    return float(similarities[others].sum() / count), float(above[others].sum() / count)

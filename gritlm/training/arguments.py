@@ -86,8 +86,8 @@ class DataArguments:
     )
     mined_batches: str | None = flag(
         None,
-        "Folder of gritlm encode --rows: fill batches with clusters of rows whose queries are near one another in these "
-        "vectors (B3).",
+        "Folder of gritlm encode --rows: fill batches with clusters of rows whose queries are near one another there "
+        "(B3).",
     )
     cluster_size: int = flag(32, "Rows of a cluster of --mined_batches. Random clusters of a data set form a batch.")
     eval_data: list[str] | None = flag(

@@ -173,7 +173,7 @@ def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int
 
 
 def describe_mined(plan: Plan) -> list[str]:
-    """What --mined_batches does: on 256 rows of each of 16 batches of the first epoch, and of as many random batches."""
+    """What --mined_batches does, on 256 rows of each of 16 batches of the first epoch, beside random batches."""
     if plan.mined is None:
         return []
     assert plan.row_texts is not None
@@ -183,9 +183,8 @@ def describe_mined(plan: Plan) -> list[str]:
     for step in steps[:: -(-len(steps) // 16) or 1]:
         rows = np.array([plan.first_row[number] + row for number, row in plan.batch(0, step).rows])
         number = np.searchsorted(plan.first_row, rows[0], side="right") - 1
-        others = rng.permutation(plan.first_row[number] + plan.training_rows(number))[: 2 * size]
         batches.append(rng.permutation(rows)[:size])
-        random.append(others[plan.row_texts.rows_without_repeats(others)][:size])
+        random.append(rng.permutation(plan.first_row[number] + plan.training_rows(number))[:size])
     lines = [describe_mined_batches(plan.mined, batches, random, plan.row_texts)] if steps else []
     used = {plan.names[number] for number in plan.used}
     unmined = [name for name in plan.names if name in used and (name not in mined or name not in plan.datasets(0))]

@@ -84,6 +84,12 @@ class DataArguments:
     sampling_temperature: float = flag(
         1.0, "T above 1 samples data sets in proportion to size**(1/T). The epoch keeps its length."
     )
+    mined_batches: str | None = flag(
+        None,
+        "Folder of gritlm encode --rows: fill batches with clusters of rows whose queries are near one another there "
+        "(B3).",
+    )
+    cluster_size: int = flag(32, "Rows of a cluster of --mined_batches. Random clusters of a data set form a batch.")
     eval_data: list[str] | None = flag(
         None,
         "Evaluation sets: BEIR folders, rows as for training, STS or classification files, or folders of them.",

@@ -17,7 +17,14 @@ from gritlm.models.hub import base_of
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments, TuningArguments
+from gritlm.training.arguments import (
+    EXAMPLES,
+    GROUPS,
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    TuningArguments,
+)
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
@@ -69,6 +76,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 OF_LORA = [*(name for name in vars(TuningArguments) if name.startswith("lora_")), "continue_adapter", "keep_adapter"]
 OF_AN_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+CLUSTER_SIZE = DataArguments.cluster_size
 
 # Flags that hold a JSON object, with an example.
 OBJECTS = {
@@ -95,6 +103,11 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: bool(f.data_cache) and _is_within(f.data_cache, f.output_dir),
         "--data_cache {data_cache}: found a folder in --output_dir {output_dir}, wanted one outside of it",
+    ),
+    (lambda f: f.cluster_size < 2, "--cluster_size {cluster_size}: wanted 2 or more"),
+    (
+        lambda f: f.cluster_size != CLUSTER_SIZE and not f.mined_batches,
+        "--cluster_size {cluster_size} without --mined_batches has no effect",
     ),
     (
         lambda f: f.chunk_tokens < max(f.query_max_len, f.passage_max_len),

@@ -58,6 +58,8 @@ def run_settings_of(
     settings["data"] = [f"{len(r)} rows, {r.fingerprint()}" for r in records]
     if run.objective.teacher_vectors:
         settings["teacher_vectors"] = TeacherVectors(run.objective.teacher_vectors).fingerprint()
+    if run.data.mined_batches:
+        settings["mined_batches"] = TeacherVectors(run.data.mined_batches, "--mined_batches").fingerprint()
     if Path(run.model.model_name_or_path).is_dir():
         settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
         settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))

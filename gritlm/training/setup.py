@@ -9,6 +9,7 @@ import numpy as np
 from gritlm.data.batch_plan import HELD_OUT, Plan
 from gritlm.data.folders import describe_folder
 from gritlm.data.held_out import NOTHING, HeldOut, hold_out
+from gritlm.data.mined_batches import MinedBatches, describe_mined_batches, mine_batches
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
 from gritlm.errors import UserError
@@ -103,7 +104,26 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
         RowTexts.concatenate([r.row_texts for r in records]),
         hold_out_rows(run, records),
         [r.name for r, args in zip(records, by_set, strict=True) if stays_apart(args)],
+        order_rows(run, records, [args.in_batch_negatives for args in by_set]),
     )
+
+
+def order_rows(run: RunArguments, records: list[RecordSet], in_batch: list[bool]) -> MinedBatches | None:
+    """The order of the rows of --mined_batches; the first rank of a machine computes it.
+
+    Args:
+        in_batch: whether each data set has in-batch negatives. Else near rows in a batch change nothing.
+    Raises:
+        UserError: the vectors are not those of the data, or no data set has in-batch negatives.
+    """
+    folder, rows = run.data.mined_batches, rows_of(read_set_settings(run.data.num_samples))
+    if not folder:
+        return None
+    wanted = [has and rows.get(r.name, 1) > 0 for r, has in zip(records, in_batch, strict=True)]
+    if not any(wanted):
+        raise UserError(f"--mined_batches {folder}: found no data set with in-batch negatives, so it has no effect")
+    with run.training.main_process_first(desc="ordering the rows"):
+        return mine_batches(folder, records, wanted, run.data.cluster_size, run.data.data_cache)
 
 
 def hold_out_rows(run: RunArguments, records: list[RecordSet]) -> HeldOut:
@@ -146,12 +166,33 @@ def slots(data: DataArguments, records: list[RecordSet]) -> tuple[int, int]:
 
 def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int) -> list[str]:
     """What the run will see: steps, rows, and what is left out."""
-    lines = [*plan.describe(ranks), *describe_folder(run.data.train_data), describe_steps(plan, run, ranks)]
+    lines = [*plan.describe(ranks), *describe_mined(plan)]
+    lines += [*describe_folder(run.data.train_data), describe_steps(plan, run, ranks)]
     if dropped := sum(r.dropped_negatives for r in records):
         lines.append(f"  {dropped} negatives left out: they repeat a positive of the same row")
     if hidden := sum(r.hidden_negatives for r in records):
         lines.append(f"  {hidden} negatives left out: another row has them as a positive of the same query")
     return lines
+
+
+def describe_mined(plan: Plan) -> list[str]:
+    """What --mined_batches does, on 256 rows of each of 16 batches of the first epoch, beside random batches."""
+    if plan.mined is None:
+        return []
+    assert plan.row_texts is not None
+    mined = [name for name, places in zip(plan.names, plan.mined.places, strict=True) if places is not None]
+    steps = [step for step, name in enumerate(plan.datasets(epoch=0)) if name in mined]
+    rng, size, batches, random = np.random.default_rng(plan.seed), min(plan.batch_size, 256), [], []
+    for step in steps[:: -(-len(steps) // 16) or 1]:
+        rows = np.array([plan.first_row[number] + row for number, row in plan.batch(0, step).rows])
+        number = np.searchsorted(plan.first_row, rows[0], side="right") - 1
+        batches.append(rng.permutation(rows)[:size])
+        random.append(rng.permutation(plan.first_row[number] + plan.training_rows(number))[:size])
+    lines = [describe_mined_batches(plan.mined, batches, random, plan.row_texts)] if steps else []
+    used = {plan.names[number] for number in plan.used}
+    unmined = [name for name in plan.names if name in used and (name not in mined or name not in plan.datasets(0))]
+    why = "they have no in-batch negatives, or fewer rows than a batch"
+    return [*lines, *([f"  mined batches: none of {', '.join(unmined)}: {why}"] if unmined else [])]
 
 
 def describe_steps(plan: Plan, run: RunArguments, ranks: int) -> str:

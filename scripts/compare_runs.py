@@ -21,7 +21,7 @@ from gritlm.evaluation.results import read_results
 from gritlm.evaluation.sets import SetResult
 from gritlm.evaluation.verdict import compare
 
-# Flags beside those of every run.
+# Flags beside those of every run; TEACHER is the folder of --teacher.
 OBJECTIVES = {
     "info_nce": "",
     "batch 16": "--global_batch_size 16",
@@ -33,17 +33,19 @@ OBJECTIVES = {
     "focal": "--focal_gamma 0.5",
     "margin 0.1": "--false_negative_margin 0.1",
     "relative margin": "--false_negative_relative_margin 0.05",
-    "guide": "--guide_margin 0",
+    "guide": "--teacher_vectors TEACHER --guide_margin 0",
     "debiased": "--debiased True --tau_plus 0.01",
     "several positives": "--max_positives 4",
     "matryoshka": "--matryoshka_dims 96 48",
     "sigreg": "--sigreg_weight 0.05",
     "spread_out": "--spread_out_weight 1",
-    "distill": "--distill_weight 1",
-    "margin_mse": "--margin_mse_weight 1",
-    "teacher vectors": "--teacher_weight 1",
-    "teacher vectors alone": "--teacher_weight 1 --contrastive_weight 0",
-    "teacher scores": "--teacher_weight 10 --teacher_loss scores",
+    "distill": "--distill_weight 400",  # the factor T^2 of its loss is 1/400 at the default temperature
+    "margin_mse": "--margin_mse_weight 10",
+    "teacher vectors": "--teacher_vectors TEACHER --teacher_weight 1",
+    "teacher vectors alone": "--teacher_vectors TEACHER --teacher_weight 1 --contrastive_weight 0",
+    "teacher scores": "--teacher_vectors TEACHER --teacher_weight 10 --teacher_loss scores",
+    "mined batches": "--mined_batches TEACHER",
+    "mined batches, guide": "--mined_batches TEACHER --teacher_vectors TEACHER --guide_margin 0",
 }
 TUNING = {
     "full": "--save_strategy steps --save_steps 0.05 --save_total_limit 1 --merge_last 5",
@@ -105,12 +107,10 @@ def main() -> None:
                 runs = {key: shlex.quote(str(folder_of(first, n))) for key, n in (("run", seed), ("next", after))}
                 gritlm(log, "merge", *shlex.split(flags.format(**runs)), str(folder))
             elif not done:
-                words = [*common, *shlex.split(flags), "--seed", str(seed), "--output_dir", str(folder)]
-                if "teacher" in flags or "guide" in flags:
-                    if not args.teacher:
-                        continue
-                    words += ["--teacher_vectors", args.teacher]
-                gritlm(log, "train", *words)
+                if "TEACHER" in flags and not args.teacher:
+                    continue
+                own = [args.teacher if word == "TEACHER" else word for word in shlex.split(flags)]
+                gritlm(log, "train", *common, *own, "--seed", str(seed), "--output_dir", str(folder))
             results[name, seed] = measured(log, folder, args.eval)
             mean = np.mean([found.metrics[found.main] for found in results[name, seed]])
             print(f"{name}, seed {seed}: {mean:.4f}", flush=True)

@@ -145,8 +145,8 @@ def on_an_engine(
     model: Embedder, engine_name: str, objective: Loss, case: Case, batches: list[RandomTexts], device: torch.device
 ) -> Iterator[StepResult]:
     """The same steps through the two-pass step, on this rank's slice."""
-    weights = (p for p in model.parameters() if p.requires_grad)
-    sgd: torch.optim.Optimizer = torch.optim.SGD(weights, lr=case.learning_rate)
+    of_sgd = (p for p in model.parameters() if p.requires_grad)
+    sgd: torch.optim.Optimizer = torch.optim.SGD(of_sgd, lr=case.learning_rate)
     wrapped, sgd = wrap_model(model, sgd, engine_name, device, case.bf16)
     engine, memory = engine_for(wrapped), ActivationMemory(case.activation_memory, device)
     chunking = ChunkConfig(case.chunk_tokens, model.packed, case.deduplicate)

@@ -113,20 +113,23 @@ class AdapterGradients:
     """
 
     def __init__(self, embedder: Embedder):
-        self.waiting = {n: p for n, p in embedder.named_parameters() if ".lora_" in n and p.requires_grad}
-        self.steps = 0
+        self.embedder, self.steps = embedder, 0
+        self.waiting = [name for name, p in embedder.named_parameters() if ".lora_" in name and p.requires_grad]
 
     def check(self, wrapped: nn.Module, learning_rate: float) -> None:
         """Called between a step's backward and its optimizer. All ranks call it."""
         if not self.waiting or learning_rate == 0:
             return
         self.steps += 1
-        gradients = {name: whole_gradient(wrapped, parameter) for name, parameter in self.waiting.items()}
+        parameters = dict(self.embedder.named_parameters())  # FSDP2 has replaced those of the start
+        gradients = {name: whole_gradient(wrapped, parameters[name]) for name in self.waiting}
         unreached = [name for name, gradient in gradients.items() if gradient is None]
+        if len(unreached) == len(gradients):
+            raise UserError("adapter: no gradient reaches any of its tensors; choose others with --lora_target_modules")
         if unreached and self.steps == 1:
             log.warning("adapter: no gradient can reach %s; not counted", ", ".join(unreached))
         still = [name for name, gradient in gradients.items() if gradient is not None and not gradient.any()]
-        self.waiting = {name: self.waiting[name] for name in still}
+        self.waiting = still
         if still and self.steps >= CHECKED_AFTER:
             more = f" and {len(still) - 1} more" if still[1:] else ""
             raise UserError(

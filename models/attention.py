@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -79,8 +80,9 @@ class Mask:
         """The band in which texts of at most `longest` tokens attend. Reads no device."""
         if longest not in self.bands:
             allowed: Callable[..., Tensor] = self.options["mask_function"]
-            zero, last, every = torch.tensor(0), torch.tensor(longest - 1), torch.arange(longest)
-            before, after = (int(allowed(zero, zero, query, every).expand(longest).sum()) for query in (last, zero))
+            with unset_fake_temporarily():  # where memory is counted without computing, numbers are needed all the same
+                zero, last, every = torch.tensor(0), torch.tensor(longest - 1), torch.arange(longest)
+                before, after = (int(allowed(zero, zero, query, every).expand(longest).sum()) for query in (last, zero))
             self.bands[longest] = Band(*(-1 if count == longest else count - 1 for count in (before, after)))
         return self.bands[longest]
 

@@ -66,14 +66,10 @@ class TeacherVectors:
         """
         norms = np.linalg.norm(np.asarray(self.vectors[:1000], dtype=np.float32), axis=1)
         if not (np.diff(self.ids) > 0).all() or not np.allclose(norms, 1, atol=0.01):
-            raise UserError(
-                f"{self.flag} {self.folder}: found ids out of order, or vectors of another norm than 1"
-            )
+            raise UserError(f"{self.flag} {self.folder}: found ids out of order, or vectors of another norm than 1")
         for record_set in records:
             ids = np.unique(record_set.text_places()[0])
             missing = len(ids) - int(np.isin(ids, self.ids).sum())
             if missing:
                 found = f"no vector of {missing} of {len(ids)} texts of {record_set.name}"
-                raise UserError(
-                    f"{self.flag} {self.folder}: found {found}; run gritlm encode --rows on this very data"
-                )
+                raise UserError(f"{self.flag} {self.folder}: found {found}; run gritlm encode --rows on this very data")

@@ -167,7 +167,7 @@ def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int
 
 
 def describe_mined(plan: Plan) -> list[str]:
-    """What --mined_batches does, on 128 rows of each of 64 batches of the first epoch, beside random batches."""
+    """What --mined_batches does, on 32 rows of each of 64 batches of the first epoch, beside random batches."""
     if plan.mined is None or plan.row_texts is None:
         return []
     order = {name: number for number, name in enumerate(plan.names) if plan.mined.places[number] is not None}
@@ -177,7 +177,7 @@ def describe_mined(plan: Plan) -> list[str]:
         batch = plan.batch(0, step)
         rows = np.array([plan.first_row[number] + row for number, row in batch.rows])
         others = plan.first_row[order[batch.dataset]] + plan.training_rows(order[batch.dataset])
-        batches.append(rng.permutation(rows)[:128])
+        batches.append(rng.permutation(rows)[:32])
         random.append(rng.permutation(others)[: len(batches[-1])])
     lines = []
     if steps:

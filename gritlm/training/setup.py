@@ -167,7 +167,7 @@ def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int
 
 
 def describe_mined(plan: Plan) -> list[str]:
-    """What --mined_batches does, on 32 rows of each of 64 batches of the first epoch, beside random batches."""
+    """What --mined_batches does, on 128 rows of each of 64 batches of the first epoch, beside random batches."""
     if plan.mined is None or plan.row_texts is None:
         return []
     order = {name: number for number, name in enumerate(plan.names) if plan.mined.places[number] is not None}
@@ -176,9 +176,9 @@ def describe_mined(plan: Plan) -> list[str]:
     for step in steps[:: -(-len(steps) // 64) or 1]:
         batch = plan.batch(0, step)
         rows = np.array([plan.first_row[number] + row for number, row in batch.rows])
-        others = plan.first_row[order[batch.dataset]] + plan.training_rows(order[batch.dataset])
-        batches.append(rng.permutation(rows)[:32])
-        random.append(rng.permutation(others)[: len(batches[-1])])
+        first, end = plan.first_row[order[batch.dataset] :][:2]
+        batches.append(rng.permutation(rows)[:128])
+        random.append(rng.integers(first, end, len(batches[-1])))
     lines = []
     if steps:
         near, by_chance = (hardness(plan.mined.teacher, plan.row_texts, some) for some in (batches, random))

@@ -34,26 +34,16 @@ SPREAD = 2  # clusters are drawn from so many times their size of neighbours
 
 @dataclass(frozen=True)
 class MinedBatches:
-    """The order of each data set's rows.
-
-    Attributes:
-        cluster_size: rows of a cluster.
-        places: int32, the place of each row in the order of its data set; None for a set whose batches stay random.
-        teacher: the vectors.
-    """
+    """The place of each row in the order of its data set, int32; None for a set whose batches stay random."""
 
     cluster_size: int
     places: list[np.ndarray | None]
     teacher: TeacherVectors
 
     def shuffled(self, rows: np.ndarray, places: np.ndarray, texts: RowTexts | None, rng: np.random.Generator):
-        """The rows cluster by cluster. Clusters are in random order, and other ones each time.
+        """Rows, given in random order with the place of each, cluster by cluster: other clusters each time.
 
         Rows that repeat a text are in clusters apart, since no batch may hold both.
-
-        Args:
-            rows: rows, numbered through all sets, in random order.
-            places: the place of each of them.
         """
         repeats = texts.earlier_uses(rows) if texts else np.zeros(len(rows), dtype=np.int64)
         rows = rows[np.lexsort((places, repeats))]
@@ -179,32 +169,19 @@ def _scaled(direction: np.ndarray) -> np.ndarray:
     return np.rint(direction * np.float32(STEEPEST) / max(np.abs(direction).max(), np.float32(1)))
 
 
-def describe_mined_batches(
-    mined: MinedBatches, batches: Sequence[np.ndarray], random: Sequence[np.ndarray], texts: RowTexts
-) -> str:
-    """What the in-batch negatives are like, beside those of random batches.
+def hardness(teacher: TeacherVectors, texts: RowTexts, batches: Sequence[np.ndarray]) -> tuple[float, float]:
+    """What the in-batch negatives are like, by the first positives of some rows of batches.
 
-    Args:
-        batches, random: rows of batches, numbered through all sets. Some rows of each are enough.
+    Returns:
+        the mean similarity of a query to the positives of other rows, and the share above its own positive's.
     """
-    parts = []
-    for rows_of_batches in (batches, random):
-        found = [_hardness(mined.teacher, texts, rows) for rows in rows_of_batches]
-        parts.append(np.mean(found, axis=0))
-    (similarity, above), (by_chance, above_by_chance) = parts
-    return (
-        f"  mined batches: clusters of {mined.cluster_size} rows; similarity of a query to the positives of other rows "
-        f"{similarity:.3f} (random batches {by_chance:.3f}), above its own positive's {above:.2%} "
-        f"({above_by_chance:.2%})"
-    )
-
-
-def _hardness(teacher: TeacherVectors, texts: RowTexts, rows: np.ndarray) -> tuple[float, float]:
-    """The mean similarity of a query to the first positives of other rows, and the share above its own positive's."""
-    ids = [texts.ids[texts.starts[rows] + field] for field in (0, 1)]
-    queries, positives = (teacher.lookup(own.tolist()) for own in ids)
-    similarities = queries @ positives.T
-    others = np.logical_and(*(own[:, None] != own for own in ids))
-    above = similarities > similarities.diagonal()[:, None]
-    count = max(1, others.sum())
-    return float(similarities[others].sum() / count), float(above[others].sum() / count)
+    found = []
+    for rows in batches:
+        ids = [texts.ids[texts.starts[rows] + field] for field in (0, 1)]
+        queries, positives = (teacher.lookup(own.tolist()) for own in ids)
+        similarities = queries @ positives.T
+        others = np.logical_and(*(own[:, None] != own for own in ids))
+        above = similarities > similarities.diagonal()[:, None]
+        found.append([(values * others).sum() / max(1, others.sum()) for values in (similarities, above)])
+    similarity, share = np.mean(found, axis=0)
+    return float(similarity), float(share)

@@ -9,7 +9,7 @@ import numpy as np
 from gritlm.data.batch_plan import HELD_OUT, Plan
 from gritlm.data.folders import describe_folder
 from gritlm.data.held_out import NOTHING, HeldOut, hold_out
-from gritlm.data.mined_batches import MinedBatches, describe_mined_batches, mine_batches
+from gritlm.data.mined_batches import MinedBatches, hardness, mine_batches
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
 from gritlm.errors import UserError
@@ -109,13 +109,7 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
 
 
 def order_rows(run: RunArguments, records: list[RecordSet], in_batch: list[bool]) -> MinedBatches | None:
-    """The order of the rows of --mined_batches; the first rank of a machine computes it.
-
-    Args:
-        in_batch: whether each data set has in-batch negatives. Else near rows in a batch change nothing.
-    Raises:
-        UserError: the vectors are not those of the data, or no data set has in-batch negatives.
-    """
+    """The order of the rows of each data set with in-batch negatives; the first rank of a machine computes it."""
     folder, rows = run.data.mined_batches, rows_of(read_set_settings(run.data.num_samples))
     if not folder:
         return None
@@ -176,23 +170,31 @@ def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int
 
 
 def describe_mined(plan: Plan) -> list[str]:
-    """What --mined_batches does, on 256 rows of each of 16 batches of the first epoch, beside random batches."""
-    if plan.mined is None:
+    """What --mined_batches does, on 128 rows of each of 64 batches of the first epoch, beside random batches."""
+    if plan.mined is None or plan.row_texts is None:
         return []
-    assert plan.row_texts is not None
-    mined = [name for name, places in zip(plan.names, plan.mined.places, strict=True) if places is not None]
-    steps = [step for step, name in enumerate(plan.datasets(epoch=0)) if name in mined]
-    rng, size, batches, random = np.random.default_rng(plan.seed), min(plan.batch_size, 256), [], []
-    for step in steps[:: -(-len(steps) // 16) or 1]:
-        rows = np.array([plan.first_row[number] + row for number, row in plan.batch(0, step).rows])
-        number = np.searchsorted(plan.first_row, rows[0], side="right") - 1
-        batches.append(rng.permutation(rows)[:size])
-        random.append(rng.permutation(plan.first_row[number] + plan.training_rows(number))[:size])
-    lines = [describe_mined_batches(plan.mined, batches, random, plan.row_texts)] if steps else []
-    used = {plan.names[number] for number in plan.used}
-    unmined = [name for name in plan.names if name in used and (name not in mined or name not in plan.datasets(0))]
-    why = "they have no in-batch negatives, or fewer rows than a batch"
-    return [*lines, *([f"  mined batches: none of {', '.join(unmined)}: {why}"] if unmined else [])]
+    order = {name: number for number, name in enumerate(plan.names) if plan.mined.places[number] is not None}
+    steps = [step for step, name in enumerate(plan.datasets(epoch=0)) if name in order]
+    rng, batches, random = np.random.default_rng(plan.seed), [], []
+    for step in steps[:: -(-len(steps) // 64) or 1]:
+        batch = plan.batch(0, step)
+        rows = np.array([plan.first_row[number] + row for number, row in batch.rows])
+        first, end = plan.first_row[order[batch.dataset] :][:2]
+        batches.append(rng.permutation(rows)[:128])
+        random.append(rng.integers(first, end, len(batches[-1])))
+    lines = []
+    if steps:
+        near, by_chance = (hardness(plan.mined.teacher, plan.row_texts, some) for some in (batches, random))
+        lines.append(
+            f"  mined batches: clusters of {plan.mined.cluster_size} rows; similarity of a query to the positives of "
+            f"other rows {near[0]:.3f} (random batches {by_chance[0]:.3f}), above its own positive's {near[1]:.2%} "
+            f"({by_chance[1]:.2%})"
+        )
+    unmined = [
+        plan.names[number] for number in plan.used if not plan.full_batches[number] or plan.names[number] not in order
+    ]
+    why = "no in-batch negatives, or fewer rows than a batch"
+    return [*lines, *([f"  mined batches: none of {', '.join(unmined)} ({why})"] if unmined else [])]
 
 
 def describe_steps(plan: Plan, run: RunArguments, ranks: int) -> str:

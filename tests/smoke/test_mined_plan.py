@@ -72,7 +72,7 @@ def test_sets_that_stay_random_are_named(qwen3, folder, capsys, settings):
     """No in-batch negatives; or too few rows for a batch of their own."""
     samples = folder / "samples.json"
     samples.write_text(json.dumps({"other": settings}))
-    assert "  mined batches: none of other: " in plan(qwen3, folder, capsys, num_samples=samples)
+    assert "  mined batches: none of other (" in plan(qwen3, folder, capsys, num_samples=samples)
 
 
 def test_what_has_no_effect_or_cannot_work_is_refused(qwen3, folder, capsys):

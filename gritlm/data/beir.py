@@ -191,6 +191,8 @@ def _names(columns: tuple[str, ...]) -> tuple[str, ...]:
     folded = {name.strip().casefold(): name for name in reversed(columns)}
     usual = (QUERY_IDS, PASSAGE_IDS, GRADES)
     found = tuple(next((folded[name] for name in names if name in folded), "") for names in usual)
+    if all(found[:2]) and len(grades := [name for name in GRADES if name in folded]) > 1:
+        raise FileError(f"found the columns {' and '.join(grades)}, wanted one that is the relevance")
     return found if all(found[:2]) else ()
 
 

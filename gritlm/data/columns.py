@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gritlm.data.cells import LIST_AS_TEXT, as_list, clip, is_null, is_pair, text_of
+from gritlm.data.cells import LIST_AS_TEXT, NUMBER, as_list, clip, is_instruction, is_null, is_pair, text_of
 from gritlm.data.raw import BadRows, RawExample
-from gritlm.data.roles import NEGATIVE, POSITIVE, QUERY, Choice, Columns, Reading, choose
+from gritlm.data.roles import LOOKED_AT, NEGATIVE, POSITIVE, QUERY, Choice, Columns, Reading, check_late_values, choose
 from gritlm.data.shapes import ARRAYS, Shape, find_shape, normal
 from gritlm.data.tables import read_rows
 from gritlm.errors import UserError
@@ -18,6 +18,7 @@ __all__ = ("NEGATIVE", "POSITIVE", "QUERY", "Choice", "Columns", "Reading", "exa
 
 SURVEYED = 10_000  # rows from which columns are chosen
 SURVEYED_CHARACTERS = 1 << 25
+FEW_VALUES = 20  # more different values are no label
 
 
 def read_columns(
@@ -61,8 +62,8 @@ def _read(
             break
     first = next((row for _, row in survey if isinstance(row, dict | list)), None)
     shape = ARRAYS if isinstance(first, list) else None
-    if first is not None and columns.query is None and columns.positive is None:
-        shape = find_shape({name for _, row in survey if isinstance(row, dict) for name in row}, first)
+    if shape is None and columns.query is None and columns.positive is None:
+        shape = find_shape(_first_values([row for _, row in survey if isinstance(row, dict)]))
     if shape and shape.refuse:
         raise UserError(f"{source}: found rows in the form of {shape.name}: {shape.refuse}")
     sample = [row for _, row in _shaped(survey, shape, BadRows(skip=True), Reading())]  # bad rows are told of below
@@ -70,13 +71,16 @@ def _read(
         list(_shaped(survey, shape, bad, reading))
         raise UserError(f"{source}: found no row, wanted at least one")
     choice = choose(source, sample, columns, shape, reading)
-    known = {name: None for row in sample for name in row}
-    known |= {name: value for row in reversed(sample) for name, value in row.items() if value not in (None, "", [])}
+    known = _first_values(sample)
     others, read = Counter[str](), 0
+    late: dict[str, dict[object, None]] = {name: {} for name in choice.unclear}  # column -> its first values
     rows, sample = itertools.chain(survey, rows), sample[:100]
     del survey  # it is let go as it is read
     for where, row in _shaped(rows, shape, bad, reading):
         read += 1
+        for name, seen in late.items():
+            if len(seen) < FEW_VALUES and isinstance(value := row.get(name), str | int | float):
+                seen[value] = None
         if not row.keys() <= known.keys():
             known |= row
             choice = _choose_again(choice, where, choose(where, [*sample, known], columns, shape, reading))
@@ -87,11 +91,19 @@ def _read(
             yield _example(where, row, choice, columns, reading)
         except UserError as error:
             bad.add(UserError(f"{where}: {error}"))
+    if read > LOOKED_AT:
+        check_late_values(source, late)
     values = ", ".join(sorted(others)[:5])
     if others and others.total() >= read:
         raise UserError(f"{source}: found no row whose {choice.split} is {columns.split}; found {values} (--split)")
     if others:
         reading.notes[f"rows left out whose {choice.split} is not {columns.split} but {values}"] = others.total()
+
+
+def _first_values(rows: list[dict]) -> dict:
+    """Each column's first value that is not empty."""
+    found = {name: None for row in rows for name in row}
+    return found | {name: value for row in reversed(rows) for name, value in row.items() if value not in (None, "", [])}
 
 
 def _shaped(
@@ -149,7 +161,10 @@ def _example(
             if name not in row and side == "positive":
                 raise UserError(f"found no column {name!r}, wanted it for the positive (found {', '.join(row)})")
             items = _items(row.get(name), name, choice, reading)
-            items = [items] if name in choice.flat and is_pair(items) else items
+            if is_pair(items) and name in choice.flat:
+                items = [items]
+            elif is_pair(items) and is_instruction(items[0]):
+                reading.notes["lists of two texts, read as two texts although the first ends like an instruction"] += 1
             for place, item in enumerate(items, start=count):
                 if is_null(item):
                     if side == "positive":
@@ -160,7 +175,7 @@ def _example(
                 texts[side].append(item if type(item) is str else _text(item, name, columns, reading))
             count += len(items)
         if side in choice.scores:
-            scores[side] = _scores(row, choice.scores[side], kept, count)
+            scores[side] = _scores(row, choice.scores[side], choice, kept, count)
     _check_header(query, texts["positive"], choice)
     if isinstance(labels, list):
         if len(labels) != len(texts["positive"]):
@@ -238,7 +253,7 @@ def _spaced(pair: Any, reading: Reading) -> list[str]:
     return [f"{instruction} ", text]
 
 
-def _scores(row: dict, name: str, kept: list[int], count: int) -> list | None:
+def _scores(row: dict, name: str, choice: Choice, kept: list[int], count: int) -> list | None:
     """The scores of the texts kept of one side, from a column of it or from {"pos": ..., "neg": ...}."""
     column, _, side = name.partition(".")
     value = row.get(name) if name in row else row.get(column)
@@ -246,6 +261,8 @@ def _scores(row: dict, name: str, kept: list[int], count: int) -> list | None:
     found = [] if value is None else as_list(value, name)
     if value is not None and len(found) != count:
         raise UserError(f"{name}: found {len(found)} scores, wanted one for each of {count} texts")
+    if choice.decode:
+        found = [float(score) if isinstance(score, str) and NUMBER.fullmatch(score) else score for score in found]
     return None if value is None else [found[place] for place in kept]
 
 

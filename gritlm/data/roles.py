@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from gritlm.data.cells import ID_NAME, as_list, clip, is_null, looks_like_ids, pairs_in, texts_in
+from gritlm.data.cells import ID_NAME, NUMBER, as_list, clip, is_null, looks_like_ids, pairs_in, texts_in
 from gritlm.data.shapes import FLAGS, SCORES, Shape, is_label, is_split, normal
 from gritlm.errors import UserError
 
@@ -33,7 +33,7 @@ _IS_POSITIVE = re.compile(
 )
 _IS_NEGATIVE = re.compile(
     rf"(hard_?|bm25_?|mined_?|random_?|easy_?)?(neg|negative|rejected|downvoted|irrelevant|incorrect)s?(_{_TEXTS})?\d*"
-    r"|distractors?\d*"
+    rf"|(wrong|bad|false)_{_TEXTS}\d*|(distractor|hn)s?\d*"
 )
 WEAK_QUERY = {"title", "instruction", "prompt"}  # often something else beside a query
 LABEL_WORDS = {
@@ -44,7 +44,10 @@ LABEL_WORDS = {
     *("not_relevant", "correct", "incorrect", "supported", "refuted", "exact", "substitute", "complement"),
 }
 # Of a label only where two of one group are there.
-TWO_OF = ({"0", "1"}, {"-1", "1"}, {"-1", "0", "1"}, {"true", "false"}, {"y", "n"}, {"t", "f"}, {"e", "s", "c", "i"})
+TWO_OF = (
+    *({"0", "1"}, {"-1", "1"}, {"-1", "0", "1"}, {"true", "false"}, {"y", "n"}, {"t", "f"}, {"e", "s", "c", "i"}),
+    *({"ja", "nein"}, {"oui", "non"}, {"sí", "si", "no"}, {"да", "нет"}, {"是", "否"}, {"はい", "いいえ"}),
+)
 SPLIT_WORDS = {"train", "training", "test", "dev", "validation", "valid", "val", "eval"}
 SPLIT_WORD = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS))})([\W\d_].*)?")
 HAS_LISTS = re.compile(r"\.(jsonl|ndjson|json|parquet)(\.\w+)?$", re.IGNORECASE)
@@ -74,6 +77,7 @@ class Reading:
     used: dict[str, list[str]] = field(default_factory=dict)  # query, positive, negative, ... -> columns
     also: dict[str, list[str]] = field(default_factory=dict)  # the same -> columns that could have been it
     unread: list[str] = field(default_factory=list)
+    doubtful: dict[str, str] = field(default_factory=dict)  # unread column -> its values, few or small numbers
     notes: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
@@ -81,7 +85,8 @@ class Reading:
         also = {role: f" (also there: {', '.join(names)})" for role, names in self.also.items() if names}
         said = [f"{role} <- {' + '.join(names)}{also.get(role, '')}" for role, names in self.used.items() if names]
         line = (f"{self.shape}: " if self.shape else "") + ", ".join(said)
-        line += f"; not read: {', '.join(self.unread)}" if self.unread else ""
+        unread = [f"{n} ({self.doubtful[n]}: a label?)" if n in self.doubtful else n for n in self.unread]
+        line += f"; not read: {', '.join(unread)}" if unread else ""
         return [*filter(None, [line]), *(f"{count} {kind}" for kind, count in self.notes.items() if count)]
 
 
@@ -97,6 +102,7 @@ class Choice:
     split: str | None = None
     instruction: str | None = None
     flat: set[str] = field(default_factory=set)
+    unclear: list[str] = field(default_factory=list)  # unread columns that nobody has named
     decode: bool = True  # lists written as text are decoded; JSON and parquet have lists of their own
 
 
@@ -138,7 +144,9 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     taken |= {query, *positives, *negatives}
     words = {name: _words(found) for name, found in values.items()}
     splits = [name for name in names if is_split(name) or _of_splits(words[name])]
+    numbering = {n for n in names if [*map(str, values[n])] == ["0", "1"]}  # of two rows
     labels = [n for n in names if is_label(n) or _of_labels(values[n]) or _in_step(n, values, positives)]
+    labels = [n for n in labels if is_label(n) or n not in numbering]
     split = next((name for name in splits if name not in taken), None) if columns.split else None
     if columns.split and not split:
         raise UserError(f"--split has no effect on {source}: found no column that names splits")
@@ -156,15 +164,30 @@ def choose(source: str, sample: list[dict], columns: Columns, shape: Shape | Non
     also_queries = [n for n in queries if n not in {*taken, *also} and names[n] not in WEAK_QUERY]
     reading.also = {"query": also_queries, "positive": also}
     reading.unread = [n for n in names if n in ignored or n not in {*taken, *also, *also_queries}]
-    for name in names if "*" not in columns.ignore else ():
-        if name not in taken and (name in splits or name in labels):
+    reading.doubtful = {n: _some(values[n]) for n in reading.unread if n not in ignored and _doubtful(n, values[n])}
+    unclear = [name for name in names if name not in taken and "*" not in columns.ignore]
+    for name in unclear:
+        if name in splits or name in labels:
             raise UserError(f"{source}: the column {name} {_unclear(name, values[name], name in splits)}")
-    choice = Choice(query, positives, negatives, scores, label, split, instruction, decode=not HAS_LISTS.search(source))
+    decode = not HAS_LISTS.search(source)
+    choice = Choice(query, positives, negatives, scores, label, split, instruction, decode=decode, unclear=unclear)
     for name in (query, *positives, *negatives):
         _check_texts(name, values, choice, columns, source)
     for role, found in reading.used.items():
         reading.used[role] = [f"{name} as [instruction, text]" if name in choice.flat else name for name in found]
     return choice
+
+
+def check_late_values(source: str, seen: dict[str, dict[object, None]]) -> None:
+    """Refuse a source whose unread columns turn out to be labels or splits in the rows after `LOOKED_AT`.
+
+    Args:
+        seen: the first different values of each column, over all rows.
+    """
+    for name, values in seen.items():
+        split = _of_splits(_words([*values]))
+        if split or _of_labels([*values]):
+            raise UserError(f"{source}: the column {name} {_unclear(name, [*values], split)}")
 
 
 def _first(found: list[str], usual: tuple[str, ...], role: str, names: dict[str, str], source: str) -> str:
@@ -205,9 +228,7 @@ def _score_columns(names: dict[str, str], values: dict[str, list]) -> dict[str, 
 
 
 def _unclear(name: str, values: list, split: bool) -> str:
-    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    found = sorted({clip(item, 20) for item in items if not is_null(item) and str(item).strip()})
-    some = f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})"
+    found, some = _shown(values), f"({_some(values)})"
     if split:
         return f"{some} names splits; --split reads one of them, --ignore_columns {name} reads all"
     numbers = all(re.fullmatch(r"[-+.\de]+", value) for value in found)
@@ -217,6 +238,27 @@ def _unclear(name: str, values: list, split: bool) -> str:
     return f"{some} seems to say which pairs are positive; say {how}"
 
 
+def _shown(values: list) -> list[str]:
+    """The different values of a column and of lists in it, as messages show them."""
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return sorted({clip(item, 20) for item in items if not is_null(item) and str(item).strip()})
+
+
+def _some(values: list) -> str:
+    found = _shown(values)
+    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+
+
+def _doubtful(name: str, values: list) -> bool:
+    """Whether an unread column may be a label under an unusual name: few values that repeat, or fractions."""
+    words = _words(values)
+    if ID_NAME.fullmatch(normal(name)) or any(len(word) > 30 for word in words):
+        return False
+    if all(map(NUMBER.fullmatch, words)) and any("." in word for word in words):
+        return True
+    return 1 < len(words) <= min(10, sum(not is_null(value) for value in values) / 2)
+
+
 def _words(values: list) -> set[str]:
     """The different values in lower case, 1.0 as 1, without empty cells."""
     found = (int(v) if isinstance(v, float) and v.is_integer() else v for v in values if not is_null(v))
@@ -224,15 +266,15 @@ def _words(values: list) -> set[str]:
 
 
 def _of_splits(words: set[str]) -> bool:
-    return bool(words) and all(map(SPLIT_WORD.fullmatch, words))
+    return bool(words) and (all(map(SPLIT_WORD.fullmatch, words)) or words == {"public", "private"})  # of Kaggle
 
 
 def _of_labels(values: list) -> bool:
-    """Whether a column's values are those of a label. 0, 1 in this order are the numbers of two rows."""
+    """Whether a column's values are those of a label."""
     words = _words(values)
     if words and words <= LABEL_WORDS and any(isinstance(value, str) for value in values):
         return True
-    return len(words) > 1 and any(words <= group for group in TWO_OF) and [str(value) for value in values] != ["0", "1"]
+    return len(words) > 1 and any(words <= group for group in TWO_OF)
 
 
 def _in_step(name: str, values: dict[str, list], positives: list[str]) -> bool:
@@ -308,14 +350,21 @@ def _check_texts(name: str, values: dict[str, list], choice: Choice, columns: Co
 
 def _flag_inside(values: list, is_named: bool) -> str | None:
     """The key of passages that tells which are positives; `is_named` as positives, it has to deny that one is."""
+    rows: list[list[dict]] = []
     for value in values:
         try:
             items = [item for item in as_list(value) if isinstance(item, dict)]
         except UserError:
             continue
+        rows.append(items)
         for key, flag in ((key, flag) for item in items for key, flag in item.items()):
             found = is_label(key) or (key == "type" and str(flag).casefold() in LABEL_WORDS)
             denies = flag in (0, False) if normal(key) in FLAGS and key != "score" else False
             if found and (denies or not is_named):
                 return key
+    for key in {key for items in rows for item in items for key in item} if not is_named else ():
+        flags = [[item.get(key) for item in items] for items in rows]
+        numbering = all(given == [*range(given[0], given[0] + len(given))] for given in flags if given and type(given[0]) is int)
+        if _of_labels([flag for given in flags for flag in given]) and not numbering:
+            return key
     return None

@@ -97,7 +97,7 @@ def _llama_index(row: dict) -> list[dict]:
 
 
 def _squad(row: dict) -> dict | list[dict]:
-    if isinstance(row["answers"], dict) and row["answers"].get("text") == []:
+    if row["answers"] == [] or (isinstance(row["answers"], dict) and row["answers"].get("text") == []):
         return []  # SQuAD v2: the context does not answer the question
     return row | {"query": row["question"], "positive": row["context"]}
 
@@ -148,21 +148,21 @@ class Shape:
     def made_of(self) -> dict[str, str]:
         return dict(part.split("=") for part in self.uses.split())
 
-    def fits(self, names: set[str], row: dict) -> bool:
-        return all(_has(word, names, row) for word in self.columns.split())
+    def fits(self, row: dict) -> bool:
+        return all(_has(word, row) for word in self.columns.split())
 
 
-def _has(word: str, names: set[str], row: dict) -> bool:
+def _has(word: str, row: dict) -> bool:
     if word.startswith("-"):
-        return not _has(word[1:], names, row)
+        return not _has(word[1:], row)
     if "|" in word:
-        return any(_has(part, names, row) for part in word.split("|"))
+        return any(_has(part, row) for part in word.split("|"))
     column, _, key = word.partition(".")
     value = row.get(column)
     if key == "[]":
         return isinstance(value, list)
     value = value[0] if isinstance(value, list) and value else value
-    return column in names and (not key or (isinstance(value, dict) and key in value))
+    return column in row and (not key or (isinstance(value, dict) and key in value))
 
 
 Q = "query|question|anchor|claim|query_text|sentence1|question1|premise"
@@ -170,7 +170,7 @@ P = "positive|pos|positives|positive_passages|answer|answers|label|labels|score|
 PAIR, PAIRS = '{"query": "...", "positive": "..."}', '{"query": "...", "positive": ["..."], "negative": ["..."]}'
 IDS = "the passages are ids of a corpus in another file; give their texts, or a BEIR folder (corpus.jsonl, qrels/...)"
 CHAT = f"conversations are not read; write each of the user's messages with the answer: {PAIR}"
-NO_QUERIES = "no queries are found; training needs pairs of a query and a positive"
+NO_QUERIES = "no queries are found; training needs pairs (--query_column, --positive_column)"
 
 ARRAYS = Shape("bare arrays", "", read=_array)
 SHAPES = (
@@ -204,14 +204,11 @@ SHAPES = (
     Shape("preferences alone", f"chosen rejected -{Q}|prompt|instruction", f"write the prompt apart: {PAIRS}"),
     Shape("parallel sentences", f"translation -{Q}", f"write the two languages as two columns: {PAIR}"),
     Shape("a table by columns", "query.0|question.0", "in pandas: to_json(PATH, orient='records', lines=True)"),
-    Shape("a corpus", f"text _id|id|docid -{Q}|{P}|document", f"{NO_QUERIES};"
-        " --query_column title takes the titles"),
+    Shape("a corpus", f"text _id|id|docid -{Q}|{P}|document", f"{NO_QUERIES}; --query_column title takes the titles"),
     Shape("text only", f"text|content|sentence|document|passage -{Q}|{P}|title|summary", NO_QUERIES),
 )  # fmt: skip
 
 
-def find_shape(names: set[str], row: Any) -> Shape | None:
-    """The first shape that fits a row; `names` are the columns of all rows."""
-    if isinstance(row, list):
-        return ARRAYS
-    return next((shape for shape in SHAPES if shape.fits(names, row)), None)
+def find_shape(row: dict) -> Shape | None:
+    """The first shape that fits a row; it has each column of a source, with its first value that is not empty."""
+    return next((shape for shape in SHAPES if shape.fits(row)), None)

@@ -221,6 +221,7 @@ class _Lines:
         try:
             if not line.isascii():
                 line.encode()
+                line = line.removeprefix("\ufeff")  # of a file that was put behind another one
             plain = line.rstrip("\r\n")
             if '"' not in line and f"{separator} " not in line:
                 return plain.split(separator) if plain else []

@@ -364,7 +364,9 @@ def _flag_inside(values: list, is_named: bool) -> str | None:
                 return key
     for key in {key for items in rows for item in items for key in item} if not is_named else ():
         flags = [[item.get(key) for item in items] for items in rows]
-        numbering = all(given == [*range(given[0], given[0] + len(given))] for given in flags if given and type(given[0]) is int)
+        numbering = all(
+            given == [*range(given[0], given[0] + len(given))] for given in flags if given and type(given[0]) is int
+        )
         if _of_labels([flag for given in flags for flag in given]) and not numbering:
             return key
     return None

@@ -19,8 +19,8 @@ from gritlm.curation.held_out_rows import HeldOutRows, choose_held_out, write_he
 from gritlm.curation.instructions import Instructions
 from gritlm.curation.row_spool import RowSpool, keep_negatives, text_of
 from gritlm.data.cells import clip
-from gritlm.data.columns import NEGATIVE, POSITIVE, QUERY, Columns
-from gritlm.data.raw import BadRows, RawExample
+from gritlm.data.raw import BadRows, Columns, RawExample
+from gritlm.data.roles import NEGATIVE, POSITIVE, QUERY
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.sources import SOURCE_FLAGS, open_source
 from gritlm.errors import UserError
@@ -196,7 +196,7 @@ def main(argv: list[str]) -> int:
     instructions = Instructions(args.instruction, args.instruction_template, args.passage_instruction)
     names = (args.query_column, args.positive_column, args.negative_columns)
     label = (args.label_column, args.positive_above, args.positive_labels)
-    columns = Columns(*names, *label, args.ignore_columns, args.accept_numbers, args.split)
+    columns = Columns(*names, *label, args.ignore_columns, args.accept_numbers)
     source = open_source(args.input, columns, args.split, args.config, args.no_header)
     for name in sorted(SOURCE_FLAGS - source.used):
         if not any(getattr(args, name) is unset for unset in (None, False)) and getattr(args, name) != []:

@@ -17,8 +17,8 @@ from typing import IO
 
 from gritlm.data.cells import is_null
 from gritlm.data.containers import FileError, file_errors, kind_of, open_stream
+from gritlm.data.labels import is_split
 from gritlm.data.raw import BadRows, RawExample
-from gritlm.data.shapes import is_split
 from gritlm.data.tables import COMPRESSED, TABLES, ending, objects, read_rows
 from gritlm.errors import UserError
 from gritlm.models.text import titled

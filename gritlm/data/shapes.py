@@ -1,55 +1,11 @@
-"""Public data sets whose rows are no plain columns of texts: a reader or a refusal for each, in one table.
+"""Public data sets whose rows are no plain columns of texts: a reader or a refusal for each, in one table."""
 
-It also tells by a column's name whether it says how good a pair is, or to which split a row belongs.
-"""
-
-import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from gritlm.data.cells import is_null
 from gritlm.errors import UserError
-
-# ---- names of columns
-
-_LABEL = (
-    "labels?|lab|gold|scores?|similarity|sim|similar|relevance|relevancy|relevant|rel|duplicates?|rating|grade|correct|"
-    "judge?ments?|quality|class|verdict|stance|prob|probability|match|paraphrase|equivalent|has_answer|supporting"
-)
-LABEL = re.compile(
-    rf"({_LABEL})(_(score|label|text|name|value|class|id|responses?|suggestion)|\d+)?|\w+_({_LABEL})|is_\w+"
-    r"|is(duplicate|relevant)|target|y|outcome|(up|down)?_?votes?|cosine|relatedness|click(s|ed)?|accepted|helpful"
-    r"|preferred|entail(s|ed)|answerable|(gold|correct|positive|answer)_(index|idx)|ranking"
-)
-SPLIT = re.compile(r"(\w+_)?splits?|fold|partition|(data|dataset)_set|set_name")
-SCORES = re.compile(r"(pos|neg)(itive|ative)?s?_scores?")
-
-
-def normal(name: object) -> str:
-    """A column's name without case, spaces, hyphens, and underscores before digits: "Hard-Neg_1" -> "hard_neg1"."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name).strip())
-    return re.sub(r"_(?=\d)", "", re.sub(r"[\s\-.]+", "_", words)).casefold()
-
-
-def is_label(name: str) -> bool:
-    """Whether a column seems to say how good a pair is. Scores beside positives and negatives do not."""
-    return bool(LABEL.fullmatch(normal(name))) and not SCORES.fullmatch(normal(name))
-
-
-def is_split(name: str) -> bool:
-    return bool(SPLIT.fullmatch(normal(name)))
-
-
-def unread_notes(keys: Counter[str]) -> tuple[list[str], list[str]]:
-    """The unread keys of training rows, most frequent first, and those of them that seem to be a label or a split.
-
-    "scores" is what `gritlm mine --output_scores` writes.
-    """
-    names = [name for name, _ in keys.most_common()]
-    return names, [name for name in names if name != "scores" and (is_label(name) or is_split(name))]
-
 
 FLAGS = ("is_selected", "is_relevant", "is_positive", "has_answer", "label", "relevance", "relevant", "score")
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from gritlm.data.beir import BeirFolder, find_beir, is_beir, read_by_id, read_qrels
 from gritlm.data.cells import is_null
-from gritlm.data.columns import POSITIVE, Columns, Reading, read_columns
+from gritlm.data.columns import examples_of
 from gritlm.data.folders import list_files
-from gritlm.data.raw import BadRows
+from gritlm.data.labels import is_split
+from gritlm.data.raw import BadRows, Columns, Reading
+from gritlm.data.roles import POSITIVE
 from gritlm.data.rows import parse_row, text_id
-from gritlm.data.shapes import is_split
 from gritlm.data.tables import ENDINGS, objects, read_rows
 from gritlm.errors import UserError
 from gritlm.evaluation.metrics import DEPTH
@@ -196,12 +197,16 @@ def _read_file(path: Path, name: str) -> EvaluationSet:
 
 
 def _read_pairs(path: Path, name: str, split: str | None) -> RetrievalSet:
-    """`split`: a column that names splits; the rows of test are read. The id of a text is its hash, so that a passage with a query's text has the query's id."""
+    """The id of a text is its hash, so that a passage with a query's text has the query's id.
+
+    Args:
+        split: a column that names splits, of which the rows of test are read.
+    """
     queries: dict[int, tuple[str, str]] = {}  # hash of instruction and text -> both
     corpus: dict[str, str] = {}
     grades: dict[int, dict[str, int]] = defaultdict(dict)
     columns, reading = Columns(ignore=["*"], accept_numbers=True, split="test" if split else None), Reading()
-    for example in read_columns(path, columns, BadRows(), reading=reading):
+    for example in examples_of(read_rows(path, BadRows()), str(path), columns, BadRows(), reading):
         raw = {"query": example.query, "pos": example.positives, "neg": example.negatives}
         row = parse_row(raw, example.where)
         queries.setdefault(row["query_id"], (row["query"]["instruction"], row["query"]["text"]))

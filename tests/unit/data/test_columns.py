@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from gritlm.data.columns import Columns, Reading, examples_of
-from gritlm.data.raw import BadRows, RawExample
-from gritlm.data.shapes import is_label, is_split, normal, unread_notes
+from gritlm.data.columns import examples_of
+from gritlm.data.labels import is_label, is_split, normal, unread_notes
+from gritlm.data.raw import BadRows, Columns, RawExample, Reading
 from gritlm.errors import UserError
 
 LABELLED = [
@@ -20,7 +20,7 @@ LABELLED = [
 def read(*rows: object, skip: bool = False, **flags) -> tuple[list[RawExample], Reading, list[str]]:
     bad, reading = BadRows(skip), Reading()
     numbered = [(f"f:{number}", row) for number, row in enumerate(rows, start=1)]
-    found = list(examples_of(lambda: iter(numbered), "f", Columns(**flags), bad, reading))
+    found = list(examples_of(numbered, "f", Columns(**flags), bad, reading))
     return found, reading, bad.messages
 
 
@@ -451,7 +451,7 @@ def test_more_words_of_empty_cells(word):
 def test_a_text_like_a_list_is_decoded_from_tables_alone():
     row = [("f:1", {"question": "What is printed?", "answer": "['a', 'b']"})]
     for source, wanted in (("f.csv", ["a", "b"]), ("f.jsonl", ["['a', 'b']"]), ("f.parquet", ["['a', 'b']"])):
-        found = [*examples_of(lambda: iter(row), source, Columns(), BadRows(False), Reading())]
+        found = [*examples_of(row, source, Columns(), BadRows(False), Reading())]
         assert found[0].positives == wanted
 
 

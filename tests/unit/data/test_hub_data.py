@@ -6,11 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gritlm.data.columns import Columns
 from gritlm.data.containers import FileError
-from gritlm.data.hub import load_error
-from gritlm.data.raw import BadRows
-from gritlm.data.sources import COLUMN_FLAGS, open_source
+from gritlm.data.raw import BadRows, Columns
+from gritlm.data.sources import COLUMN_FLAGS, load_error, open_source
 from gritlm.errors import UserError
 
 

@@ -69,6 +69,8 @@ def _flagged(column: str) -> Callable[[dict], dict | list[dict]]:
         passages = row[column]
         if isinstance(passages, dict):
             passages = [dict(zip(passages, values, strict=True)) for values in zip(*passages.values(), strict=True)]
+        if not passages:
+            return []
         key = next(key for key in FLAGS if key in passages[0])
         if odd := [passage[key] for passage in passages if passage[key] not in (0, 1)]:
             raise UserError(f"{column}.{key}: found {odd[0]}, wanted 0 or 1")

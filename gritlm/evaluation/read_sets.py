@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gritlm.data.beir import BeirFolder, find_beir, is_beir, read_by_id, read_qrels
+from gritlm.data.beir import BeirFolder, find_beir, is_beir, read_by_id
 from gritlm.data.cells import is_null
 from gritlm.data.columns import examples_of
 from gritlm.data.folders import list_files
 from gritlm.data.labels import is_split
+from gritlm.data.qrels import read_qrels
 from gritlm.data.raw import BadRows, Columns, Reading
 from gritlm.data.roles import POSITIVE
 from gritlm.data.rows import parse_row, text_id

@@ -197,16 +197,15 @@ def main(argv: list[str]) -> int:
     names = (args.query_column, args.positive_column, args.negative_columns)
     label = (args.label_column, args.positive_above, args.positive_labels)
     columns = Columns(*names, *label, args.ignore_columns, args.accept_numbers)
-    source = open_source(args.input, columns, args.split, args.config, args.no_header)
+    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
+    source = open_source(args.input, columns, bad, args.split, args.config, args.no_header)
     for name in sorted(SOURCE_FLAGS - source.used):
         if not any(getattr(args, name) is unset for unset in (None, False)) and getattr(args, name) != []:
             raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
-    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
-
     with written_aside(args.output) as aside:
         (temporary := aside / "temporary").mkdir(parents=True)
         spool = RowSpool(temporary)
-        spool_rows(source.examples(bad), instructions, bad, spool, counts)
+        spool_rows(source.examples, instructions, bad, spool, counts)
         if not len(spool):
             raise UserError(f"{args.input}: found no good row to train on")
         held = choose_held_out(spool, args.held_out, args.seed)

@@ -1,8 +1,8 @@
 """One door to public data: a file, a folder or a data set of the hub, told apart, with the flags that it takes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,75 +20,57 @@ COLUMN_FLAGS = {
 }
 SOURCE_FLAGS = COLUMN_FLAGS | {"split", "config", "no_header"}
 NAMED = 5  # files that a note names
-Rows = Callable[[BadRows], Iterator[tuple[str, object]]]  # starts file:line and row
+Rows = Iterator[tuple[str, object]]  # file:line and row
 
 
 @dataclass
 class Source:
-    """Where examples come from."""
+    """Where examples come from. They are read when they are asked for, once."""
 
     used: set[str]  # the flags that have an effect on this kind of input
-    read: Callable[[BadRows, Reading], Iterator[RawExample]]
-    reading: Reading = field(default_factory=Reading)  # of the latest call of `examples`
-
-    def examples(self, bad: BadRows) -> Iterator[RawExample]:
-        """Read the examples from the start; may be called again.
-
-        Raises:
-            UserError: the source cannot be read or lacks a column, or a row is bad and bad rows are not skipped.
-        """
-        self.reading = Reading()
-        return self.read(bad, self.reading)
+    reading: Reading
+    examples: Iterator[RawExample]
 
 
 def open_source(
-    name: str, columns: Columns, split: str | None = None, config: str | None = None, no_header: bool = False
+    name: str,
+    columns: Columns,
+    bad: BadRows,
+    split: str | None = None,
+    config: str | None = None,
+    no_header: bool = False,
 ) -> Source:
     """Tell what kind of input a name is: hub:NAME, a file, a BEIR folder, or a folder of splits.
 
     Args:
         columns: which columns to read; a BEIR folder leaves no choice.
+        bad: collects or raises the errors of bad rows.
         split: the split to read, by default train; of a file, the rows whose split column has this value.
         config: the configuration of a hub data set or of a clone of one.
     Raises:
-        UserError: there is no such file or folder, or it holds nothing that can be read.
+        UserError: there is no such file or folder, or it holds nothing that can be read. The examples raise it, too: a
+            column is missing, or a row is bad and bad rows are not skipped.
     """
-    path, notes = Path(name.removeprefix("hub:")), dict[str, int]()
-    flags = {"split", "config"}
+    path, flags, reading = Path(name.removeprefix("hub:")), {"split", "config"}, Reading()
     if path.is_dir() and (beir := find_beir(path)):
-        used = {"query": ["the text of queries"], "positive": ["title and text of corpus"]}
-
-        def read_folder(bad: BadRows, reading: Reading) -> Iterator[RawExample]:
-            reading.shape, reading.used = "a BEIR folder", used
-            return read_beir(beir, split, bad, reading.notes)
-
-        return Source({"split"}, read_folder)
+        reading.shape = "a BEIR folder"
+        reading.used = {"query": ["the text of queries"], "positive": ["title and text of corpus"]}
+        return Source({"split"}, reading, read_beir(beir, split, bad, reading.notes))
     if path.is_dir():
-        rows, notes = _open_folder(path, config, split)
+        rows = _open_folder(path, config, split, bad, reading)
     elif name.startswith("hub:"):
-        rows = _open_hub(name.removeprefix("hub:"), config, split)
+        rows = _open_hub(path.as_posix(), config, split)
     elif path.exists():
         flags = {"split", "no_header"} if ending(path) in SEPARATED else {"split"}
         columns = replace(columns, split=split)  # of a folder and of the hub, the split is one of its own
-
-        def rows(bad: BadRows) -> Iterator[tuple[str, object]]:
-            return read_rows(path, bad, no_header)
+        rows = read_rows(path, bad, no_header)
     else:
         raise UserError(f"{name}: no such file or folder (a data set of the hub is hub:NAME)")
-
-    def read(bad: BadRows, reading: Reading) -> Iterator[RawExample]:
-        yield from examples_of(rows(bad), name, columns, bad, reading)
-        reading.notes.update(notes)
-
-    return Source(COLUMN_FLAGS | flags, read)
+    return Source(COLUMN_FLAGS | flags, reading, examples_of(rows, name, columns, bad, reading))
 
 
 def _open_hub(name: str, config: str | None, split: str | None) -> Rows:
-    """Download a split of a data set of the hub.
-
-    Raises:
-        UserError: the data set cannot be loaded, or has no such split or configuration.
-    """
+    """Download a split of a data set of the hub."""
     import datasets
     from huggingface_hub import constants
 
@@ -104,14 +86,8 @@ def _open_hub(name: str, config: str | None, split: str | None) -> Rows:
     return _numbered(f"hub:{name}", data)
 
 
-def _open_folder(folder: Path, config: str | None, split: str | None) -> tuple[Rows, dict[str, int]]:
-    """Open a split of a clone of a hub data set, or of a folder of `save_to_disk`.
-
-    Returns:
-        what starts the rows, and a note with the number of files that are left out.
-    Raises:
-        UserError: the folder cannot be read, or has no such split or configuration.
-    """
+def _open_folder(folder: Path, config: str | None, split: str | None, bad: BadRows, reading: Reading) -> Rows:
+    """Open a split of a clone of a hub data set, or of a folder of `save_to_disk`. Files left out are noted."""
     import datasets
     from huggingface_hub.utils.logging import set_verbosity_error
 
@@ -121,7 +97,7 @@ def _open_folder(folder: Path, config: str | None, split: str | None) -> tuple[R
             data: Any = datasets.load_from_disk(str(folder))
             if isinstance(data, datasets.DatasetDict):
                 data = data[_choose(folder, data, split)]
-            return _numbered(str(folder), data), {}
+            return _numbered(str(folder), data)
         splits = datasets.load_dataset_builder(str(folder), config).config.data_files or {}
     except UserError:
         raise
@@ -137,8 +113,8 @@ def _open_folder(folder: Path, config: str | None, split: str | None) -> tuple[R
     others = [file for file in list_files(folder) if ending(file) in TABLES and file.resolve() not in read]
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
     named = ", ".join(str(file.relative_to(folder)) for file in others[:NAMED])
-    notes = {f"files of the folder not read: {named}{more}": len(others)}
-    return lambda bad: (row for file in files for row in read_rows(file, bad)), notes
+    reading.notes[f"files of the folder not read: {named}{more}"] = len(others)
+    return (row for file in files for row in read_rows(file, bad))
 
 
 def _choose(folder: Path, splits: Iterable[str], split: str | None) -> str:
@@ -150,7 +126,7 @@ def _choose(folder: Path, splits: Iterable[str], split: str | None) -> str:
 
 
 def _numbered(name: str, data: Iterable[object]) -> Rows:
-    return lambda bad: ((f"{name}:{number}", row) for number, row in enumerate(data, start=1))
+    return ((f"{name}:{number}", row) for number, row in enumerate(data, start=1))
 
 
 def load_error(name: str, error: Exception, reason: str = "") -> UserError:

@@ -88,7 +88,8 @@ def text_of(item: object, name: str, accept_numbers: bool) -> object:
 # ---- looking at a column
 
 
-def _decoded(values: Iterable[object]) -> Iterator[list[Any]]:
+def lists_in(values: Iterable[object]) -> Iterator[list[Any]]:
+    """The items of each cell that can be decoded."""
     for value in values:
         with contextlib.suppress(UserError):
             yield as_list(value)
@@ -96,7 +97,7 @@ def _decoded(values: Iterable[object]) -> Iterator[list[Any]]:
 
 def texts_in(values: Iterable[object]) -> list[str]:
     """The strings and numbers of cells and of lists in cells."""
-    items = (item for cell in _decoded(values) for item in cell)
+    items = (item for cell in lists_in(values) for item in cell)
     texts = (next(map(item.get, TEXT_KEYS & item.keys()), None) if isinstance(item, dict) else item for item in items)
     return [
         str(text).strip()
@@ -125,7 +126,7 @@ def looks_like_ids(name: str, texts: list[str], queries: list[str]) -> str:
 
 def pairs_in(values: Iterable[object]) -> str:
     """What lists of two texts are: "flat" [instruction, text], "same" first text, "mixed" for both or either, or ""."""
-    given = [cell for cell in _decoded(values) if cell not in ([None], [], [""])]
+    given = [cell for cell in lists_in(values) if cell not in ([None], [], [""])]
     starts = [cell[0] for cell in given if is_pair(cell)]
     marked = Counter(filter(is_instruction, starts))
     if starts and marked.total() == len(given):

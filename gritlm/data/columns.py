@@ -1,6 +1,7 @@
 """Rows of columns to examples: the columns are chosen (`roles`), then each row is read by them."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -120,9 +121,6 @@ def _shaped(
             yield where, one
 
 
-# ---- one row
-
-
 class _RowReader:
     """Reads rows by the columns that were chosen."""
 
@@ -168,9 +166,7 @@ class _RowReader:
 
     def _query(self, row: dict) -> object:
         name = self.choice.query
-        if name not in row:
-            raise UserError(f"found no column {name!r}, wanted it for the query (found {', '.join(row)})")
-        items = self._items(row[name], name)
+        items = self._items(row, name, "query")
         if len(items) == 1 and not isinstance(items[0], list):
             if is_null(items[0]):
                 raise _empty(items[0], name)
@@ -188,9 +184,7 @@ class _RowReader:
         kept: list[int] = []  # places of the texts among the items
         count = 0
         for name in names:
-            if name not in row and side == "positive":
-                raise UserError(f"found no column {name!r}, wanted it for the positive (found {', '.join(row)})")
-            items = self._items(row.get(name), name)
+            items = self._items(row, name, side)
             if is_pair(items) and name in self.choice.flat:
                 items = [items]
             elif is_pair(items) and is_instruction(items[0]):
@@ -198,7 +192,8 @@ class _RowReader:
             for place, item in enumerate(items, start=count):
                 if not is_null(item):
                     kept.append(place)
-                    found.append(item if type(item) is str else self._text(item, name))
+                    text = self._spaced(item) if is_pair(item) else item
+                    found.append(text_of(text, name, self.columns.accept_numbers))
                 elif side == "positive":
                     raise _empty(item, name)
                 else:
@@ -206,14 +201,14 @@ class _RowReader:
             count += len(items)
         return found, self._scores(row, self.choice.scores.get(side), kept, count)
 
-    def _items(self, value: object, name: str) -> list:
+    def _items(self, row: dict, name: str, role: str) -> list:
+        if name not in row and role != "negative":
+            raise UserError(f"found no column {name!r}, wanted it for the {role} (found {', '.join(row)})")
+        value = row.get(name)
         if self.choice.decode or not isinstance(value, str):
             return as_list(value, name)
         self.notes["cells that look like lists, read as one text"] += bool(LIST_AS_TEXT.match(value.lstrip()[:20]))
         return [value]
-
-    def _text(self, item: object, name: str) -> object:
-        return self._spaced(item) if is_pair(item) else text_of(item, name, self.columns.accept_numbers)
 
     def _spaced(self, pair: Any) -> list[str]:
         instruction, text = pair
@@ -231,11 +226,11 @@ class _RowReader:
         value = value.get(side) if side and isinstance(value, dict) else value
         if value is None:
             return None
+        if self.choice.decode and isinstance(value, str):
+            value = [float(part) if NUMBER.fullmatch(part) else part for part in re.split(r",\s*", value.strip("[] "))]
         scores = as_list(value, name)
         if len(scores) != count:
             raise UserError(f"{name}: found {len(scores)} scores, wanted one for each of {count} texts")
-        if self.choice.decode:
-            scores = [float(score) if isinstance(score, str) and NUMBER.fullmatch(score) else score for score in scores]
         return [scores[place] for place in kept]
 
     def _check_header(self, query: object, positives: list) -> None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from gritlm.data import labels
-from gritlm.data.cells import ID_NAME, as_list, clip, looks_like_ids, pairs_in, texts_in
+from gritlm.data.cells import ID_NAME, clip, lists_in, looks_like_ids, pairs_in, texts_in
 from gritlm.data.raw import Columns, Reading
 from gritlm.data.shapes import FLAGS, Shape
 from gritlm.errors import UserError
@@ -265,14 +265,9 @@ def _wrong_texts(texts: list[str], is_positive: bool, is_negative: bool) -> str:
 
 def _flag_inside(values: list, is_named: bool) -> str | None:
     """The key of passages that tells which are positives; `is_named` as positives, it has to deny that one is."""
-    rows: list[list[dict]] = []
-    for value in values:
-        try:
-            rows.append([item for item in as_list(value) if isinstance(item, dict)])
-        except UserError:
-            continue
     flags: dict[str, list[list]] = {}  # key -> its values, row by row
-    for items in rows:
+    for cell in lists_in(values):
+        items = [item for item in cell if isinstance(item, dict)]
         for key in dict.fromkeys(key for item in items for key in item):
             flags.setdefault(key, []).append([item[key] for item in items if key in item])
     for key, given in flags.items():

@@ -1,5 +1,6 @@
 """Scores of a cross-encoder or an LLM judge, from files of one pair a line, or of rows with scores in step."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +17,15 @@ WANTED = (
     "pos_scores and neg_scores"
 )
 
+ROUNDING = 1e-3  # between two scores of one pair
+
 
 class PairScores:
     """The score of each pair of a query and a passage in a file or a folder.
 
     Raises:
-        UserError: a row has another form, a score is no finite number, or a pair has two scores.
+        UserError: a row has another form, a score is no finite number, or two scores of a pair differ by more than
+            rounding.
     """
 
     def __init__(self, path: str):
@@ -31,7 +35,9 @@ class PairScores:
             for block in read_blocks(file, columns=None):
                 for number, raw in block:
                     for key, score in _pairs(decode(file, number, raw), f"{file}:{number}"):
-                        if (other := self.scores.setdefault(key, score)) != score:
+                        other = self.scores.setdefault(key, score)
+                        # The same pair in two batches of a model differs by the rounding of float32, or of float16.
+                        if not math.isclose(score, other, rel_tol=ROUNDING, abs_tol=ROUNDING):
                             raise UserError(f"{file}:{number}: found the score {score}, before {other}, wanted one")
 
     def of(self, record: Record, where: str) -> RowScores:

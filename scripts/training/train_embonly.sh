@@ -8,6 +8,7 @@
 #   MODEL_NAME_OR_PATH=Qwen/Qwen3-0.6B TRAIN_DATA=data/ bash scripts/training/train_embonly.sh --seed 1
 # The same file is a SLURM job. 300 s before its time limit it saves and requeues itself:
 #   sbatch --nodes 2 --gpus-per-node 8 --exclusive --mem 0 --time 12:00:00 scripts/training/train_embonly.sh
+#   RECIPE=paper/qwen3-0.6b TRAIN_DATA=data/ bash scripts/training/train_embonly.sh     a file of recipes/
 # Without model and data it trains the embedded default, which needs no download. More flags: gritlm train --help
 # Relative paths start at the folder of the call. PYTHON=/path/to/python chooses the Python.
 set -euo pipefail
@@ -23,11 +24,19 @@ fi
 [ -f "$root/scripts/training/node.py" ] || fail "found no scripts/training/node.py in ${root:-$PWD}; run this file in" \
   "its checkout, or submit from the repository's root"
 
+RECIPE=${RECIPE:-}                           # values for what the call leaves open: a file of recipes/, or a path
 MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # Qwen2 or Qwen3: a hub name or a folder
 TRAIN_DATA=${TRAIN_DATA:-}                   # .jsonl, .jsonl.gz, .parquet, or a folder of them
 EVAL_DATA=${EVAL_DATA:-}                     # evaluate on it while training: a BEIR folder, a file, a folder of them
 OUTPUT_DIR=${OUTPUT_DIR:-}                   # empty: outputs/<model>-<data>
-[ -n "$MODEL_NAME_OR_PATH$TRAIN_DATA" ] || source "$root/scripts/training/recipes/quickstart.sh"
+RECIPE_FLAGS=()
+[ -n "$RECIPE$MODEL_NAME_OR_PATH$TRAIN_DATA" ] || RECIPE=quickstart
+if [ -n "$RECIPE" ]; then
+  recipe=$root/scripts/training/recipes/${RECIPE%.sh}.sh
+  [ -f "$recipe" ] || recipe=$RECIPE
+  [ -f "$recipe" ] || fail "RECIPE=$RECIPE: no such file, and no such name in scripts/training/recipes"
+  source "$recipe"
+fi
 
 GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-2048} # queries per step, over all GPUs
 TRAIN_GROUP_SIZE=${TRAIN_GROUP_SIZE:-4}      # passages per query: 1 positive, the rest hard negatives
@@ -79,7 +88,7 @@ flags=(
   ${QUERY_MAX_LEN:+--query_max_len "$QUERY_MAX_LEN"} ${PASSAGE_MAX_LEN:+--passage_max_len "$PASSAGE_MAX_LEN"}
   --learning_rate "$LEARNING_RATE" --temperature "$TEMPERATURE"
   --num_train_epochs "$NUM_TRAIN_EPOCHS" --max_steps "$MAX_STEPS"
-  "${device[@]}" ${EXTRA_FLAGS[@]+"${EXTRA_FLAGS[@]}"} "$@"
+  "${device[@]}" ${RECIPE_FLAGS[@]+"${RECIPE_FLAGS[@]}"} ${EXTRA_FLAGS[@]+"${EXTRA_FLAGS[@]}"} "$@"
 )
 find_nodes
 # One quick process checks flags, paths and data before any GPU is used. An error is one line, with exit code 2.

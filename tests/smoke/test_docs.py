@@ -134,6 +134,8 @@ def verb_of(command: str, exported: dict[str, str]) -> tuple[str, list[str]]:
     if SCRIPT in words:
         known = re.findall(r"^([A-Z_]+)=\$\{\1:-", (ROOT / SCRIPT).read_text(), re.MULTILINE)
         assert variables.keys() <= set(known), f"found variables {list(variables)}, wanted some of {known}"
+        if recipe := variables.pop("RECIPE", ""):
+            assert (ROOT / f"scripts/training/recipes/{recipe}.sh").is_file(), f"found no recipe {recipe}"
         more = words[words.index(SCRIPT) + 1 :]
         if not variables and not more:
             return "train", []
@@ -365,6 +367,7 @@ WRONG = {
     "an unknown flag": ("bash", "gritlm plan --no_such_flag 1", "exit code 2"),
     "an unknown flag of what is not run": ("bash", "gritlm benchmark --no_such_flag 1", "SystemExit|UserError"),
     "an unknown variable": ("bash", f"MODEL=x bash {SCRIPT} --seed 1", r"found variables \['MODEL'\]"),
+    "an unknown recipe": ("bash", f"RECIPE=absent bash {SCRIPT}", "found no recipe absent"),
     "another output": ("console", "$ gritlm --help\nno such line", "does not print 'no such line'"),
     "code that fails": ("python", "1 / 0", "ZeroDivisionError"),
     "a bad row": ("json", '{"query": "q", "pos": "p", "neg": []}', "pos: found a string"),

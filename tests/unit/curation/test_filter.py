@@ -1,12 +1,14 @@
 """filter keeps what its rules say, keeps scores in step with texts, and refuses scores that do not fit."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from gritlm.curation.filter import main
 from gritlm.curation.rules import RowRules, RowScores
+from gritlm.curation.scores_file import PairScores
 from gritlm.errors import UserError
 
 ROWS = [  # query, positives, negatives, their scores
@@ -145,6 +147,14 @@ def test_scores_that_do_not_fit_are_refused(data, tmp_path, row, message):
     write(scores, [{"query": "clean", "passage": "a", "score": score} for score in (1, 1, 2)])
     with pytest.raises(UserError, match=r"scores\.jsonl:3: found the score 2\.0, before 1\.0, wanted one"):
         go(data, scores=scores)
+
+
+def test_scores_of_a_pair_that_differ_by_rounding_are_one_score(tmp_path):
+    scores = tmp_path / "scores.jsonl"
+    for second, fits in ((0.7743693590164185, True), (0.7754, False)):
+        write(scores, [{"query": "q", "passage": "a", "score": score} for score in (0.7743694186210632, second)])
+        with nullcontext() if fits else pytest.raises(UserError, match="wanted one"):
+            PairScores(str(scores))
 
 
 def test_bad_flags_give_one_line(data, capsys):

@@ -18,8 +18,8 @@ from gritlm.cli import home_expanded, verb_parser
 from gritlm.curation.held_out_rows import HeldOutRows, choose_held_out, write_held_out
 from gritlm.curation.instructions import Instructions
 from gritlm.curation.row_spool import RowSpool, keep_negatives, text_of
-from gritlm.data.columns import NEGATIVE, POSITIVE, QUERY, Columns
-from gritlm.data.raw import BadRows, RawExample
+from gritlm.data.raw import BadRows, Columns, RawExample
+from gritlm.data.roles import NEGATIVE, POSITIVE, QUERY
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.sources import SOURCE_FLAGS, open_source
 from gritlm.errors import UserError
@@ -205,17 +205,16 @@ def main(argv: list[str]) -> int:
     instructions = Instructions(args.instruction, args.instruction_template, args.passage_instruction)
     names = (args.query_column, args.positive_column, args.negative_columns)
     label = (args.label_column, args.positive_above, args.positive_labels)
-    columns = Columns(*names, *label, args.ignore_columns, args.accept_numbers, args.split, args.score_column)
-    source = open_source(args.input, columns, args.split, args.config, args.no_header)
+    columns = Columns(*names, *label, args.score_column, args.ignore_columns, args.accept_numbers)
+    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
+    source = open_source(args.input, columns, bad, args.split, args.config, args.no_header)
     for name in sorted(SOURCE_FLAGS - source.used):
         if not any(getattr(args, name) is unset for unset in (None, False)) and getattr(args, name) != []:
             raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
-    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
-
     with written_aside(args.output) as aside:
         (temporary := aside / "temporary").mkdir(parents=True)
         spool = RowSpool(temporary)
-        spool_rows(source.examples(bad), instructions, bad, spool, counts)
+        spool_rows(source.examples, instructions, bad, spool, counts)
         if not len(spool):
             raise UserError(f"{args.input}: found no good row to train on")
         if counts.least_score == counts.most_score:

@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from gritlm.data.labels import unread_notes
 from gritlm.data.records import Record, RecordSet, label_of, revealing_label, spelled_alike
-from gritlm.data.shapes import unread_notes
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer

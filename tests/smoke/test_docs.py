@@ -25,8 +25,9 @@ from transformers import AutoModel
 
 from gritlm import VERBS, __version__
 from gritlm.__main__ import main
-from gritlm.data import batches, columns, shapes
-from gritlm.data.raw import BadRows
+from gritlm.data import batches, shapes
+from gritlm.data.columns import examples_of
+from gritlm.data.raw import BadRows, Columns, Reading
 from gritlm.data.rows import parse_row
 from gritlm.errors import UserError
 from gritlm.evaluation import metrics
@@ -280,11 +281,11 @@ def check_data_shape(code: str) -> None:
     exec(code, names)
     rows = [("f:1", {"turns": ["first query", "its passage"], "id": 7})]
     with pytest.raises(UserError, match="found the columns turns, id"):
-        next(columns.examples_of(lambda: iter(rows), "f", columns.Columns(), BadRows(), columns.Reading()))
+        next(examples_of(rows, "f", Columns(), BadRows(), Reading()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "SHAPES", names["SHAPES"])
-        reading = columns.Reading()
-        (example,) = columns.examples_of(lambda: iter(rows), "f", columns.Columns(), BadRows(), reading)
+        reading = Reading()
+        (example,) = examples_of(rows, "f", Columns(), BadRows(), reading)
     assert (example.query, example.positives) == ("first query", ["its passage"])
     assert reading.lines() == ["turns of a dialogue: query <- turns, positive <- turns; not read: id"]
 

@@ -491,6 +491,16 @@ def test_scored_pairs_keep_their_score(tmp_path, capsys):
     assert not any("score" in row for row in rows_of(tmp_path / "label")), "control: as a label it becomes none"
 
 
+def test_a_score_column_with_the_name_of_scores_of_passages_is_the_score_of_the_pair(tmp_path):
+    path = write(tmp_path / "data.csv", STS.replace("score", "pos_score"))
+    main([str(path), str(tmp_path / "out"), "--score_column", "pos_score"])
+    assert [row["score"] for row in rows_of(tmp_path / "out")] == [3.5, 0.0, 5.0, 2.0]
+    main([str(path), str(tmp_path / "none"), "--ignore_columns", "pos_score"])
+    assert not any({"score", "pos_scores"} & row.keys() for row in rows_of(tmp_path / "none"))
+    main([str(path), str(tmp_path / "side")])
+    assert all("pos_scores" in row for row in rows_of(tmp_path / "side")), "control"
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "found"),
     [

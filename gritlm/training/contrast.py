@@ -17,6 +17,8 @@ from gritlm.distributed import Ranks, all_gather, all_reduce_max, ring_shift
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.losses import Bias, Mask, Ring, logsumexp_over
 
+FEW_POSITIVES = 4  # hashes of a query's positives that are looked up as they are
+
 
 class Known(NamedTuple):
     """int64 (Q,), ids of queries, and int64 (Q, K), hashes of their known positives: of whole texts, and of tokens."""
@@ -212,11 +214,9 @@ def known_passages(contrast: Contrast, passages: Candidates) -> Mask:
     query_id_B = contrast.batch.query_id_B
     row_P = torch.arange(len(passages.columns_PC), device=query_id_B.device) // contrast.group_size
     row_B = torch.arange(len(query_id_B), device=query_id_B.device)
-    mine_Q = torch.isin(contrast.known.query_Q, query_id_B)
-    known = Known(*(rows[mine_Q] for rows in contrast.known))
 
     def masked(b: slice, p: slice) -> Tensor:
-        masked_bp = knows(known, query_id_B[b], passages.columns_PC[p, :2])
+        masked_bp = knows(contrast.known, query_id_B[b], passages.columns_PC[p, :2])
         if not contrast.args.in_batch_negatives:
             masked_bp |= row_P[p] != row_B[b, None]
         return masked_bp | (passages.columns_PC[p, 1] == 0)
@@ -273,10 +273,12 @@ def knows(known: Known, query_id_b: Tensor, text_pC: Tensor) -> Tensor:
 def shared_only(known: Known) -> Known:
     """The known positives that different queries share, in as few columns as hold them. Others relate no queries."""
     text_QK, flat = known.text_QK, known.text_QK.flatten()
+    if text_QK.shape[1] <= FEW_POSITIVES:
+        return known
     at_N = torch.searchsorted(flat.sort().values, flat)
     query_N = torch.searchsorted(known.query_Q.sort().values, known.query_Q).repeat_interleave(text_QK.shape[1])
     first_N, last_N = (query_N.scatter_reduce(0, at_N, query_N, kind, include_self=False) for kind in ("amin", "amax"))
     shared_QK = (first_N[at_N] < last_N[at_N]).view_as(text_QK)
     shared_QK[:, 1:] &= text_QK[:, 1:] != text_QK[:, :1]  # padding
-    width = int(shared_QK.sum(1).max())
+    width = int(shared_QK.sum(1).max())  # waits for the device
     return Known(known.query_Q, text_QK.gather(1, shared_QK.int().argsort(dim=1, descending=True)[:, :width]))

@@ -53,8 +53,8 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path):
         UserError, match=r"no-such/model: found no such folder, and no config\.json of a model of this name"
     ):
         load_config("no-such/model", "bb")
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    with pytest.raises(UserError, match=r"found adapter_config\.json, an adapter for the base 'some/base', wanted"):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "no-such/base"}')
+    with pytest.raises(UserError, match=r"found an adapter for the base 'no-such/base': no-such/base: found no such"):
         load_config(str(tmp_path), "bb")
 
 

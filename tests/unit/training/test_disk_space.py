@@ -136,7 +136,7 @@ def test_the_fullest_moment(run_of, steps, flags, saves, kept, writing, checkpoi
 def test_weight_only_copies_are_counted(run_of):
     args = run_of(merge_last=3).training
     for steps, copies in ((100, 3), (2, 2)):
-        said, without = (disk_space(a, [[100, 10]], "ddp", steps) for a in (args, run_of().training))
+        said, without = (disk_space(a, {"w": [100, 10]}, "ddp", steps) for a in (args, run_of().training))
         assert said.copies == copies and f", {copies} copies of the weights, 0.0 MB each" in str(said)
         assert said.fullest == without.fullest + 4000 * copies and "copies of" not in str(without)
 

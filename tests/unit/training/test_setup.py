@@ -241,7 +241,7 @@ def test_a_new_projection_has_no_widths_of_the_base(run_of, qwen3, data, tmp_pat
 
     def widths(**flags):
         run = run_of(base, data, **flags)
-        embedder, _ = build_embedder(run, load_config(str(base), "bb"), TextContract())
+        embedder = build_embedder(run, load_config(str(base), "bb"), TextContract())
         return getattr(embedder.config, "matryoshka_dimensions", None)
 
     assert widths(projection=8) is None and widths(reset_weight=True) is None

@@ -7,7 +7,7 @@ from helpers import WORDS
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, PreTrainedTokenizerFast, set_seed
 
-from gritlm.models.families import FAMILIES, model_options, tiny_config
+from gritlm.models.families import FAMILIES, is_encoder, model_options, tiny_config
 
 SPACE = "▁"
 TEXTS = [" ".join([*WORDS, ":", "."])] * 4
@@ -118,7 +118,7 @@ def build_family(folder: Path, name: str, **fields) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": class_name}))
-    config = tiny_config(name, causal=True)
+    config = tiny_config(name, causal=not is_encoder(name))
     config.update({"pad_token_id": tokenizer.token_to_id(marks.get("pad_token", marks["eos_token"]))} | fields)
     set_seed(0)
     AutoModel.from_config(config, **model_options(config)).save_pretrained(folder)

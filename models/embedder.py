@@ -98,6 +98,7 @@ class Embedder(nn.Module):
         Returns:
             float32 (N, D), of unit norm if `contract.normalized`. In training with a teacher projection (N, D + E).
         """
+        no_cache = {} if is_encoder(self.config.model_type) else {"use_cache": False}
         if input_ids.dim() == 1:
             ends_N = lengths.cumsum(0)
             states_TD = self.backbone(
@@ -105,11 +106,11 @@ class Embedder(nn.Module):
                 position_ids=self._positions(input_ids, lengths)[None],
                 attention_mask=torch.ones_like(input_ids)[None],  # else transformers looks for texts in position_ids
                 packing=Packing(equal_length_runs, F.pad(ends_N, (1, 0)).int()),
-                **self._no_cache,
+                **no_cache,
             )[0][0]
         else:
             mask_NL = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]
-            states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), **self._no_cache)[0]
+            states_NLD = self.backbone(input_ids=input_ids, attention_mask=mask_NL.long(), **no_cache)[0]
             states_TD = states_NLD[mask_NL]
         with torch.autocast(states_TD.device.type, enabled=False):
             vectors_ND = pool(states_TD, lengths, prompt_lengths, self.contract.pooling_method)
@@ -120,10 +121,6 @@ class Embedder(nn.Module):
                 return vectors_ND
             projected_NE = self.teacher_projection(vectors_ND.to(self.teacher_projection.weight.dtype))
             return torch.cat([vectors_ND, projected_NE.float()], dim=1)
-
-    @property
-    def _no_cache(self) -> dict[str, bool]:
-        return {} if is_encoder(self.config.model_type) else {"use_cache": False}
 
     def _positions(self, ids_T: Tensor, lengths_N: Tensor) -> Tensor:
         """int64 (T,): the position of each token in its text, as the model numbers it in a padded batch."""

@@ -1,9 +1,12 @@
 """Train text-embedding models from decoder LLMs, and use them."""
 
+import logging
 import os
 import re
 import sys
 
+# It says at each import that it takes a slower way to the same numbers.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 if not os.path.isdir(os.path.join(__path__[0], "models")):  # a checkout that is not installed: models/ is beside us
     __path__.append(os.path.dirname(os.path.abspath(__path__[0])))
 
@@ -21,6 +24,8 @@ VERBS = {
     "encode": "gritlm.serving.encode",
     "evaluate": "gritlm.evaluation.evaluate",
     "export": "gritlm.serving.export",
+    "merge": "gritlm.serving.merge",
+    "import": "gritlm.serving.import_checkpoint",
     "report": "gritlm.report.report",
     "verify-gradients": "gritlm.training.verify_gradients",
     "devices": "gritlm.devices",

@@ -16,6 +16,8 @@ HELP = {
     "encode": "turn texts into vectors with a trained model",
     "evaluate": "measure a model on sets of your own or benchmarks of mteb, and compare it with another",
     "export": "write a model for serving, and prove that it gives the trainer's vectors in every program",
+    "merge": "average or interpolate the weights of models, or of a run's last saves",
+    "import": "convert a checkpoint of gritlm-re to a model folder, running nothing in it",
     "report": "draw a training run, or several side by side, on one HTML page",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
     "devices": "list the GPUs that a run would use, and their free memory",

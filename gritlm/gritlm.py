@@ -11,6 +11,7 @@ from tqdm import tqdm
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.chunks import ChunkConfig, make_chunks, to_device
+from gritlm.models.families import is_causal
 from gritlm.models.folder import load_model_folder
 from gritlm.models.hub import model_folder
 from gritlm.models.probe import probe_attention
@@ -52,7 +53,7 @@ class GritLM:
         self.model.to(self.device)
         for weight in self.model.backbone.parameters():  # not the buffers: rotary frequencies stay in float32
             weight.data = weight.data.to(dtype)
-        attn = "cc" if self.model.config.is_causal else "bb"
+        attn = "cc" if is_causal(self.model.config) else "bb"
         probe_attention(self.model, self.model, self.device, attn, exact=dtype == torch.float32)
 
     @property

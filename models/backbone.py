@@ -1,7 +1,8 @@
-"""Load a decoder LLM as the backbone of an embedding model, bidirectional or causal.
+"""Load the backbone of an embedding model: a decoder LLM, bidirectional or causal, or an encoder.
 
-Since transformers 5.2 `config.is_causal = False` alone makes a stock Qwen2 or Qwen3 bidirectional with every attention
-implementation, and config.json carries it to every loader. Nothing is patched.
+Since transformers 5.2 a field of the config (`is_causal`, for Gemma 3 `use_bidirectional_attention`) alone makes a
+stock decoder bidirectional with every attention implementation, and config.json carries it to every loader. Nothing is
+patched.
 """
 
 from contextlib import nullcontext
@@ -20,11 +21,13 @@ from transformers.modeling_utils import set_zero3_state
 from gritlm.distributed import rank
 from gritlm.errors import UserError, first_line, one_line
 from gritlm.models.attention import PACKED
-from gritlm.models.base_files import unreadable
+from gritlm.models.base_files import find_file, unreadable
 from gritlm.models.checks import check_base, find_adapter
-from gritlm.models.hub import DECODER, model_folder
+from gritlm.models.families import family_of, is_converted, is_encoder, model_options, refuse, set_causal
+from gritlm.models.hub import DECODER, base_of, model_folder
+from gritlm.models.lora import merge_adapter
+from gritlm.models.probe import choose_attention
 
-SUPPORTED = ("qwen2", "qwen3")
 ATTENTION = {"bb": False, "cc": True}
 
 
@@ -36,9 +39,10 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
     Raises:
         UserError: the model does not exist or is not supported, or `attn` is None and config.json has no `is_causal`.
     """
-    path = Path(name_or_path) / "config.json"
+    path = find_file(name_or_path, "config.json") or Path(name_or_path) / "config.json"
     try:
-        config = AutoConfig.from_pretrained(model_folder(name_or_path), trust_remote_code=trust_remote_code)
+        folder = str(path.parent) if path.is_file() else model_folder(name_or_path)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         if path.is_file():
             raise unreadable(path, "the config of a model that transformers knows", error) from error
@@ -47,15 +51,11 @@ def load_config(name_or_path: str, attn: str | None, trust_remote_code: bool = F
             why = "found no config.json there, wanted a model folder"
         why = why or f"neither a model folder nor a model on the hub: {one_line(error)}"
         raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error
-    if config.model_type not in SUPPORTED:
-        raise UserError(
-            f"--model_name_or_path {name_or_path}: found a {config.model_type!r} backbone, wanted one of {SUPPORTED}"
-        )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        raise UserError(f"--model_name_or_path {name_or_path}: sliding-window layers are not supported")
+    if why := refuse(config):
+        raise UserError(f"--model_name_or_path {name_or_path}: {why}")
     if attn is not None:
-        config.is_causal = ATTENTION[attn]
-    elif not hasattr(config, "is_causal"):
+        return set_causal(config, ATTENTION[attn])
+    if not is_encoder(config.model_type) and not hasattr(config, family_of(config).switch):
         raise UserError(f"{name_or_path}: found no is_causal in its config.json, wanted true or false")
     return config
 
@@ -67,24 +67,35 @@ def load_backbone(
     reset_weight: bool = False,
     seed: int = 0,
     trust_remote_code: bool = False,
+    merge_adapters: bool = True,
 ) -> PreTrainedModel:
-    """The decoder stack without its language-model head, with float32 weights.
+    """The decoder stack without its language-model head, with float32 weights. An adapter is merged into its base.
 
     Float32 because AdamW at a fine-tuning learning rate rounds most updates of bf16 weights away. Autocast gives bf16.
 
     Args:
         config: from `load_config`.
-        attn_implementation: the attention kernel, "packed" or one of transformers' names.
+        attn_implementation: the attention kernel, "packed" or one of transformers' names. A family that cannot be
+            packed gets another one.
         reset_weight: draw the weights from the model's own initialisation and read none from disk.
         seed: of that initialisation; one seed gives one model, whatever the device and the engine.
+        merge_adapters: otherwise, of an adapter, the base that it was made for.
     Raises:
         UserError: `check_base` refuses the model, the attention kernel is not available, or weights are missing.
     """
+    if attn_implementation == PACKED:
+        attn_implementation, _ = choose_attention(config, trust_remote_code)
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    options |= model_options(config)
     check_base(name_or_path, config, trust_remote_code, reset_weight, download=True)
     try:
         if reset_weight or receives_weights():
             return draw_backbone(config, seed, **options)
+        if (base := base_of(name_or_path)) != name_or_path:
+            backbone = load_backbone(base, config, attn_implementation, trust_remote_code=trust_remote_code)
+            if merge_adapters:
+                merge_adapter(backbone, model_folder(name_or_path, DECODER))
+            return backbone
         backbone, report = AutoModel.from_pretrained(
             model_folder(name_or_path, DECODER),
             config=config,
@@ -92,16 +103,17 @@ def load_backbone(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
         why = first_line(error)
         if isinstance(error, ImportError) or "attn_implementation" in why:
             raise UserError(f"--attn_implementation {attn_implementation}: {why}; packed works everywhere") from error
         raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error
-    if report["missing_keys"]:
-        raise UserError(
-            f"--model_name_or_path {name_or_path}: {len(report['missing_keys'])} weights are missing, "
-            f"first {sorted(report['missing_keys'])[0]!r}"
-        )
+    for kind, problem in (("missing_keys", "are missing"), ("unexpected_keys", "are not the backbone's")):
+        names = sorted(report[kind])
+        # check_base has judged what is left over, but for weights that transformers saves in another form.
+        if names and (kind == "missing_keys" or is_converted(config)):
+            raise UserError(f"--model_name_or_path {name_or_path}: {len(names)} weights {problem}, first {names[0]!r}")
+    vars(backbone).pop("_weight_conversions", None)  # else it is saved under the names of an older version
     return backbone
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gritlm.errors import UserError
 from gritlm.models.base_files import find_file, read_header, read_json, unreadable
+from gritlm.models.families import is_encoder
 from gritlm.models.hub import knows
 from gritlm.models.pooling import POOLING
 from gritlm.models.text import CONTRACT_FILE, TextContract
@@ -75,7 +76,7 @@ def read_base(name_or_path: str) -> BaseSettings:
         raise UserError(f"{name_or_path}: found {CONTRACT_FILE} without {MODULES_FILE}, wanted a whole model folder")
     if modules is None:
         return BaseSettings(
-            attn=_attention(config, None),
+            attn=attention_of(config, None),
             append_eos=True if _appends_end_token(name_or_path) else None,
             notes=_notes_on_a_language_model(name_or_path),
         )
@@ -84,7 +85,7 @@ def read_base(name_or_path: str) -> BaseSettings:
         return _read_sentence_transformers(name_or_path, modules, config, projection)
     text = TextContract.load(contract.parent)
     return BaseSettings(
-        attn=_attention(config, "cc"),
+        attn=attention_of(config, "cc"),
         pooling_method=text.pooling_method,
         normalized=text.normalized,
         pool_instruction=text.pool_instruction,
@@ -97,11 +98,13 @@ def read_base(name_or_path: str) -> BaseSettings:
     )
 
 
-def _attention(config: dict[str, Any], otherwise: str | None) -> str | None:
-    """bb or cc by config.json. Every loader runs a model that does not say as causal."""
+def attention_of(config: dict[str, Any], otherwise: str | None) -> str | None:
+    """bb or cc by the fields of config.json. Every loader runs a decoder that does not say as causal."""
+    if is_encoder(str(config.get("model_type"))):
+        return "bb"
     causal = config.get("is_causal")
-    if causal is None and isinstance(config.get("use_bidirectional_attention"), bool):
-        causal = not config["use_bidirectional_attention"]
+    if causal is None and config.get("use_bidirectional_attention") is True:  # false is what a plain Gemma 3 saves
+        causal = False
     return otherwise if causal is None else "cc" if causal else "bb"
 
 
@@ -110,7 +113,8 @@ def _appends_end_token(name_or_path: str) -> bool:
     processor = _read(name_or_path, "tokenizer.json").get("post_processor") or {}
     for step in processor.get("processors", [processor]):  # a sequence of them, or one
         template = step.get("single") if step.get("type") == "TemplateProcessing" else None
-        if template and "SpecialToken" in template[-1]:
+        around = step.get("type") in ("BertProcessing", "RobertaProcessing")
+        if around or (template and "SpecialToken" in template[-1]):
             return True
     return _read(name_or_path, "tokenizer_config.json").get("add_eos_token") is True
 
@@ -181,7 +185,7 @@ def _read_sentence_transformers(
         notes.append("its vectors have no unit norm, but it compares them by cosine: taken as normalized")
     unusable = projection.pop("unusable", {}) | ({} if method in POOLING else {"pooling_method": method})
     return BaseSettings(
-        attn=_attention(config, "cc"),
+        attn=attention_of(config, "cc"),
         pooling_method=method if method in POOLING else None,
         normalized=by_cosine or "Normalize" in folders,
         pool_instruction=bool(pooling.get("include_prompt", True)),

@@ -1,6 +1,7 @@
 """The files of a base model: JSON, and the headers of safetensors. Reads no weight."""
 
 import copy
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from gritlm.errors import UserError, one_line
-from gritlm.models.hub import CONFIG, DECODER, model_folder
+from gritlm.models.families import is_converted, model_class, model_options
+from gritlm.models.hub import CONFIG, DECODER, base_of, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MANIFEST = "checkpoint.json"  # in a checkpoint: lists its files, and those of the model folder in it
@@ -44,12 +46,17 @@ class Base:
 
     @cached_property
     def expected(self) -> dict[str, list[int]]:
-        """The shape of each weight of the model that the config describes. Empty if it runs code from its folder."""
+        """The shape of each weight of the model that the config describes.
+
+        Empty if it runs code from its folder, or if transformers saves its weights in another form.
+        """
         if self.trust_remote_code and getattr(self.config, "auto_map", None):
             return {}
         # The class itself: from_config would shard the weights under ZeRO-3.
         with torch.device("meta"):
-            model = MODEL_MAPPING[type(self.config)](copy.deepcopy(self.config))
+            model = model_class(self.config)(copy.deepcopy(self.config), **model_options(self.config))
+        if is_converted(self.config):
+            return {}
         return {name: list(value.shape) for name, value in model.state_dict().items()}
 
     @cached_property
@@ -72,27 +79,60 @@ class Base:
     def tensors(self) -> dict[str, tuple[str, list[int]]]:
         """The dtype and the shape of each saved tensor, by its name in the backbone.
 
-        Without the language-model head, and the rotary frequencies that old versions saved.
+        Without the language-model head, and what old versions saved: rotary frequencies and position numbers.
         """
+        known = type(self.config) in MODEL_MAPPING
+        prefix = f"{model_class(self.config).base_model_prefix if known else 'model'}."
         tensors: dict[str, tuple[str, list[int]]] = {}
         for path in self.weight_files:
-            tensors |= {name.removeprefix("model."): value for name, value in read_header(path).items()}
-        ignored = [name for name in tensors if name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")]
-        return {name: value for name, value in tensors.items() if name not in ignored}
+            for name, value in read_header(path).items():
+                own = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+                tensors[own.replace("LayerNorm.beta", "LayerNorm.bias")] = value
+        endings = ("rotary_emb.inv_freq", "embeddings.position_ids")
+        return {n: value for n, value in tensors.items() if not n.startswith("lm_head.") and not n.endswith(endings)}
 
     @property
     def unread(self) -> list[str]:
         """The saved tensors that the model does not have."""
         return [name for name in self.tensors if name not in self.expected] if self.expected else []
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights that another model has not: names, shapes, and the ends of each tensor. With adapters.
+
+        Empty if the weights are not in the local cache.
+        """
+        digest, name = hashlib.sha256(), self.name
+        files = self.weight_files
+        if not files:
+            return ""
+        while (base := base_of(name)) != name:
+            files, name = [*files, *filter(None, [find_file(name, "adapter_model.safetensors", DECODER)])], base
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for key in sorted(file.keys()):
+                    part = file.get_slice(key)
+                    shape = part.get_shape()
+                    digest.update(f"{key} {part.get_dtype()} {shape}".encode())
+                    for end in (part[:1], part[shape[0] - 1 :]) if shape else ():
+                        digest.update(end.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def in_backbone(self, name: str) -> bool:
         return name.split(".")[0] in {expected.split(".")[0] for expected in self.expected}
 
 
 def find_file(name_or_path: str, file: str, files: tuple[str, ...] = CONFIG) -> Path | None:
-    """A file of a model, or None. `files` are the patterns that are downloaded for a model on the hub."""
+    """A file of a model, or None. What an adapter's folder does not hold is its base's.
+
+    Args:
+        files: the patterns that are downloaded for a model on the hub.
+    """
     path = Path(model_folder(name_or_path, files)) / file
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    base = base_of(name_or_path)
+    return find_file(base, file, files) if base != name_or_path else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

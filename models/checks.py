@@ -4,6 +4,7 @@ A check is one function and one row of a table. It returns what it found and wha
 model on the hub are not checked before they are in the local cache, unless `download` is set.
 """
 
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from gritlm.errors import UserError, one_line
 from gritlm.models.base_files import INDEX, WEIGHTS, Base, find_file, read_json, refuse_lfs_pointer, unreadable
+from gritlm.models.hub import base_of, model_folder
 
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -36,13 +38,14 @@ def quantisation(base: Base) -> str:
 
 
 def rope_type(base: Base) -> str:
-    found = (getattr(base.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if found in ROPE_TYPES:
-        return ""
-    return (
-        f"found rope_type {found!r} in config.json, wanted one of {', '.join(ROPE_TYPES)}: any other is unknown, or "
-        "makes a text's vector depend on the texts beside it"
-    )
+    rope = getattr(base.config, "rope_parameters", None) or {}
+    for settings in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or of each kind
+        if (found := settings.get("rope_type", "default")) not in ROPE_TYPES:
+            return (
+                f"found rope_type {found!r} in config.json, wanted one of {', '.join(ROPE_TYPES)}: any other is "
+                "unknown, or makes a text's vector depend on the texts beside it"
+            )
+    return ""
 
 
 def pad_token_id(base: Base) -> str:
@@ -74,7 +77,7 @@ def weights_exist(base: Base) -> str:
 
 
 def layer_count(base: Base) -> str:
-    found = len({name.split(".")[1] for name in base.tensors if name.startswith("layers.")})
+    found = len({match[1] for name in base.tensors if (match := re.match(r"(?:encoder\.)?layers?\.(\d+)\.", name))})
     wanted = base.config.num_hidden_layers
     if found in (0, wanted):
         return ""
@@ -183,14 +186,15 @@ def check_base(
 
 
 def find_adapter(name_or_path: str) -> str:
-    """What is wrong with a model that is an adapter, or has one beside its weights."""
-    for file in ADAPTER_FILES:
-        if path := find_file(name_or_path, file):
-            of = read_json(path).get("base_model_name_or_path", "?") if path.suffix == ".json" else "?"
-            return (
-                f"found {file}, an adapter for the base {of!r}, wanted a whole model: "
-                "merge the adapter into its base and save that (merge_and_unload of peft)"
-            )
+    """What is wrong with an adapter that cannot be merged, or that lies beside whole weights."""
+    folder = Path(model_folder(name_or_path))
+    found = [file for file in ADAPTER_FILES if (folder / file).is_file()]
+    if not found:
+        return ""
+    if base_of(name_or_path) == name_or_path:
+        return f"found {found[0]} without a base, or beside whole weights, wanted one or the other; move one away"
+    if "adapter_model.bin" in found:
+        return "found adapter_model.bin, wanted adapter_model.safetensors: save the adapter again with peft"
     return ""
 
 

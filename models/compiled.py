@@ -4,17 +4,17 @@ The layer class is compiled once, for any number of tokens. Attention stays outs
 row does not recompile it.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoModel
+from transformers import AttentionInterface
 
 from gritlm.models.attention import PACKED, packed_attention
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
+from gritlm.models.tiny import one_layer
 
 
 def compile_layers(embedder: Embedder, device: torch.device, bf16: bool = False, **options: Any) -> str:
@@ -52,7 +52,8 @@ def uncompile_layers(embedder: Embedder) -> None:
 
 
 def _layers(embedder: Embedder) -> Iterator[nn.Module]:
-    return embedder.backbone.get_submodule("layers").children()
+    lists = (module for module in embedder.backbone.modules() if isinstance(module, nn.ModuleList))
+    return next(found for found in lists if len(found) == embedder.config.num_hidden_layers).children()
 
 
 def _compile(embedder: Embedder, options: dict[str, Any]) -> None:
@@ -61,14 +62,10 @@ def _compile(embedder: Embedder, options: dict[str, Any]) -> None:
 
 
 def _one_layer_model(embedder: Embedder, device: torch.device) -> Embedder:
-    """The same architecture with random weights, one layer and a small vocabulary; mean pooling uses every token."""
-    config = copy.deepcopy(embedder.config)
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, 64, None
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
-    with torch.random.fork_rng(devices=[]):
-        backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=config._attn_implementation)
-    return Embedder(backbone, TextContract()).to(device).train()
+    """One random layer of the same kind; mean pooling uses every token."""
+    config = embedder.config
+    kind = (getattr(config, "layer_types", None) or [None])[0]
+    return Embedder(one_layer(config, kind, config._attn_implementation), TextContract()).to(device).train()
 
 
 def _vectors_and_gradient(embedder: Embedder, bf16: bool) -> list[Tensor]:

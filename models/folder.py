@@ -52,12 +52,22 @@ def save_model_folder(
     Raises:
         UserError: a loader would give other tokens.
     """
-    folder, contract = Path(folder), text_tokenizer.contract
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     embedder.save_weights(folder, weights, max_shard_size)
+    complete_model_folder(embedder, text_tokenizer, folder)
+
+
+def complete_model_folder(embedder: Embedder, text_tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write what a model folder holds beside its weights and its card. They lie there, and config.json too.
+
+    Args:
+        embedder: its parameters are not read.
+    """
+    contract = text_tokenizer.contract
     complete_config(folder / "config.json")
     # safetensors makes files that only their owner can read, and a server runs as another user.
-    for path in folder.rglob("model*.safetensors"):
+    for path in folder.rglob("*model*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)
     save_tokenizer(text_tokenizer.tokenizer, folder, contract.longest)
     contract.save(folder)
@@ -124,7 +134,8 @@ def complete_config(path: Path) -> None:
         config["rope_theta"] = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
             config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    config["use_bidirectional_attention"] = not config["is_causal"]
+    if "is_causal" in config:
+        config["use_bidirectional_attention"] = not config["is_causal"]
     config.pop("auto_map", None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

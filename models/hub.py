@@ -21,9 +21,9 @@ SECONDS = 3  # the hub has to answer within this time
 CONFIG = (
     *("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.py"),
     *("modules.json", "*sentence*.json", "*_*/config.json", "*_Dense/model.safetensors"),
-    *("text_contract.json", "adapter_config.json", "model.safetensors.index.json"),
+    *("text_contract.json", "adapter_config.json", "quantised_base.json", "model.safetensors.index.json"),
 )
-DECODER = (*CONFIG, "model.safetensors", "model-*.safetensors")
+DECODER = (*CONFIG, "model.safetensors", "model-*.safetensors", "adapter_model.safetensors")
 ANY_MODEL = ("*",)
 OTHER_FORMATS = ("onnx/*", "openvino/*", "original/*", "*.onnx*", "*.gguf", "*.h5", "*.msgpack", "*.ot")
 
@@ -62,6 +62,30 @@ def model_folder(name_or_path: str, files: tuple[str, ...] = CONFIG) -> str:
     if not (folder := snapshot(name_or_path)):
         raise UserError(f"{name_or_path}: found no config.json on the hub, wanted a model")
     return str(folder)
+
+
+def base_of(name_or_path: str) -> str:
+    """The base of an adapter, by its adapter_config.json. The name itself for a folder with whole weights, or none.
+
+    Raises:
+        UserError: the adapter does not say it, or the base cannot be found.
+    """
+    folder = Path(model_folder(name_or_path))
+    path = folder / "adapter_config.json"
+    if not path.is_file() or _has_one(folder, "model*.safetensors*", "pytorch_model*.bin"):
+        return name_or_path
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not base or not isinstance(base, str):
+            raise ValueError("no name")
+        found = Path(model_folder(base)).is_dir()
+    except UserError as error:
+        raise UserError(f"{path}: found an adapter for the base {base!r}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: found no base_model_name_or_path, wanted the adapter's base") from error
+    if not found:
+        raise UserError(f"{path}: found an adapter for the base {base!r}, and no such folder; write its place there")
+    return base
 
 
 def is_hub_name(name: str) -> bool:

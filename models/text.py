@@ -51,7 +51,12 @@ class TextContract:
 
     @classmethod
     def load(cls, folder: str | Path) -> "TextContract":
-        return cls(**json.loads((Path(folder) / CONTRACT_FILE).read_text(encoding="utf-8")))
+        """Raises UserError."""
+        path = Path(folder) / CONTRACT_FILE
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: found no text contract ({error}), wanted the one of a model folder") from error
 
 
 class Text(NamedTuple):

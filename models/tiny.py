@@ -1,12 +1,15 @@
-"""A tiny untrained Qwen3 and its tokenizer, for the quickstart and the benchmark."""
+"""Small untrained models: a tiny Qwen3 with its tokenizer for the quickstart, and one layer of any model for trials."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, PreTrainedTokenizerFast, Qwen3Config, set_seed
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, set_seed
+from transformers.modeling_utils import set_zero3_state
 
+from gritlm.models.families import model_options
 from gritlm.models.tokenizer import save_tokenizer
 
 END = "<|endoftext|>"
@@ -43,3 +46,19 @@ def build_model(folder: Path, texts: list[str], vocabulary: int = 8192, seed: in
         # At 0.02 the layers' output drowns the token's own embedding, and learning starts 100 steps later.
         model.embed_tokens.weight.mul_(0.3 / config.initializer_range)
     model.save_pretrained(folder)
+
+
+def one_layer(config: PreTrainedConfig, kind: str | None, attn_implementation: str, **options: Any) -> PreTrainedModel:
+    """The same architecture with random float32 weights, one layer and a small vocabulary. Leaves the random state.
+
+    Args:
+        kind: the layer's name in `layer_types`, of a config that has them.
+    """
+    config = copy.deepcopy(config)
+    config.num_hidden_layers, config.vocab_size = 1, 64
+    config.pad_token_id = None if config.pad_token_id is None else 0
+    if kind:
+        config.layer_types = [kind]
+    with torch.random.fork_rng(devices=[]), set_zero3_state():
+        options |= model_options(config) | {"attn_implementation": attn_implementation}
+        return AutoModel.from_config(config, dtype=torch.float32, **options)

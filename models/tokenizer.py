@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from gritlm.errors import UserError, first_line
+from gritlm.models.base_files import find_file
 from gritlm.models.checks import check_tokenizer_files
 from gritlm.models.hub import model_folder
 from gritlm.models.text import CONTRACT_FILE, Text, TextContract
@@ -38,7 +39,8 @@ def load_tokenizer(
         UserError: there is no fast tokenizer, or a token that is needed is missing.
     """
     check_tokenizer_files(name_or_path)
-    folder = model_folder(name_or_path)
+    file = find_file(name_or_path, "tokenizer.json")  # of an adapter, or of its base
+    folder = str(file.parent) if file else model_folder(name_or_path)
     ours = (Path(folder) / CONTRACT_FILE).is_file()
     options: dict = LOADER_OPTIONS if ours else {"trust_remote_code": trust_remote_code}
     try:
@@ -69,14 +71,20 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int]
 
 
 def _set_rstrip(backend: Tokenizer, rstrip: bool) -> None:
-    """Make dropping white space at the end the last step of the normalizer, or take that step off."""
+    """Make dropping white space at the end the last step of the normalizer, or take that step off.
+
+    The first step where the others make a letter of a space, as those of SentencePiece models do.
+    """
     step, found = normalizers.Strip(left=False, right=True), backend.normalizer
     if rstrip and "strip_right=True" not in repr(found):
-        backend.normalizer = normalizers.Sequence([found, step] if found else [step])
+        first = found is not None and not found.normalize_str("a ").endswith((" ", "a"))
+        backend.normalizer = normalizers.Sequence(([step, found] if first else [found, step]) if found else [step])
     elif not rstrip and isinstance(found, normalizers.Sequence):
         steps = [found[i] for i in range(len(found))]
-        if steps and repr(steps[-1]) == repr(step):
-            backend.normalizer = normalizers.Sequence(steps[:-1])
+        for place in (0, -1):
+            if steps and repr(steps[place]) == repr(step):
+                del steps[place]
+                backend.normalizer = normalizers.Sequence(steps)
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, append_eos: bool, name: str) -> None:

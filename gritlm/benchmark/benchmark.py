@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import __version__ as transformers_version
 
-from gritlm.benchmark.contestants import BASELINE
+from gritlm.benchmark.contestants import BASELINE, INFO_NCE
 from gritlm.benchmark.encode import measure_encoding
 from gritlm.benchmark.loss import measure_loss
 from gritlm.benchmark.memory import measure_memory
@@ -25,6 +25,7 @@ from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.training.environment import refuse_environment
+from gritlm.training.terms import VARIANTS
 
 MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "step": measure_step,
@@ -37,9 +38,11 @@ EXAMPLES = """examples:
   gritlm benchmark --attn_implementation packed sdpa --activation_memory 0 8 --rounds 3
   gritlm benchmark --model qwen3-0.6b --queries 2048 --bf16 --chunk_tokens 65536 --activation_memory 0 auto
   gritlm benchmark --lengths uniform:256 --compare sentence-transformers --json out.json
+  gritlm benchmark --terms info_nce same_tower sigreg
   gritlm benchmark loss --queries 8192 --passages 32768 --width 256
   gritlm benchmark encode --compare sentence-transformers
-  gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384"""
+  gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384
+  gritlm benchmark memory --model qwen3-8b --bf16 --chunk_tokens 16384 --adapter qlora"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -69,9 +72,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--activation_memory", nargs="+", default=["0"], metavar="GB", help="auto or a number, default 0"
     )
     settings.add_argument("--torch_compile", nargs="+", choices=("no", "yes"), default=["no"], help="default no")
+    settings.add_argument(
+        "--terms",
+        nargs="+",
+        choices=VARIANTS,
+        default=[INFO_NCE],
+        metavar="TERM",
+        help=f"some of {', '.join(VARIANTS)}",
+    )
     settings.add_argument("--chunk_tokens", type=int, default=4096, metavar="TOKENS", help="in a chunk, default 4096")
     settings.add_argument("--gradient_checkpointing", action="store_true")
     settings.add_argument("--bf16", action="store_true", help="autocast to bfloat16, the baseline too")
+
+    settings.add_argument(
+        "--adapter", choices=("lora", "qlora"), help="memory: of training an adapter of rank 16 on all linear layers"
+    )
 
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds, default 5; medians count")
     parser.add_argument("--compare", choices=(BASELINE,), help="also measure this library, at its fastest setting")
@@ -80,6 +95,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     refuse_environment({"bf16": args.bf16, "torch_compile": "yes" in args.torch_compile})
     if args.queries < 2 or args.group < 1 or args.rounds < 1:
         raise UserError("wanted --queries of at least 2, --group and --rounds of at least 1")
+    if args.compare and args.measure == "step" and args.terms[0] != INFO_NCE:
+        raise UserError(f"--compare {args.compare}: wanted {INFO_NCE} first in --terms, which is that library's loss")
+    if args.adapter and args.measure != "memory":
+        raise UserError(f"--adapter {args.adapter}: found the measure {args.measure}, wanted memory")
     return args
 
 

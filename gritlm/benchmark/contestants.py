@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gritlm.benchmark.workload import TEMPERATURE, Workload, measure, memory_in_use
@@ -21,8 +22,11 @@ from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
 from gritlm.training.monitors import StepTimer
 from gritlm.training.objective import Objective
+from gritlm.training.terms import VARIANTS
 
 BASELINE = "sentence-transformers"  # the library that gritlm is compared with
+INFO_NCE = "info_nce"
+TEACHER_WIDTH = 1024
 
 Step = Callable[[], tuple[Tensor, Mapping[str, float]]]  # returns the loss, and the seconds of each part of the step
 T = TypeVar("T")
@@ -60,10 +64,11 @@ class GritLMStep:
     chunk_tokens: int
     gradient_checkpointing: bool = False
     compiled: bool = False
+    term: str = INFO_NCE
 
     def __str__(self) -> str:
-        compiled = ", compiled" if self.compiled else ""
-        return f"gritlm {self.attn_implementation}{compiled}, keeps {self.activation_memory}"
+        compiled, term = ", compiled" * self.compiled, f", {self.term}" * (self.term != INFO_NCE)
+        return f"gritlm {self.attn_implementation}{compiled}, keeps {self.activation_memory}{term}"
 
     def build(self, workload: Workload) -> Implementation:
         device = workload.device
@@ -76,19 +81,29 @@ class GritLMStep:
             autocast = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
             embedder.forward = autocast(embedder.forward)  # type: ignore[method-assign]
         builder = workload.builder(ChunkConfig(self.chunk_tokens, embedder.packed))
-        engine, objective = Engine(embedder), Objective(ObjectiveArguments(temperature=TEMPERATURE))
+        objective = Objective(ObjectiveArguments(**{"temperature": TEMPERATURE} | VARIANTS[self.term]))
+        if objective.projects:
+            embedder.add_teacher_projection(TEACHER_WIDTH)
+            embedder.to(device).train()
+        queries, slots = workload.plan.batch_size, workload.plan.batch_size * workload.group
+        scores, vectors = torch.rand(slots), F.normalize(torch.randn(queries + slots, TEACHER_WIDTH), dim=1)
+        engine = Engine(embedder)
         memory = ActivationMemory(self.activation_memory, device)
 
         def step() -> tuple[Tensor, Mapping[str, float]]:
             embedder.zero_grad()
             timer = StepTimer(device)
             timer.mark("start")
-            batch = builder[0, 0].to(device)
+            batch = builder[0, 0]
+            if self.term != INFO_NCE:  # what a teacher may say
+                batch.contrastive.scores_S = scores
+                batch.contrastive.teacher_BE, batch.contrastive.teacher_SE = vectors.split([queries, slots])
+            batch = batch.to(device)
             timer.mark("data")
             terms = two_pass_step(
                 engine, batch.chunks, lambda vectors: objective(vectors, batch.contrastive), timer.mark, memory
             )
-            return terms["info_nce"], timer.read()
+            return torch.stack(list(terms.values())).sum(), timer.read()
 
         return Implementation(embedder, {"": step}, device)
 
@@ -115,7 +130,7 @@ class Contestant:
     def __init__(self, name: str, build: Build, workload: Workload):
         self.name = name
         self.timings: list[Timing] = []
-        self.gradient_difference = 0.0  # from the first contestant's gradient, as a relative norm
+        self.gradient_difference: float | None = None  # from the first one's, as a relative norm; None: another loss
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self._built = self._pool.submit(_build, build, workload)
 

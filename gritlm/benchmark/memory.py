@@ -4,13 +4,14 @@ The model's code runs on tensors that have shapes and no data, and the bytes of 
 """
 
 import argparse
+import math
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -20,7 +21,9 @@ from gritlm.benchmark.workload import model_config
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.embedder import Embedder
+from gritlm.models.lora import linear_layers, make_config, match_targets, quantised_bytes
 from gritlm.models.text import TextContract
+from gritlm.training.arguments import TuningArguments
 
 
 class LiveBytes(TorchDispatchMode):
@@ -65,18 +68,25 @@ class LiveBytes(TorchDispatchMode):
 class Footprint:
     """Bytes.
 
-    weights: all of them, in float32.
+    weights: all of them, in float32, or the frozen matrices in 4 bits.
+    trained: those of them that have a gradient.
     kept: held by a chunk between its forward and its backward.
     peak: the most that its forward and backward need beyond the weights and their gradient.
     """
 
     weights: int
+    trained: int
     kept: int
     peak: int
 
 
 def chunk_footprint(
-    config: PreTrainedConfig, tokens: int, length: int, bf16: bool = False, gradient_checkpointing: bool = False
+    config: PreTrainedConfig,
+    tokens: int,
+    length: int,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    adapter: str | None = None,
 ) -> Footprint:
     """The footprint of a packed chunk of equally long texts, with a model of this config that is not compiled.
 
@@ -84,24 +94,43 @@ def chunk_footprint(
         tokens: in the chunk, a multiple of `length`.
         length: tokens of each text.
         bf16: run under bfloat16 autocast.
+        adapter: "lora", or "qlora" whose matrices are made float one at a time; None trains all weights.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):
         backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED)
         model = Embedder(backbone, TextContract()).train()
-        if gradient_checkpointing:
-            model.activation_checkpointing_enable()
-        return count_chunk(model, tokens // length, length, bf16)
+        if adapter:
+            endings, _ = match_targets(linear_layers(config), None)
+            model.add_adapter(make_config(TuningArguments.lora_r, 1, TuningArguments.lora_dropout, endings))
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    module._parameters[name] = nn.Parameter(torch.empty(weight.shape), weight.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape)
+        found = count_chunk(model, tokens // length, length, bf16)
+    if adapter != "qlora":
+        return found
+    matrices = [math.prod(shape) for shape in linear_layers(config).values()]
+    saved = sum(4 * count - quantised_bytes(count) for count in matrices)
+    return replace(found, weights=found.weights - saved, peak=found.peak + (2 if bf16 else 4) * max(matrices))
 
 
 def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) -> Footprint:
     """Count one forward and backward of the model, whose tensors may have data or not. Its gradient is dropped."""
     weights = list(model.parameters())
 
+    trained = [weight for weight in weights if weight.requires_grad]
+
     def drop_gradient(weight: Tensor) -> None:
         weight.grad = None
 
     # In training the gradient exists before all chunks but the first. A chunk's own is added to it, then freed.
-    hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in weights]
+    hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in trained]
     ids, lengths = torch.zeros(texts * length, dtype=torch.long), torch.full((texts,), length)
     with LiveBytes(*weights) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
@@ -110,7 +139,7 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
         vectors.backward(torch.zeros_like(vectors))
     for hook in hooks:
         hook.remove()
-    return Footprint(sum(weight.nbytes for weight in weights), kept, live.peak)
+    return Footprint(sum(p.nbytes for p in weights), sum(p.nbytes for p in trained), kept, live.peak)
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,14 +152,17 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
         )
     print(f"{args.model}, {'bf16 autocast' if args.bf16 else 'float32'}, texts of {args.max_len} tokens, packed")
     footprints = {
-        name: chunk_footprint(config, tokens, args.max_len, args.bf16, checkpointing)
+        name: chunk_footprint(config, tokens, args.max_len, args.bf16, checkpointing, args.adapter)
         for name, checkpointing in (("as it is", False), ("gradient checkpointing", True))
     }
-    weights = footprints["as it is"].weights / 1e9
+    weights, trained = (size / 1e9 for size in (footprints["as it is"].weights, footprints["as it is"].trained))
+    form = "with 4-bit matrices" if args.adapter == "qlora" else "in float32"
     print(
-        f"  weights, AdamW's moments, gradient, in float32: {4 * weights:.1f} GB; {5 * weights:.1f} with DDP, "
-        "which copies the gradient"
+        f"  weights, AdamW's moments, gradient, {form}: {weights + 3 * trained:.1f} GB; "
+        f"{weights + 4 * trained:.1f} with DDP, which copies the gradient"
     )
+    if args.adapter:
+        print(f"  of these, the adapter's: {4 * trained:.2f} GB")
     for name, found in footprints.items():
         print(
             f"  a chunk of {tokens} tokens, {name}: +{found.peak / 1e9:.1f} GB; "

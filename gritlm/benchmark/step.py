@@ -25,11 +25,12 @@ from gritlm.models.chunks import ChunkConfig
 
 def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     """Time each combination of gritlm's settings, and the baseline. All are compared with the first."""
-    settings = itertools.product(args.attn_implementation, args.activation_memory, args.torch_compile)
+    settings = itertools.product(args.attn_implementation, args.activation_memory, args.torch_compile, args.terms)
     steps = [
-        GritLMStep(attn, memory, args.chunk_tokens, args.gradient_checkpointing, compiled == "yes")
-        for attn, memory, compiled in settings
+        GritLMStep(attn, memory, args.chunk_tokens, args.gradient_checkpointing, compiled == "yes", term)
+        for attn, memory, compiled, term in settings
     ]
+    other_losses = {str(step) for step in steps if step.term != steps[0].term}
     builds: dict[str, Build] = {str(step): step.build for step in steps}
     with make_workload(args) as workload, ExitStack() as stack:
         if args.compare:
@@ -43,7 +44,7 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
         if args.compare:
             choose_baseline_setting(contestants[-1])
         rate = time_in_turn(contestants, workload, args.rounds)
-        compare_gradients(contestants, workload)
+        compare_gradients([c for c in contestants if c.name not in other_losses], workload)
         return report(contestants, workload, rate, args)
 
 
@@ -109,11 +110,10 @@ def report(contestants: list[Contestant], workload: Workload, rate: float, args:
         if contestant is not first:
             pairs = zip(contestant.timings, first.timings, strict=True)
             figures["time_over_first"] = statistics.median(own.seconds / other.seconds for own, other in pairs)
-            figures["gradient_difference"] = contestant.gradient_difference
-            line += (
-                f"  {figures['time_over_first']:.2f}x the first's time, "
-                f"gradients differ by {contestant.gradient_difference:.1e}"
-            )
+            line += f"  {figures['time_over_first']:.2f}x the first's time"
+            if contestant.gradient_difference is not None:
+                figures["gradient_difference"] = contestant.gradient_difference
+                line += f", gradients differ by {contestant.gradient_difference:.1e}"
         print(line)
         if parts:
             print("    " + ", ".join(f"{part} {taken:.2f} s" for part, taken in parts.items()))

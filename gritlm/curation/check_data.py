@@ -36,8 +36,8 @@ from gritlm.curation.fix import LOG, fix
 from gritlm.curation.histogram import describe_lengths
 from gritlm.curation.overlap import EvaluationTexts
 from gritlm.data.folders import describe_folder, find_files
+from gritlm.data.labels import is_label, is_split, unread_notes
 from gritlm.data.records import revealing_label, spelled_alike
-from gritlm.data.shapes import is_label, is_split, unread_notes
 from gritlm.errors import UserError
 from gritlm.files import written_aside
 from gritlm.models.text import Text, TextContract

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from gritlm.curation.overlap import EvaluationTexts
+from gritlm.data.labels import LABEL_WORDS
 from gritlm.data.parallel import in_order
 from gritlm.data.records import label_of
-from gritlm.data.roles import LABEL_WORDS
 from gritlm.data.rows import Block, decode, is_parquet, parse_row, read_blocks, unread_columns
 from gritlm.errors import UserError
 from gritlm.models.text import Text

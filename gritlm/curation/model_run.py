@@ -16,9 +16,9 @@ import torch
 from gritlm.cli import home_expanded
 from gritlm.curation.embedding import Encoder, Passages, Queries, Texts, embed
 from gritlm.data.folders import describe_folder
+from gritlm.data.labels import unread_notes
 from gritlm.data.records import RecordSet, load_records
 from gritlm.data.rows import text_id
-from gritlm.data.shapes import unread_notes
 from gritlm.data.texts import read_texts
 from gritlm.errors import UserError
 from gritlm.evaluation.models import BM25, find_model

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gritlm.curation.near_copies import NearCopies
-from gritlm.data.beir import BeirFolder, find_beir, read_by_id, read_qrels
+from gritlm.data.beir import BeirFolder, find_beir, read_by_id
 from gritlm.data.cells import TEXT_KEYS, as_list, clip, is_pair, text_of
 from gritlm.data.folders import is_test_split
+from gritlm.data.labels import SCORES, normal
+from gritlm.data.qrels import read_qrels
 from gritlm.data.raw import BadRows
 from gritlm.data.roles import ANSWER, PARTNER, PASSAGE, QUERY
-from gritlm.data.shapes import SCORES, normal
 from gritlm.data.tables import read_rows
 from gritlm.errors import UserError
 from gritlm.models.text import titled

@@ -18,9 +18,8 @@ from gritlm.cli import home_expanded, verb_parser
 from gritlm.curation.held_out_rows import HeldOutRows, choose_held_out, write_held_out
 from gritlm.curation.instructions import Instructions
 from gritlm.curation.row_spool import RowSpool, keep_negatives, text_of
-from gritlm.data.cells import clip
-from gritlm.data.columns import NEGATIVE, POSITIVE, QUERY, Columns
-from gritlm.data.raw import BadRows, RawExample
+from gritlm.data.raw import BadRows, Columns, RawExample
+from gritlm.data.roles import NEGATIVE, POSITIVE, QUERY
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.sources import SOURCE_FLAGS, open_source
 from gritlm.errors import UserError
@@ -31,6 +30,7 @@ EXAMPLES = """examples:
   gritlm prepare pairs.csv out/ --instruction 'Given a question, retrieve passages that answer it'
   gritlm prepare triples.tsv out/ --no_header --held_out 1000                       MS MARCO: query, positive, negative
   gritlm prepare stsb.tsv out/ --label_column score --positive_above 3.9
+  gritlm prepare stsb.tsv out/ --score_column score                  scored pairs, for --cosent_weight or --angle_weight
   gritlm prepare pairs.jsonl out/ --instruction_template 'query: ' --passage_instruction 'passage: '      as E5 has them
   gritlm prepare beir/scifact out/ --split train
   gritlm prepare hub:sentence-transformers/natural-questions out/ --licence cc-by-sa-3.0 --held_out 500"""
@@ -48,6 +48,8 @@ class Counts:
     positives: int = 0
     least_negatives: int = 0
     most_negatives: int = 0
+    least_score: float = math.inf  # of pairs
+    most_score: float = -math.inf
 
 
 def training_row(example: RawExample, instructions: Instructions) -> dict:
@@ -57,7 +59,8 @@ def training_row(example: RawExample, instructions: Instructions) -> dict:
         for texts in (example.positives, example.negatives)
     )
     row: dict = {"query": instructions.before_query(example), "pos": positives, "neg": negatives}
-    scores = {"pos_scores": example.positive_scores, "neg_scores": example.negative_scores}
+    scores: dict = {"pos_scores": example.positive_scores, "neg_scores": example.negative_scores}
+    scores["score"] = example.score
     return row | {name: values for name, values in scores.items() if values is not None}
 
 
@@ -70,11 +73,11 @@ def check_row(row: dict, where: str, counts: Counts) -> dict:
         UserError: training would refuse the row, or its scores are not in step with its texts.
     """
     checked = parse_row(row, where)
-    for name in row.keys() & {"pos_scores", "neg_scores"}:
-        scores, texts = row[name], row[name.removesuffix("_scores")]
-        numbers = all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
-        if len(scores) != len(texts) or not numbers:
-            raise UserError(f"{where}: {name}: found {clip(scores)}, wanted {len(texts)} numbers, one for each text")
+    if checked["score_error"]:
+        raise UserError(checked["score_error"])
+    if checked["is_scored_pair"]:
+        counts.least_score = min(counts.least_score, row["score"])
+        counts.most_score = max(counts.most_score, row["score"])
     if count := len(row["neg"]):
         first: dict[int, int] = {}
         for place, text in enumerate(row["neg"]):
@@ -131,12 +134,14 @@ def card(
             f"left out of train for that, or since at most one word in 12 differs: {held.dropped_rows} rows and "
             f"{held.dropped_negatives} negatives",
         ]
+    scored = counts.least_score <= counts.most_score
     lines = [
         f"source: {args.source or args.input}",
         f"licence: {args.licence or 'unknown; look it up before you share anything made from it'}",
         *reading,
         f"train: {counts.rows} rows in `train/{args.name}.jsonl`, {counts.positives} positives, "
         f"{counts.least_negatives} to {counts.most_negatives} negatives per row",
+        *([f"scores: {counts.least_score:g} to {counts.most_score:g}; a higher one means more alike"] * scored),
         *copies,
         f"left out: {spool.repeated} repeated rows; {counts.dropped_negatives} negatives that repeat a positive of "
         f"their row; {counts.repeated_negatives} repeated negatives; {len(bad.messages)} bad rows"
@@ -168,6 +173,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--label_column", help="the column that tells whether the positive is one, such as a score or a class")
     add("--positive_above", type=float, help="number in --label_column above which it is one")
     add("--positive_labels", nargs="+", help="values in --label_column for which it is one, such as entailment")
+    add("--score_column", help="the column of numbers that tells how alike the two texts of a pair are; kept as score")
     add("--ignore_columns", nargs="+", default=[], help="label-like columns left unread on purpose: a,b or a b")
     add("--accept_numbers", action="store_true", help="columns of numbers are texts, not ids")
     add("--no_header", action="store_true", help=".csv, .tsv: the columns are query, positive[, negative]")
@@ -182,6 +188,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name in ("held_out", "seed"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} {getattr(args, name)}: wanted 0 or more")
+    if args.score_column and (args.label_column or args.held_out):
+        other = "label_column" if args.label_column else "held_out"
+        raise UserError(f"--score_column with --{other}: scored pairs have no positives; give one of the two")
     args.ignore_columns = [name for names in args.ignore_columns for name in names.split(",") if name]
     args.name = args.name or Path(args.input.removeprefix("hub:")).resolve().name.lstrip(".").split(".")[0]
     if not args.name or "/" in args.name or args.name.startswith("."):
@@ -196,19 +205,22 @@ def main(argv: list[str]) -> int:
     instructions = Instructions(args.instruction, args.instruction_template, args.passage_instruction)
     names = (args.query_column, args.positive_column, args.negative_columns)
     label = (args.label_column, args.positive_above, args.positive_labels)
-    columns = Columns(*names, *label, args.ignore_columns, args.accept_numbers, args.split)
-    source = open_source(args.input, columns, args.split, args.config, args.no_header)
+    columns = Columns(*names, *label, args.score_column, args.ignore_columns, args.accept_numbers)
+    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
+    source = open_source(args.input, columns, bad, args.split, args.config, args.no_header)
     for name in sorted(SOURCE_FLAGS - source.used):
         if not any(getattr(args, name) is unset for unset in (None, False)) and getattr(args, name) != []:
             raise UserError(f"--{name} has no effect on {args.input}, which is another kind of input")
-    bad, counts = BadRows(args.skip_bad, " (--skip_bad leaves such rows out and lists them)"), Counts()
-
     with written_aside(args.output) as aside:
         (temporary := aside / "temporary").mkdir(parents=True)
         spool = RowSpool(temporary)
-        spool_rows(source.examples(bad), instructions, bad, spool, counts)
+        spool_rows(source.examples, instructions, bad, spool, counts)
         if not len(spool):
             raise UserError(f"{args.input}: found no good row to train on")
+        if counts.least_score == counts.most_score:
+            raise UserError(
+                f"--score_column {args.score_column}: found {counts.most_score:g} in all rows, wanted two values"
+            )
         held = choose_held_out(spool, args.held_out, args.seed)
         write_train(aside / "train" / f"{args.name}.jsonl", spool, held, counts)
         if not counts.rows or (args.held_out and not held.rows):
@@ -227,5 +239,6 @@ def main(argv: list[str]) -> int:
         text = card(args, reading, counts, spool, held, bad)
         (aside / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     print((args.output / "README.md").read_text(encoding="utf-8"), end="")
-    print(f"to train on it: TRAIN_DATA={args.output / 'train'}")
+    flags = " with --contrastive_weight 0 --cosent_weight 1" if args.score_column else ""
+    print(f"to train on it: TRAIN_DATA={args.output / 'train'}{flags}")
     return 0

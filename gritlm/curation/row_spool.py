@@ -42,7 +42,7 @@ class RowSpool:
         self.path = folder / "rows"
         self.repeated = self.merged = 0  # later rows that add no negative to an earlier one, and those that add some
         self._out = open(self.path, "wb")  # noqa: SIM115
-        self._keys = array("q")  # of each row, a hash of its query and positives
+        self._keys = array("q")  # of each row, a hash of its query, score and positives
         self._texts = array("q")  # the ids of its query, without the instruction, and of its positives
         self._sizes = array("I")  # their number
         self._negatives = array("I")  # the number of its negatives
@@ -50,7 +50,7 @@ class RowSpool:
     def add(self, row: dict, query_id: int, positive_ids: list[int]) -> None:
         """Add a row; `query_id` covers the instruction."""
         self._out.write(to_line(row))
-        self._keys.append(hash((query_id, *sorted(set(positive_ids)))))
+        self._keys.append(hash((query_id, row.get("score"), *sorted(set(positive_ids)))))
         self._texts.append(text_id(text_of(row["query"])))
         self._texts.extend(positive_ids)
         self._sizes.append(1 + len(positive_ids))

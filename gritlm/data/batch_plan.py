@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gritlm.data.held_out import NOTHING, HeldOut
+from gritlm.data.mined_batches import MinedBatches
 from gritlm.data.no_repeats import PostponedRows, RowTexts
 from gritlm.errors import UserError
 
@@ -45,6 +46,7 @@ class Plan:
         temperature: sample data sets in proportion to size ** (1 / temperature). The epoch keeps its length.
         row_texts: ids of the queries and positives of all sets' rows, in order. None: a batch may repeat them.
         never_mixed: data sets whose rows are in no mixed batch.
+        mined: the order in which near rows meet in a batch. None: batches are random.
         held_out: rows that are in no batch, and texts that are no negative in any.
     Raises:
         UserError: there are fewer rows than one batch needs, or `num_samples` names an unknown set.
@@ -62,11 +64,12 @@ class Plan:
         row_texts: RowTexts | None = None,
         held_out: HeldOut = NOTHING,
         never_mixed: Collection[str] = (),
+        mined: MinedBatches | None = None,
     ):
         self.names, self.sizes, self.seed = list(names), list(sizes), seed
         self.batch_size, self.row_texts = global_batch_size, row_texts
         self.first_row = np.cumsum([0, *self.sizes])
-        self.held_out = held_out
+        self.held_out, self.mined = held_out, mined
         parts = np.split(held_out.rows, np.searchsorted(held_out.rows, self.first_row[1:-1]))
         self.held_rows = [part - first for part, first in zip(parts, self.first_row[:-1], strict=True)]
         left = [size - len(held) for size, held in zip(self.sizes, self.held_rows, strict=True)]
@@ -154,9 +157,10 @@ class Plan:
             rows = self.training_rows(number)
             if available < len(rows):
                 rows = np.random.default_rng((self.seed, _CAP, number)).permutation(rows)[:available]
+            rows = self.first_row[number] + rows
             rng = np.random.default_rng((self.seed, _ORDER, epoch, number))
-            passes = [rng.permutation(rows) for _ in range(-(-wanted // max(available, 1)))]
-            order = self.first_row[number] + np.concatenate([rows[:0], *passes])[:wanted]
+            passes = [self._shuffled(rows, number, rng) for _ in range(-(-wanted // max(available, 1)))]
+            order = np.concatenate([rows[:0], *passes])[:wanted]
             full, left, again = self._group(order, self.full_batches[number], (epoch, number), spare=order)
             batches.append(full)
             datasets += [number] * len(full)
@@ -169,6 +173,13 @@ class Plan:
         all_batches = np.concatenate([*batches, mixed])
         order = rng.permutation(len(all_batches))
         return _Epoch(np.array(datasets + [-1] * len(mixed))[order], all_batches[order], reused + again)
+
+    def _shuffled(self, rows: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+        """The rows of a data set in random order, or in clusters in random order."""
+        rows, places = rng.permutation(rows), self.mined.places[number] if self.mined else None
+        if self.mined is None or places is None:
+            return rows
+        return self.mined.shuffled(rows, places[rows - self.first_row[number]], self.row_texts, rng)
 
     def _group(
         self, rows: np.ndarray, count: int, key: tuple[int, int], spare: np.ndarray

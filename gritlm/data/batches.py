@@ -39,7 +39,7 @@ class ContrastiveBatch:
     set_B: int64 (B,), the number of each query's data set; None: all data sets have one loss.
     sets: the numbers of the data sets that the global batch may hold, equal on all ranks.
     scores_S: float32 (S,), a teacher's score of the slot's passage, NaN where there is none; None: no row has scores.
-    teacher_BE, teacher_SE: float32 (B, E) and (S, E), a teacher's vectors of queries and slots, zeros in unused slots.
+    teacher_BE, teacher_SE: float (B, E) and (S, E), a teacher's vectors of queries and slots, zeros in unused slots.
     """
 
     text_of_query_B: Tensor

@@ -25,7 +25,8 @@ LIST_AS_TEXT = re.compile(r"(array\()?[\[({]\s*(array\(|['\"\]]|[\[({]\s*['\"])"
 NUMPY_REPR = re.compile(r"\barray\(\[|\bdtype=")
 NUMPY_ARRAY = re.compile(r"(?<=[^\\,\[\s])(['\"])\s+['\"](?=[^\s,\]])")
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?%?", re.IGNORECASE)
-CODE = re.compile(r"[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+CODE = re.compile(r"[0-9a-f]{16,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|B0[0-9A-Z]{8}", re.IGNORECASE)
+LONG_CODE = re.compile(r"(?=\S*[\d_])[!-~]{7,}")  # of one word: clueweb09-en0000-01-00001, PMC13900
 ID_NAME = re.compile(r"(.*_)?(doc|[a-z])?_?ids?")
 
 
@@ -87,7 +88,8 @@ def text_of(item: object, name: str, accept_numbers: bool) -> object:
 # ---- looking at a column
 
 
-def _decoded(values: Iterable[object]) -> Iterator[list[Any]]:
+def lists_in(values: Iterable[object]) -> Iterator[list[Any]]:
+    """The items of each cell that can be decoded."""
     for value in values:
         with contextlib.suppress(UserError):
             yield as_list(value)
@@ -95,7 +97,7 @@ def _decoded(values: Iterable[object]) -> Iterator[list[Any]]:
 
 def texts_in(values: Iterable[object]) -> list[str]:
     """The strings and numbers of cells and of lists in cells."""
-    items = (item for cell in _decoded(values) for item in cell)
+    items = (item for cell in lists_in(values) for item in cell)
     texts = (next(map(item.get, TEXT_KEYS & item.keys()), None) if isinstance(item, dict) else item for item in items)
     return [
         str(text).strip()
@@ -114,26 +116,32 @@ def looks_like_ids(name: str, texts: list[str], queries: list[str]) -> str:
         return "links"
     if all(map(CODE.fullmatch, texts)) or (ID_NAME.fullmatch(name) and not any(" " in text for text in texts)):
         return "ids"
-    # d17, d3: one prefix and a number, where queries are sentences
-    prefixes = {
-        match[1] if (match := re.fullmatch(r"([^\d\s]*?)[-_:]?\d+([#_:.-]\d+)*", text)) else None for text in texts
-    }
-    sentences = bool(queries) and all(len(query.split()) > 2 for query in queries)
-    return "ids" if sentences and len(prefixes) == 1 and None not in prefixes else ""
+    if not queries or any(len(query.split()) < 3 for query in queries):
+        return ""
+    # Answers to sentences: d17, d3 (one prefix and a number), or long words with digits.
+    numbered = [re.fullmatch(r"([^\d\s]*?)[-_:]?\d+([#_:.-]\d+)*", text) for text in texts]
+    same = len({match and match[1] for match in numbered}) == 1 and all(numbered)
+    return "ids" if same or all(map(LONG_CODE.fullmatch, texts)) else ""
 
 
 def pairs_in(values: Iterable[object]) -> str:
     """What lists of two texts are: "flat" [instruction, text], "same" first text, "mixed" for both or either, or ""."""
-    given = [cell for cell in _decoded(values) if cell not in ([None], [], [""])]
+    given = [cell for cell in lists_in(values) if cell not in ([None], [], [""])]
     starts = [cell[0] for cell in given if is_pair(cell)]
-    marked = Counter(start for start in starts if start.endswith((" ", "\n", "\t", ":", ";")))
+    marked = Counter(filter(is_instruction, starts))
     if starts and marked.total() == len(given):
-        return "mixed" if len(given) > 1 and len(marked) > len(given) / 2 else "flat"
+        alone = len(given) == 1 and starts[0][-1].isspace()
+        return "flat" if alone or len(marked) <= len(given) / 2 else "mixed"
     if sum(count for count in marked.values() if count > 1) > len(given) / 2:
         return "mixed"  # an instruction that rows share, and rows without one
     if not given or len(starts) < len(given):
         return ""
     return "same" if len(starts) > 2 and len({*starts}) <= len(starts) / 3 else ""
+
+
+def is_instruction(text: str) -> bool:
+    """Whether the first of two texts could be an instruction for the second."""
+    return text.endswith((" ", "\n", "\t", ":", ";")) or text.startswith("Represent ")
 
 
 def is_pair(value: object) -> bool:

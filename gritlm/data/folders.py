@@ -57,14 +57,12 @@ def find_files(train_data: str | Path) -> dict[str, list[Path]]:
         return {stem(root): [root]}
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: {NO_FILE}")
-    data = [file for file in list_files(root) if is_data(file)]
-    train = [file for file in data if not is_test_split(file.relative_to(root))]
-    if not data:
-        others = _listed(list_files(root), root)
-        holds = f" (it holds {others}; see gritlm prepare)" if others else ""
-        raise UserError(f"{root}: found a folder without data{holds}, wanted files that end in {', '.join(SUFFIXES)}")
+    train, tests, others = _files_by_use(root)
+    if tests and not train:
+        raise UserError(f"{root}: found test splits alone: {_listed(tests, root)}; name a file itself to train on it")
     if not train:
-        raise UserError(f"{root}: found test splits alone: {_listed(data, root)}; name a file itself to train on it")
+        holds = f" (it holds {_listed(others, root)}; see gritlm prepare)" if others else ""
+        raise UserError(f"{root}: found a folder without data{holds}, wanted files that end in {', '.join(SUFFIXES)}")
     found: dict[tuple[str, str], list[Path]] = {}  # (set, entry without a shard's number) -> files
     for file in train:
         entry = root / file.relative_to(root).parts[0]
@@ -78,11 +76,19 @@ def find_files(train_data: str | Path) -> dict[str, list[Path]]:
     return sets
 
 
+def _files_by_use(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The files of a folder to train on, its test splits, and those with other endings."""
+    train: list[Path] = []
+    tests: list[Path] = []
+    others: list[Path] = []
+    for file in list_files(root):
+        (others if not is_data(file) else tests if is_test_split(file.relative_to(root)) else train).append(file)
+    return train, tests, others
+
+
 def _check_once(files: list[Path]) -> None:
     """Refuse a file of a data set whose rows another one of its files holds too."""
-    real: dict[Path, Path] = {}
-    stems: dict[Path, Path] = {}
-    shards: dict[Path, Path] = {}  # set -> its first shard
+    real, stems, shards = (dict[Path, Path]() for _ in range(3))  # what must differ -> the first file that has it
     for file in files:
         if (other := real.setdefault(file.resolve(), file)) != file:
             raise UserError(f"{file}: found a link to {other} of the same data set, wanted its rows once")
@@ -99,16 +105,10 @@ def describe_folder(train_data: str | Path) -> list[str]:
     root = Path(train_data)
     if not root.is_dir():
         return _missing_shards([root], root.parent)
-    files = list_files(root)
-    links = sorted(
-        {folder for file in files for folder in file.parents if root in folder.parents and folder.is_symlink()}
-    )
-    lines = [f"  linked: {', '.join(f'{link} -> {link.resolve()}' for link in links)}"] if links else []
-    train: list[Path] = []
-    tests: list[Path] = []
-    others: list[Path] = []
-    for file in files:
-        (others if not is_data(file) else tests if is_test_split(file.relative_to(root)) else train).append(file)
+    train, tests, others = _files_by_use(root)
+    parents = {folder for file in (*train, *tests, *others) for folder in file.parents if root in folder.parents}
+    links = [f"{folder} -> {folder.resolve()}" for folder in sorted(parents) if folder.is_symlink()]
+    lines = [f"  linked: {', '.join(links)}"] if links else []
     if tests:
         lines.append(f"  test splits left out (name a file itself to train on it): {_listed(tests, root)}")
     if others:

@@ -43,7 +43,7 @@ class StepLoader(DataLoader):
         self.steps = StepSampler(len(builder))
         super().__init__(
             _Caught(builder),
-            batch_sampler=self.steps,
+            batch_sampler=self.steps,  # not sampler: on a resume, accelerate skips batches of this one
             collate_fn=_only,
             # Without one each iterator would draw its seed from the global generator, and a resume makes one more.
             generator=torch.Generator(),

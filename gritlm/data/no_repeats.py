@@ -23,13 +23,26 @@ class RowTexts:
 
     def rows_without_repeats(self, rows: np.ndarray) -> np.ndarray:
         """bool per row: False where one of its texts is in an earlier one of these rows."""
-        lengths = self.starts[rows + 1] - self.starts[rows]
-        position = np.repeat(np.arange(len(rows)), lengths)
-        within = np.arange(len(position)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        ids = self.ids[np.repeat(self.starts[rows], lengths) + within]
+        position, ids = self._texts_of(rows)
         _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         repeated = position[first][inverse] != position
         return ~np.isin(np.arange(len(rows)), position[repeated])
+
+    def earlier_uses(self, rows: np.ndarray) -> np.ndarray:
+        """int64 per row: how many earlier ones of these rows hold a text of it, at most over its texts."""
+        position, ids = self._texts_of(rows)
+        order = np.argsort(ids, kind="stable")
+        starts = np.flatnonzero(np.diff(ids[order], prepend=~ids[order][:1]))
+        uses = np.empty_like(order)
+        uses[order] = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+        return np.maximum.reduceat(uses, np.flatnonzero(np.diff(position, prepend=-1))) if len(rows) else uses
+
+    def _texts_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All texts of these rows: the position of each one's row among them, and its id."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        position = np.repeat(np.arange(len(rows)), lengths)
+        within = np.arange(len(position)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return position, self.ids[np.repeat(self.starts[rows], lengths) + within]
 
     def of(self, rows: Iterable[int]) -> list[list[int]]:
         """The ids of each of these rows."""

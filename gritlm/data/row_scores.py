@@ -4,6 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from gritlm.errors import UserError
 
 SCORE_KEYS = ("pos_scores", "neg_scores", "scores", "score")
@@ -74,3 +78,39 @@ def _number(value: Any, where: str, field: str) -> float:
     if not math.isfinite(number):
         raise UserError(f"{where}: {field}: found {value!r:.40}, wanted a number")
     return number
+
+
+# ---- a data set's scores
+
+
+def count_scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:
+    """int64 (rows with scores,): how many positives and how many negatives have one; the different ones of positives.
+
+    A negative that another row has as a positive of the same query is none.
+
+    Args:
+        table: of a data set in the cached form.
+    """
+    table = table.select(["query_id", "pos_id", "neg_id", "pos_score", "neg_score"])
+    scored = table.filter(pc.is_valid(table["pos_score"]))
+    (rows, positive_scores), (_, negative_scores) = _flat(scored, "pos_score"), _flat(scored, "neg_score")
+    known_of, known = _flat(table, "pos_id")
+    negatives_of, negatives = _flat(scored, "neg_id")
+    queries = (part["query_id"].to_numpy() for part in (table, scored))
+    # A hash of query and passage: the number is odd, so that no bit is lost.
+    pairs = [
+        query[of] * 0x5851F42D4C957F2D ^ ids
+        for query, of, ids in zip(queries, (known_of, negatives_of), (known, negatives), strict=True)
+    ]
+    counted = np.isfinite(negative_scores) & ~np.isin(pairs[1], pairs[0])
+    finite = np.isfinite(positive_scores)
+    counts = [np.bincount(of, minlength=len(scored)) for of in (rows[finite], negatives_of[counted])]
+    return counts[0], counts[1], len(np.unique(positive_scores[finite]))
+
+
+def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The row of each entry of a column of lists, and the entry."""
+    lists = table[name].combine_chunks()
+    return pc.list_parent_indices(lists).to_numpy(zero_copy_only=False), pc.list_flatten(lists).to_numpy(
+        zero_copy_only=False
+    )

@@ -1,55 +1,11 @@
-"""Public data sets whose rows are no plain columns of texts: a reader or a refusal for each, in one table.
+"""Public data sets whose rows are no plain columns of texts: a reader or a refusal for each, in one table."""
 
-It also tells by a column's name whether it says how good a pair is, or to which split a row belongs.
-"""
-
-import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from gritlm.data.cells import is_null
 from gritlm.errors import UserError
-
-# ---- names of columns
-
-_LABEL = (
-    "labels?|lab|gold|scores?|similarity|sim|similar|relevance|relevancy|relevant|rel|duplicates?|rating|grade|correct|"
-    "judge?ments?|quality|class|verdict|stance|prob|probability|match|paraphrase|equivalent|has_answer|supporting"
-)
-LABEL = re.compile(
-    rf"({_LABEL})(_(score|label|text|name|value|class|id|responses?|suggestion)|\d+)?|\w+_({_LABEL})|is_\w+"
-    r"|is(duplicate|relevant)|target|y|outcome|(up|down)?_?votes?|cosine|relatedness|click(s|ed)?|accepted|helpful"
-    r"|preferred|entail(s|ed)|answerable|(gold|correct|positive|answer)_(index|idx)|ranking"
-)
-SPLIT = re.compile(r"(\w+_)?splits?|fold|partition|(data|dataset)_set|set_name")
-SCORES = re.compile(r"(pos|neg)(itive|ative)?s?_scores?")
-
-
-def normal(name: object) -> str:
-    """A column's name without case, spaces, hyphens, and underscores before digits: "Hard-Neg_1" -> "hard_neg1"."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name).strip())
-    return re.sub(r"_(?=\d)", "", re.sub(r"[\s\-.]+", "_", words)).casefold()
-
-
-def is_label(name: str) -> bool:
-    """Whether a column seems to say how good a pair is. Scores beside positives and negatives do not."""
-    return bool(LABEL.fullmatch(normal(name))) and not SCORES.fullmatch(normal(name))
-
-
-def is_split(name: str) -> bool:
-    return bool(SPLIT.fullmatch(normal(name)))
-
-
-def unread_notes(keys: Counter[str]) -> tuple[list[str], list[str]]:
-    """The unread keys of training rows, most frequent first, and those of them that seem to be a label or a split.
-
-    "scores" is what `gritlm mine --output_scores` writes.
-    """
-    names = [name for name, _ in keys.most_common()]
-    return names, [name for name in names if name != "scores" and (is_label(name) or is_split(name))]
-
 
 FLAGS = ("is_selected", "is_relevant", "is_positive", "has_answer", "label", "relevance", "relevant", "score")
 
@@ -97,7 +53,7 @@ def _llama_index(row: dict) -> list[dict]:
 
 
 def _squad(row: dict) -> dict | list[dict]:
-    if isinstance(row["answers"], dict) and row["answers"].get("text") == []:
+    if row["answers"] == [] or (isinstance(row["answers"], dict) and row["answers"].get("text") == []):
         return []  # SQuAD v2: the context does not answer the question
     return row | {"query": row["question"], "positive": row["context"]}
 
@@ -113,6 +69,8 @@ def _flagged(column: str) -> Callable[[dict], dict | list[dict]]:
         passages = row[column]
         if isinstance(passages, dict):
             passages = [dict(zip(passages, values, strict=True)) for values in zip(*passages.values(), strict=True)]
+        if not passages:
+            return []
         key = next(key for key in FLAGS if key in passages[0])
         if odd := [passage[key] for passage in passages if passage[key] not in (0, 1)]:
             raise UserError(f"{column}.{key}: found {odd[0]}, wanted 0 or 1")
@@ -148,21 +106,21 @@ class Shape:
     def made_of(self) -> dict[str, str]:
         return dict(part.split("=") for part in self.uses.split())
 
-    def fits(self, names: set[str], row: dict) -> bool:
-        return all(_has(word, names, row) for word in self.columns.split())
+    def fits(self, row: dict) -> bool:
+        return all(_has(word, row) for word in self.columns.split())
 
 
-def _has(word: str, names: set[str], row: dict) -> bool:
+def _has(word: str, row: dict) -> bool:
     if word.startswith("-"):
-        return not _has(word[1:], names, row)
+        return not _has(word[1:], row)
     if "|" in word:
-        return any(_has(part, names, row) for part in word.split("|"))
+        return any(_has(part, row) for part in word.split("|"))
     column, _, key = word.partition(".")
     value = row.get(column)
     if key == "[]":
         return isinstance(value, list)
     value = value[0] if isinstance(value, list) and value else value
-    return column in names and (not key or (isinstance(value, dict) and key in value))
+    return column in row and (not key or (isinstance(value, dict) and key in value))
 
 
 Q = "query|question|anchor|claim|query_text|sentence1|question1|premise"
@@ -170,7 +128,7 @@ P = "positive|pos|positives|positive_passages|answer|answers|label|labels|score|
 PAIR, PAIRS = '{"query": "...", "positive": "..."}', '{"query": "...", "positive": ["..."], "negative": ["..."]}'
 IDS = "the passages are ids of a corpus in another file; give their texts, or a BEIR folder (corpus.jsonl, qrels/...)"
 CHAT = f"conversations are not read; write each of the user's messages with the answer: {PAIR}"
-NO_QUERIES = "no queries are found; training needs pairs of a query and a positive"
+NO_QUERIES = "no queries are found; training needs pairs (--query_column, --positive_column)"
 
 ARRAYS = Shape("bare arrays", "", read=_array)
 SHAPES = (
@@ -204,14 +162,11 @@ SHAPES = (
     Shape("preferences alone", f"chosen rejected -{Q}|prompt|instruction", f"write the prompt apart: {PAIRS}"),
     Shape("parallel sentences", f"translation -{Q}", f"write the two languages as two columns: {PAIR}"),
     Shape("a table by columns", "query.0|question.0", "in pandas: to_json(PATH, orient='records', lines=True)"),
-    Shape("a corpus", f"text _id|id|docid -{Q}|{P}|document", f"{NO_QUERIES};"
-        " --query_column title takes the titles"),
+    Shape("a corpus", f"text _id|id|docid -{Q}|{P}|document", f"{NO_QUERIES}; --query_column title takes the titles"),
     Shape("text only", f"text|content|sentence|document|passage -{Q}|{P}|title|summary", NO_QUERIES),
 )  # fmt: skip
 
 
-def find_shape(names: set[str], row: Any) -> Shape | None:
-    """The first shape that fits a row; `names` are the columns of all rows."""
-    if isinstance(row, list):
-        return ARRAYS
-    return next((shape for shape in SHAPES if shape.fits(names, row)), None)
+def find_shape(row: dict) -> Shape | None:
+    """The first shape that fits a row; it has each column of a source, with its first value that is not empty."""
+    return next((shape for shape in SHAPES if shape.fits(row)), None)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from gritlm.data.containers import FileError, file_errors, kind_of, open_stream
 from gritlm.data.folders import SUFFIXES
+from gritlm.data.labels import normal
 from gritlm.data.raw import BadRows
 from gritlm.data.roles import POSITIVE, QUERY
 from gritlm.data.rows import decode, read_blocks
-from gritlm.data.shapes import normal
 from gritlm.errors import UserError
 from gritlm.strict_json import parse_json
 
@@ -124,13 +124,14 @@ def _whole(path: Path, first: bytes, alone: bool) -> list | None:
 
 def _separated(path: Path, bad: BadRows, no_header: bool) -> Iterator[tuple[str, dict]]:
     with file_errors(path), open_stream(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        lines = _Lines(text)
-        separator = _separator(path, lines.peek(20))
-        if lines.peek(1) and SEP_LINE.fullmatch(lines.peek(1)[0]):
-            lines.next_row(separator, 0, f"{path}:1")
+        lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        if not lines.window:
+            return
+        separator = _separator(path, [*islice(lines.window, 20)])
+        if SEP_LINE.fullmatch(lines.window[0]):
+            lines.drop(1)
         header: list[str] | None = None
-        while lines.peek(1):
+        while lines.window:
             where = f"{path}:{lines.number + 1}"
             try:
                 values = lines.next_row(separator, len(header) if header else 0, where)
@@ -139,18 +140,18 @@ def _separated(path: Path, bad: BadRows, no_header: bool) -> Iterator[tuple[str,
                     raise FileError(str(error)) from error
                 bad.add(error)
                 continue
-            if header is None and values:
+            if not values:
+                continue
+            if header is None:
                 header = _header(where, values, separator, no_header)
                 if not no_header:
                     continue
-            if header and values:
-                if values == header:
-                    bad.add(UserError(f"{where}: found the header again, wanted a row"))
-                elif len(values) == len(header):
-                    yield where, dict(zip(header, values, strict=True))
-                else:
-                    wanted = f"wanted {len(header)} as in line 1"
-                    bad.add(UserError(f"{where}: found {len(values)} columns, {wanted}"))
+            if values == header:
+                bad.add(UserError(f"{where}: found the header again, wanted a row"))
+            elif len(values) == len(header):
+                yield where, dict(zip(header, values, strict=True))
+            else:
+                bad.add(UserError(f"{where}: found {len(values)} columns, wanted {len(header)} as in line 1"))
 
 
 def _header(where: str, values: list[str], separator: str, no_header: bool) -> list[str]:
@@ -171,8 +172,6 @@ def _header(where: str, values: list[str], separator: str, no_header: bool) -> l
 
 def _separator(path: Path, sample: list[str]) -> str:
     """What separates the columns: of what the first line has, what gives the first lines one number of columns."""
-    if not sample:
-        return ","
     if named := SEP_LINE.fullmatch(sample[0]):
         return named[1]
     tabs = all("\t" in line for line in sample if not line.isspace())  # no text has one in each line
@@ -186,80 +185,71 @@ def _separator(path: Path, sample: list[str]) -> str:
 
 
 class _Lines:
-    """The lines of a file, which can be given back: a broken quote costs one row, not the rest of the file."""
+    """The lines of a file, by rows. A broken quote costs one row: the next one begins at the next line."""
 
     def __init__(self, stream: Iterable[str]):
         self._stream = iter(stream)
-        self._waiting: deque[str] = deque()
-        self._row: list[str] = []  # the lines of the current row
-        self._after_break = 0  # lines given back that are still to come
+        self.window = deque(islice(self._stream, QUOTED_LINES))  # lines that are still to come
         self.number = 0  # of lines taken
+        self._broken = 0  # lines still to come of a quoted field that is broken
 
-    def peek(self, count: int) -> list[str]:
-        while len(self._waiting) < count and (line := next(self._stream, None)) is not None:
-            self._waiting.append(line)
-        return [*islice(self._waiting, count)]
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if len(self._row) > QUOTED_LINES:
-            raise csv.Error(f"a quoted field of more than {QUOTED_LINES} lines")
-        line = self._waiting.popleft() if self._waiting else next(self._stream)
-        self._row.append(line)
-        return line
+    def drop(self, count: int) -> None:
+        for _ in range(count):
+            self.window.popleft()
+        self.window.extend(islice(self._stream, count))
+        self.number += count
+        self._broken = max(0, self._broken - count)
 
     def next_row(self, separator: str, width: int, where: str) -> list[str]:
         """The values of the next row, which may span several lines; [] for a blank line.
 
+        Args:
+            width: the number of columns, 0 if it is not known.
         Raises:
-            UserError: the row is bad. The next row then begins at the next line.
+            UserError: the row is bad.
         """
-        self._row = []
-        line = next(self)
+        line, used = self.window[0].removeprefix("\ufeff"), 1  # the mark of a file that was put behind another one
+        plain = line.rstrip("\r\n")
         try:
             if not line.isascii():
                 line.encode()
-            plain = line.rstrip("\r\n")
             if '"' not in line and f"{separator} " not in line:
                 return plain.split(separator) if plain else []
+            reader = csv.reader(
+                chain([line], islice(self.window, 1, None)), delimiter=separator, strict=True, skipinitialspace=True
+            )
             try:
-                return self._quoted(line, separator, width)
+                values = next(reader)
+                self._check_quoted(values, line, reader.line_num, separator)
+                used = reader.line_num
             except csv.Error:
-                values = []
-                if separator == "\t":  # a quotation mark that is a plain character
-                    values = plain.split("\t")
-                elif '\\"' in line:
-                    values = next(
-                        csv.reader([line], delimiter=separator, doublequote=False, escapechar="\\", strict=True)
-                    )
+                self._broken = max(self._broken, reader.line_num + 1)
+                values = _plain_quotes(plain, separator)
                 if not values or len(values) != (width or len(values)):
                     raise
-                self._keep_one()
-                return values
+            return values
         except csv.Error as error:
-            self._keep_one()
             kind = SEPARATORS.get(separator, repr(separator))
             raise UserError(f"{where}: found {error}, wanted {kind}-separated UTF-8 text") from error
         except UnicodeEncodeError as error:
             byte = ord(error.object[error.start]) - 0xDC00  # how surrogateescape encodes a byte
             raise UserError(f"{where}: found byte 0x{byte:02X}, wanted UTF-8 text") from error
         finally:
-            self.number += len(self._row)
-            self._after_break = max(0, self._after_break - len(self._row))
+            self.drop(used)
 
-    def _quoted(self, line: str, separator: str, width: int) -> list[str]:
-        values = next(csv.reader(chain([line], self), delimiter=separator, strict=True, skipinitialspace=True))
-        if self._after_break and line.count('"') % 2:
+    def _check_quoted(self, values: list[str], line: str, count: int, separator: str) -> None:
+        if self._broken and line.count('"') % 2:
             raise csv.Error("one end of a quoted field")
-        if len(self._row) > 1:
-            "".join(self._row).encode()
+        if count > 1:
+            "".join(islice(self.window, count)).encode()
             if separator == "\t" and any({"\t", "\n"} <= {*value} for value in values):
                 raise csv.Error("a tab and a line break between two quotation marks")
-        return values
 
-    def _keep_one(self) -> None:
-        self._waiting.extendleft(reversed(self._row[1:]))
-        self._after_break = max(self._after_break, len(self._row) + 1)
-        del self._row[1:]
+
+def _plain_quotes(line: str, separator: str) -> list[str]:
+    """The values of a line whose quotation marks are plain characters, or have backslashes; [] for neither."""
+    if separator == "\t":
+        return line.split("\t")
+    if '\\"' not in line:
+        return []
+    return next(csv.reader([line], delimiter=separator, doublequote=False, escapechar="\\", strict=True))

@@ -18,8 +18,8 @@ def read_texts(path: Path, may_be_empty: bool = True) -> list[str]:
     texts = []
     for number, raw in itertools.chain.from_iterable(read_blocks(path, columns=("title", "text"))):
         row = decode(path, number, raw)
-        if isinstance(row, dict) and row.get("title") and is_null(row["title"]):
-            row = row | {"title": None}
+        if isinstance(row, dict) and row.get("title"):
+            row = row | {field: "" for field in ("title", "text") if field in row and is_null(row[field])}
         text = titled(row, f"{path}:{number}")
         if not may_be_empty and (not text.strip() or is_null(text)):
             found = f"{text!r}, the word of an empty cell" if text.strip() else "an empty text"

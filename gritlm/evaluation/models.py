@@ -19,7 +19,7 @@ from gritlm.evaluation.measure import RANKED, measure, rank
 from gritlm.evaluation.sets import EvaluationSet, RetrievalSet, SetResult, Side
 from gritlm.files import content_hash
 from gritlm.gritlm import GritLM
-from gritlm.models.backbone import SUPPORTED
+from gritlm.models.families import FAMILIES, is_encoder
 from gritlm.models.hub import ANY_MODEL, model_folder
 from gritlm.models.text import CONTRACT_FILE, TextContract
 from gritlm.strict_json import read_json_object
@@ -27,7 +27,8 @@ from gritlm.strict_json import read_json_object
 BM25 = "bm25"
 # What a model folder may hold beside the model: a run's notes, the trainer's state, other formats, results.
 NOT_THE_MODEL = (
-    *("run.json", "log.jsonl", "README.md", ".*", "checkpoint*", "set-aside-*", "eval*", "trainer_state.json"),
+    *("run.json", "log.jsonl", "README.md", ".*", "checkpoint*", "set-aside-*", "weights", "eval*"),
+    "trainer_state.json",
     *("optimizer*", "scheduler*", "rng_state*", "training_args.bin", "global_step*", "latest", "pytorch_model_fsdp*"),
     *("onnx", "openvino", "original", "*.gguf", "*.h5", "*.msgpack", "*.ot"),
 )
@@ -160,7 +161,7 @@ def find_model(
     if (folder / CONTRACT_FILE).is_file():
         kind = "gritlm"
     elif not (folder / "modules.json").is_file():
-        if config.get("model_type") in SUPPORTED:
+        if config.get("model_type") in FAMILIES and not is_encoder(config["model_type"]):
             kind = "backbone"
             notes.append(f"{name}: a backbone, measured as it is before training: bidirectional, mean, no instruction")
         else:

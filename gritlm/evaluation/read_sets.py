@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gritlm.data.beir import BeirFolder, find_beir, is_beir, read_by_id, read_qrels
-from gritlm.data.columns import POSITIVE, Columns, read_columns
+from gritlm.data.beir import BeirFolder, find_beir, is_beir, read_by_id
+from gritlm.data.cells import is_null
+from gritlm.data.columns import examples_of
 from gritlm.data.folders import list_files
-from gritlm.data.raw import BadRows
+from gritlm.data.labels import is_split
+from gritlm.data.qrels import read_qrels
+from gritlm.data.raw import BadRows, Columns, Reading
+from gritlm.data.roles import POSITIVE
 from gritlm.data.rows import parse_row, text_id
 from gritlm.data.tables import ENDINGS, objects, read_rows
 from gritlm.errors import UserError
@@ -185,7 +189,11 @@ def _read_file(path: Path, name: str) -> EvaluationSet:
     if usual(QUERIES) and usual(POSITIVE):
         if (graded := score or label) and not usual(("pos", "positive", "positives")):
             raise UserError(f"{path}: found the column {graded} beside pairs, wanted graded pairs as a BEIR folder")
-        return _read_pairs(path, name)
+        try:
+            return _read_pairs(path, name, next(filter(is_split, columns), None))
+        except UserError as error:  # examples_of names flags, which gritlm evaluate lacks
+            hint = " (a flag of gritlm prepare: it writes a file that is read here)" if "--" in str(error) else ""
+            raise UserError(f"{error}{hint}") from error
     if pair and score:
         return _read_sts(path, name, rows, pair, score)
     if text and label:
@@ -193,12 +201,17 @@ def _read_file(path: Path, name: str) -> EvaluationSet:
     raise UserError(f"{path}: found the columns {', '.join(columns)}; {KINDS}")
 
 
-def _read_pairs(path: Path, name: str) -> RetrievalSet:
-    """The id of a text is its hash, so that a passage with a query's text has the query's id."""
+def _read_pairs(path: Path, name: str, split: str | None) -> RetrievalSet:
+    """The id of a text is its hash, so that a passage with a query's text has the query's id.
+
+    Args:
+        split: a column that names splits, of which the rows of test are read.
+    """
     queries: dict[int, tuple[str, str]] = {}  # hash of instruction and text -> both
     corpus: dict[str, str] = {}
     grades: dict[int, dict[str, int]] = defaultdict(dict)
-    for example in read_columns(path, Columns(ignore=["*"], accept_numbers=True), BadRows()):
+    columns, reading = Columns(ignore=["*"], accept_numbers=True, split="test" if split else None), Reading()
+    for example in examples_of(read_rows(path, BadRows()), str(path), columns, BadRows(), reading):
         raw = {"query": example.query, "pos": example.positives, "neg": example.negatives}
         row = parse_row(raw, example.where)
         queries.setdefault(row["query_id"], (row["query"]["instruction"], row["query"]["text"]))
@@ -211,7 +224,9 @@ def _read_pairs(path: Path, name: str) -> RetrievalSet:
     several = {key for key, count in Counter(ids).items() if count > 1}  # one text after several instructions
     ids = [f"{key}-{_hex(query)}" if key in several else key for key, query in zip(ids, queries, strict=True)]
     prompts = instructions if any(instructions) else None
-    return _noted(RetrievalSet(name, texts, ids, [*corpus.values()], [*corpus], [*grades.values()], prompts))
+    data = RetrievalSet(name, texts, ids, [*corpus.values()], [*corpus], [*grades.values()], prompts)
+    data.notes.extend(_notes(*((count, note) for note, count in reading.notes.items() if "left out whose" in note)))
+    return _noted(data)
 
 
 def _hex(key: int) -> str:
@@ -238,6 +253,8 @@ def _text(row: dict, column: str, where: str) -> str:
     text = row.get(column)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: {column}: found {str(text)[:60]!r}, wanted a text")
+    if is_null(text):
+        raise UserError(f"{where}: {column}: found {text!r}, the word of an empty cell, wanted a text")
     return titled(text, f"{where}: {column}")
 
 

@@ -5,28 +5,27 @@ It says what the folder, its run and its base say. What they do not say is said 
 
 import json
 import math
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gritlm import __version__
+from gritlm.models.base import attention_of
 from gritlm.models.embedder import PROJECTION_FOLDER
-from gritlm.models.hub import is_hub_name, snapshot
+from gritlm.models.families import is_encoder
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import LOADER_OPTIONS
 from gritlm.report.figures import number, sparkline
 from gritlm.report.markdown import code, one_line, plain, table, value_code
+from gritlm.report.origin import CARD, Base, Part, parts_table, sources
 from gritlm.report.run import Run, find_run
 from gritlm.report.servers import Served, servers_table
 from gritlm.report.usage import PASSAGES, QUERIES, usage
 
-CARD = "README.md"
 TASKS = {"retrieval": "information-retrieval", "sts": "semantic-similarity", "classification": "text-classification"}
 LIBRARIES = ("gritlm", "torch", "transformers", "sentence-transformers", "tokenizers")
 CITATION = """@article{chan2026reasoning,
@@ -54,6 +53,7 @@ class CardFacts:
     language: Sequence[str] = ()  # of the texts it is for, as codes such as "en"
     datasets: Sequence[str] = ()  # names on the hub; empty: those that the cards of `gritlm prepare` name
     results: Sequence[dict[str, Any]] = ()  # of `gritlm evaluate` on the model
+    parts: Sequence[Part] = ()  # the models that it was merged from
 
     def all_results(self) -> list[dict[str, Any]]:
         """The results of the run at this step, and those of `gritlm evaluate` in place of the run's on the same set."""
@@ -73,14 +73,18 @@ def read_facts(folder: str | Path) -> CardFacts:
 
 def write_card(folder: Path, facts: CardFacts) -> None:
     """Write README.md into a model folder, in the place of one that is there."""
-    run, base = facts.run, _Base(facts.run)
+    run, parts = facts.run, facts.parts
+    bases = [part.base for part in parts] or [Base(str((run.flags if run else {}).get("model_name_or_path") or ""))]
+    licence = bases[0].licence if all(base.licence == bases[0].licence for base in bases) else {}
+    names = list(dict.fromkeys(name for base in bases for name in base.names))
+    datasets = sorted({name for found in (run, *(part.run for part in parts)) for name in sources(found)})
     title = facts.name.rpartition("/")[2].strip(".") or (run.name if run else "") or "Text-embedding model"
     results = [] if facts.changed else _model_index(facts.all_results())
     data = ModelCardData(
-        base_model=base.name,
-        **({"license": facts.license} if facts.license else base.licence),
+        base_model=names[0] if len(names) == 1 else names or None,
+        **({"license": facts.license} if facts.license else licence),
         language=list(facts.language) or None,
-        datasets=list(facts.datasets) or sources(run) or None,
+        datasets=list(facts.datasets) or datasets or None,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "sentence-similarity", "gritlm"],
@@ -88,7 +92,8 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         eval_results=results or None,
     )
     sections = {
-        "": _introduction(folder, facts, base),
+        "": _introduction(folder, facts, bases),
+        "Merged from": parts_table(parts),
         "Use": _usage(folder, facts),
         "Text contract": _contract(TextContract.load(folder)),
         "Parity": [facts.parity_note, "", *parity_table(facts.parity)] if facts.parity else [],
@@ -108,41 +113,15 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 # ---- sections
 
 
-class _Base:
-    """The base of a run: its name on the hub where that is known, how to call it, and the data of its own card."""
-
-    def __init__(self, run: Run | None):
-        given = str((run.flags if run else {}).get("model_name_or_path") or "")
-        folder = Path(given) if Path(given).is_dir() else (snapshot(given) if is_hub_name(given) else None)
-        self.card: dict[str, Any] = {}
-        if folder and (folder / CARD).is_file():
-            with suppress(Exception):  # whatever is wrong with a card of others: it says nothing
-                self.card = metadata_load(folder / CARD) or {}
-        self.licence = {key: self.card.get(key) for key in ("license", "license_name", "license_link")}
-        on_hub = bool(given) and is_hub_name(given) and not Path(given).exists()
-        self.name = given if on_hub else self.card.get("base_model")
-        self.called = code(given) if on_hub else f"the local folder {code(Path(given).name)}" if given else "unknown"
-        if self.name and not on_hub:
-            self.called += f", which was made from {code(self.name)}"
-
-
-def sources(run: Run | None) -> list[str]:
-    """The names on the hub of the training data, from the cards that `gritlm prepare` has written beside it."""
-    given, found = run.flags.get("train_data") if run else None, []
-    for folder in map(Path, [given] if isinstance(given, str) else given or []):
-        for path in (folder / CARD, folder.parent / CARD):
-            with suppress(OSError, ValueError):
-                found += re.findall(r"^- source: hub:(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return sorted(set(found))
-
-
-def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
+def _introduction(folder: Path, facts: CardFacts, bases: Sequence[Base]) -> list[str]:
     config, contract = json.loads((folder / "config.json").read_text(encoding="utf-8")), TextContract.load(folder)
     dense, width = folder / PROJECTION_FOLDER / "config.json", config.get("hidden_size")
     if dense.is_file():
         width = json.loads(dense.read_text(encoding="utf-8"))["out_features"]
-    causal = config.get("is_causal")
-    license_text = facts.license or base.licence["license_name"] or base.licence["license"]
+    decoder, causal = not is_encoder(config.get("model_type", "")), attention_of(config, "cc") == "cc"
+    silently = "" if causal else " and give other vectors without a warning"
+    licences = {base.licence_name for base in bases}
+    license_text = facts.license or (licences.pop() if len(licences) == 1 else "")
     source = "" if facts.license or not license_text else ", that of the base"
     options = ", ".join(f'{key}="{value}"' for key, value in LOADER_OPTIONS.items())
     return [
@@ -152,11 +131,11 @@ def _introduction(folder: Path, facts: CardFacts, base: _Base) -> list[str]:
         f"Trained with gritlm{f', step {facts.step}' if facts.step is not None else ''}."
         f"{f' After training: {facts.changed}.' if facts.changed else ''}",
         "",
-        f"- Base: {base.called}.",
+        f"- Base: {'; '.join(dict.fromkeys(base.called for base in bases))}.",
         f"- Licence: {plain(license_text) + source if license_text else 'unknown; look up those of base and data'}.",
         f"- Languages: {', '.join(facts.language) or 'unknown'}.",
-        "- Needs transformers 5.2 or newer. Older versions ignore `is_causal` in config.json"
-        f"{'' if causal else ' and give other vectors without a warning'}.",
+        "- Needs transformers 5.2 or newer."
+        + (f" Older versions ignore `is_causal` in config.json{silently}." if decoder else ""),
         f"- `AutoTokenizer.from_pretrained` needs `{options}`; sentence-transformers passes it by itself.",
     ]
 
@@ -203,7 +182,7 @@ def parity_table(rows: Sequence[tuple[str, str, float | str]]) -> list[str]:
 
 def _servers(folder: Path) -> list[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    causal, projection = bool(config.get("is_causal")), (folder / PROJECTION_FOLDER).is_dir()
+    causal, projection = attention_of(config, "cc") == "cc", (folder / PROJECTION_FOLDER).is_dir()
     model = Served(TextContract.load(folder), config.get("model_type", ""), causal, projection)
     return table(["Program", "gives these vectors", "with", "known from"], servers_table(model))
 
@@ -270,6 +249,8 @@ def _model_index(results: list[dict[str, Any]]) -> list[EvalResult]:
 
 def _training(facts: CardFacts) -> list[str]:
     """The flags that decide what is learnt, and the last losses."""
+    if facts.parts:
+        return ["That of the models it was merged from; their cards tell it."]
     if not facts.run:
         return ["Unknown: no run.json lies beside the model."]
     run, start = facts.run, facts.run.starts[-1]
@@ -302,9 +283,10 @@ def _curves(run: Run, step: int | None) -> list[str]:
 
 
 def _data(facts: CardFacts) -> list[str]:
-    rows = facts.run.data_sets() if facts.run else []
+    runs = filter(None, (facts.run, *(part.run for part in facts.parts)))
+    rows = [row for run in runs for row in run.data_sets()]
     found = [(plain(row["name"] or "name unknown"), str(row["rows"]), code(row["fingerprint"])) for row in rows]
-    return table(["Data set", "rows", "fingerprint of all rows in order"], found) or ["Unknown."]
+    return table(["Data set", "rows", "fingerprint of all rows in order"], dict.fromkeys(found)) or ["Unknown."]
 
 
 def _versions(facts: CardFacts) -> list[str]:

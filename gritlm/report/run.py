@@ -10,6 +10,7 @@ from gritlm.strict_json import read_json_object
 
 RUN_FILE, LOG_FILE, EVALUATION = "run.json", "log.jsonl", "evaluation"
 CHECKPOINT = "checkpoint-"
+WEIGHT_COPIES = "weights"  # in a run's folder: the model folders step-N of --merge_last
 # Entries of a log line with a loss that are no loss term.
 _NO_TERM = {
     *("step", "loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "real_token_share"),
@@ -106,9 +107,10 @@ def find_run(folder: Path) -> tuple[Run | None, int | None]:
     """The run whose model a folder holds, and the step of a checkpoint; (None, None) where there is no run.json."""
     if (folder / RUN_FILE).is_file():
         return read_run(folder), None
-    step = folder.name.removeprefix(CHECKPOINT)
-    if step.isdigit() and (folder.parent / RUN_FILE).is_file():
-        return read_run(folder.parent), int(step)
+    kind, _, step = folder.name.rpartition("-")
+    run = folder.parent.parent if (folder.parent.name, kind) == (WEIGHT_COPIES, "step") else folder.parent
+    if step.isdigit() and (run != folder.parent or f"{kind}-" == CHECKPOINT) and (run / RUN_FILE).is_file():
+        return read_run(run), int(step)
     return None, None
 
 

@@ -23,15 +23,16 @@ class Server(NamedTuple):
     projection: bool = True  # it applies the linear layer after pooling
     no_normalizer: tuple[str, ...] = ()  # families without their normalizer, which drops white space at a text's end
     cuts: bool = True  # it cuts a text at the folder's limit, and keeps the end token
+    families: tuple[str, ...] = ("qwen2", "qwen3")  # those that it was tried with; empty: any
     special_tokens: bool = True  # it reads the name of a special token in a text as that token
 
 
 COMMON = ("mean", "lasttoken", "cls")
 SERVERS = {
     "sentence-transformers": Server(
-        "encode_query for queries, encode_document for passages", f"run {RUN}: 6.2.0, transformers 5.23.0"
+        "encode_query for queries, encode_document for passages", f"run {RUN}: 6.2.0, transformers 5.23.0", families=()
     ),
-    "transformers": Server("the code of the model's card", f"run {RUN}: 5.23.0"),
+    "transformers": Server("the code of the model's card", f"run {RUN}: 5.23.0", families=()),
     "ONNX Runtime": Server(
         "gritlm export --onnx; tokenizer, pooling, projection and norm as in the model's card", f"run {RUN}: 1.32.0"
     ),
@@ -82,6 +83,7 @@ def why_not(server: Server, model: Served) -> str:
     prompted = any(contract.prompts.get(side) for side in ("query", "document"))
     pools_it = not (contract.pool_instruction or server.leaves_out_instruction) and method != "lasttoken"
     reasons = {
+        f"not tried with {model.family}": bool(server.families) and model.family not in server.families,
         f"no {method} pooling": method not in server.pooling,
         "causal attention": not (model.causal or server.bidirectional),
         "the instruction is pooled": prompted and pools_it,

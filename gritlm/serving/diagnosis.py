@@ -102,12 +102,14 @@ def variants(
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             yield "tokenizer: the folder's gives other tokens", changed(tokenizer)
     backbone, config = trained.embedder.backbone, trained.embedder.config
-    causal, rotary, kinds = config.is_causal, backbone.rotary_emb, ("causal", "bidirectional")
-    config.is_causal = not causal
-    vectors_ND = changed()
-    config.is_causal = causal
-    yield f"causality: found {kinds[causal]} attention, wanted {kinds[not causal]}", vectors_ND
+    if hasattr(config, "is_causal"):
+        causal, kinds = config.is_causal, ("causal", "bidirectional")
+        config.is_causal = not causal
+        vectors_ND = changed()
+        config.is_causal = causal
+        yield f"causality: found {kinds[causal]} attention, wanted {kinds[not causal]}", vectors_ND
     with suppress(Exception):
+        rotary = backbone.rotary_emb
         served = AutoConfig.from_pretrained(folder)
         backbone.rotary_emb = type(rotary)(served).to(trained.device)
         vectors_ND = changed()

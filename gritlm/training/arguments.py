@@ -30,7 +30,7 @@ def open_flag(paper: Any, help: str, **argparse_options: Any) -> Any:
 class ModelArguments:
     """The network."""
 
-    model_name_or_path: str = flag("", "Qwen2 or Qwen3 model: a folder or a hub name. Required.")
+    model_name_or_path: str = flag("", "Decoder LLM or encoder: a folder or a hub name. Required.")
     attn: Literal["bb", "cc"] = open_flag("bb", "Attention: bb bidirectional, cc causal.")
     attn_implementation: str = flag(
         "packed", "Attention kernel: packed (no padding), or padded: sdpa, eager, flash_attention_2."
@@ -84,6 +84,12 @@ class DataArguments:
     sampling_temperature: float = flag(
         1.0, "T above 1 samples data sets in proportion to size**(1/T). The epoch keeps its length."
     )
+    mined_batches: str | None = flag(
+        None,
+        "Folder of gritlm encode --rows: fill batches with clusters of rows whose queries are near one another there "
+        "(B3).",
+    )
+    cluster_size: int = flag(32, "Rows of a cluster of --mined_batches. Random clusters of a data set form a batch.")
     eval_data: list[str] | None = flag(
         None,
         "Evaluation sets: BEIR folders, rows as for training, STS or classification files, or folders of them.",
@@ -190,6 +196,20 @@ class ObjectiveArguments:
 class TuningArguments:
     """How the weights are tuned."""
 
+    lora: bool = flag(False, "Train a LoRA adapter and the projection; the model's own weights stay as they are.")
+    qlora: bool = flag(False, "The same on weights stored in 4 bits (NF4; bitsandbytes, one process).")
+    lora_r: int = flag(16, "Rank of the adapter.")
+    lora_alpha: float = flag(32, "Scale of the adapter: its output is multiplied by this / --lora_r.")
+    lora_dropout: float = flag(0.1, "Dropout on the adapter's input.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Linear layers that get an adapter, by the end of their name: q_proj v_proj. None: all of the backbone."
+    )
+    continue_adapter: bool = flag(
+        False, "Where --model_name_or_path is an adapter: train it further. False: it is merged into its base first."
+    )
+    keep_adapter: bool = flag(
+        False, "Publish the adapter, too, in the sub-folder adapter of the merged model.", changes_learning=False
+    )
     use_muon: bool = flag(
         False, "Train the hidden matrices with Muon, at the same --learning_rate; AdamW trains the other weights."
     )
@@ -244,6 +264,9 @@ class EmbeddingTrainingArguments(TrainingArguments):
     save_steps: float = flag(0.1, "Steps between checkpoints, or below 1 a share of all steps.", changes_learning=False)
     save_total_limit: int | None = flag(
         2, "How many checkpoints to keep; the oldest goes first. 0: all.", changes_learning=False
+    )
+    merge_last: int = flag(
+        0, "Keep the weights of this many last saves, for gritlm merge RUN OUT --last N.", changes_learning=False
     )
     eval_strategy: str = flag(
         "steps",

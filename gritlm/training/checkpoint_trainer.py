@@ -3,12 +3,16 @@
 FSDP2 and DeepSpeed write pickles. All other files of a checkpoint are read without unpickling.
 """
 
+import functools
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
 from gritlm.distributed import ShardsUnsaved, barrier
@@ -19,16 +23,18 @@ from gritlm.training.checkpoints import (
     SCHEDULER,
     STAGING_FOLDER,
     TEACHER_PROJECTION,
+    TRAINED,
     TRAINED_WEIGHTS,
     check_finite,
     checkpoint_name,
     engine_name,
     explain_unsaved,
+    keep_weights,
     publish_checkpoint,
     random_state_file,
     rotate_checkpoints,
 )
-from gritlm.training.engines import whole_weights
+from gritlm.training.engines import load_trained_weights, whole_weights
 from gritlm.training.monitors import FiniteWatch, Watchdog
 from gritlm.training.optimizers import OptimizerTrainer
 from gritlm.training.run_folder import add_card
@@ -63,13 +69,14 @@ class CheckpointTrainer(OptimizerTrainer):
 
     def write_model(self, folder: Path) -> list[str]:
         """Write the model folder, gathered from all ranks' shards. Returns its files. All ranks call it."""
-        weights = whole_weights(self.model_wrapped)
+        weights = whole_weights(self.model_wrapped, trained_only=self.embedder.adapter is not None)
         if not self.args.should_save:
             return []
         with self.published_weights():
-            check_finite(self.embedder.state_dict() if weights is None else weights)
+            check_finite(self.embedder.trained_state() if weights is None else weights)
             save_model_folder(self.embedder, self.processing_class, folder, weights)
-        add_card(folder, self.args.output_dir or "", self.state.global_step)
+        if self.embedder.adapter is None:
+            add_card(folder, self.args.output_dir or "", self.state.global_step)
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -78,6 +85,8 @@ class CheckpointTrainer(OptimizerTrainer):
     def write_checkpoint(self, folder: Path) -> list[str]:
         """Write the model folder and everything else that a resume needs. Returns the model folder's files."""
         served = self.write_model(folder)
+        if self.args.should_save:
+            keep_weights(folder, Path(self.args.output_dir), self.state.global_step, self.args.merge_last)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
@@ -113,7 +122,20 @@ class CheckpointTrainer(OptimizerTrainer):
         self._mark("saved")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        adapter = self.embedder.adapter is not None
+        if adapter and self.is_fsdp_enabled:  # without the frozen weights
+            weights, folder = whole_weights(self.model_wrapped, trained_only=True), Path(output_dir)
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+            if self.args.should_save:
+                save_state(weights, folder / TRAINED)
+                torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if adapter:
+                save = type(self.model_wrapped).save_checkpoint
+                self.model_wrapped.save_checkpoint = functools.partial(
+                    save, self.model_wrapped, exclude_frozen_parameters=True
+                )
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             save_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER)
@@ -139,11 +161,13 @@ class CheckpointTrainer(OptimizerTrainer):
         path = Path(checkpoint) / random_state_file(self.args.process_index)
         if path.is_file():
             restore_random_states(load_state(path), self.args.device)
-        elif getattr(self.embedder.config, "attention_dropout", 0.0):
+        elif self.embedder.drops_out:
             log.warning("rank %d: no random state in %s; dropout differs", self.args.process_index, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and self.embedder.adapter is not None:
+            load_trained_weights(model, load_state(Path(resume_from_checkpoint) / TRAINED))
+        elif self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             with self.published_weights():

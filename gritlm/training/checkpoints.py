@@ -18,11 +18,14 @@ from gritlm.distributed import ShardsUnsaved
 from gritlm.errors import UserError, first_line
 from gritlm.files import publish, size_text
 from gritlm.models.base_files import MANIFEST, find_damaged_file
+from gritlm.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gritlm.report.run import WEIGHT_COPIES
 from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
 
 STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is renamed when it is whole
 FORMAT = 2  # of run.json and checkpoint.json. Checkpoints of format 1 hold pickles, which are not read.
 MODEL, OPTIMIZER, SCHEDULER = "model*.safetensors", "optimizer.safetensors", "scheduler.safetensors"
+TRAINED = "trained.safetensors"  # with an adapter under FSDP2: all weights that are trained
 TRAINED_WEIGHTS = "trained_weights.safetensors"  # with --ema_decay: the model folder holds the average
 TEACHER_PROJECTION = "teacher_projection.safetensors"  # where --teacher_vectors has another width than the model
 
@@ -59,6 +62,9 @@ def find_missing(files: Iterable[str], engine: str, ranks: int) -> str:
     """The first file that a checkpoint of this engine must hold and does not; empty where there is none."""
     patterns = (MODEL, "trainer_state.json", random_state_file("{rank}"), *ENGINE_FILES[engine])
     found = list(files)
+    if ADAPTER_CONFIG in found:
+        own = (TRAINED if pattern.startswith("pytorch_model_fsdp") else pattern for pattern in patterns[1:])
+        patterns = (ADAPTER_WEIGHTS, *own)
     for pattern in patterns:
         for name in [pattern.format(rank=rank) for rank in range(ranks if "{rank}" in pattern else 1)]:
             if not fnmatch.filter(found, name):
@@ -108,6 +114,34 @@ def rotate_checkpoints(run: Path, limit: int | None, best: int | None = None) ->
         others = [path for path in found[:-1] if best is None or path.name != checkpoint_name(best)]
         for path in others[: max(len(found) - limit, 0)]:
             remove_checkpoint(path)
+
+
+def weight_copies(run: Path) -> dict[int, Path]:
+    """The weight-only copies in a run's folder by their steps, in order."""
+    found = {path.name.removeprefix("step-"): path for path in (run / WEIGHT_COPIES).glob("step-*")}
+    return {int(step): found[step] for step in sorted(filter(str.isdecimal, found), key=int)}
+
+
+def keep_weights(model: Path, run: Path, step: int, count: int) -> None:
+    """Copy a staged model folder to weights/step-N of the run, and keep the `count` newest copies.
+
+    Called before the checkpoint is published: a run that is killed between the two removes the copy as it resumes.
+    """
+    if count:
+        aside, target = model.parent / f"step-{step}", run / WEIGHT_COPIES / f"step-{step}"
+        shutil.copytree(model, aside, copy_function=_link)
+        target.parent.mkdir(exist_ok=True)
+        publish(aside, target)
+    for path in list(weight_copies(run).values())[: -count or None]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """Needs no room until the checkpoint is removed."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def check_finite(weights: dict[str, torch.Tensor]) -> None:

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from gritlm.data.batches import ContrastiveBatch
 from gritlm.distributed import Ranks, all_ranks, all_reduce_max, all_reduce_sum, gather_objects, rank, world_size
@@ -15,13 +18,14 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.engines import engine_for, is_deepspeed, whole_weights, wrap_model
+from gritlm.training.engines import engine_for, is_deepspeed, whole_gradient, whole_weights, wrap_model
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
 from gritlm.training.objective import Objective, needs_projection
 from gritlm.training.random_texts import TEACHER_WIDTH, RandomTexts
 from gritlm.training.terms import VARIANTS
 
 STEPS, LEARNING_RATE, TEMPERATURE = 3, 1e-2, 0.05
+ROUNDING = 1e-6  # a sum of float32 numbers may be closer to the truth than this, but by chance
 WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything
 
 Loss = Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]]
@@ -38,6 +42,7 @@ class Case:
     max_len: longest text in tokens.
     chunk_tokens: limit per chunk; a longer text is a chunk for itself.
     bf16: the engine computes under autocast; the reference is float32 all the same.
+    temperature: of the loss, with a reference in float64; None: 0.05 or the term's own, and float32.
     """
 
     term: str
@@ -48,6 +53,7 @@ class Case:
     deduplicate: bool = True
     steps: int = STEPS
     bf16: bool = False
+    temperature: float | None = None
     torch_compile: bool = False
     activation_memory: str = "0"
 
@@ -57,8 +63,14 @@ class Case:
         return [RandomTexts.draw(step, queries, group, self.max_len, vocabulary) for step in range(self.steps)]
 
     @property
+    def learning_rate(self) -> float:
+        """The loss curves as 1/t^2: with a step that is as stable, rounding grows no more from step to step."""
+        return LEARNING_RATE * (self.temperature / TEMPERATURE) ** 2 if self.temperature else LEARNING_RATE
+
+    @property
     def flags(self) -> ObjectiveArguments:
-        return ObjectiveArguments(**{"temperature": TEMPERATURE} | VARIANTS[self.term])
+        asked = {"temperature": self.temperature} if self.temperature else {}
+        return ObjectiveArguments(**{"temperature": TEMPERATURE} | VARIANTS[self.term] | asked)
 
 
 @dataclass
@@ -73,10 +85,14 @@ class Cell:
     gradient: float
     weights: float
 
-    def is_equal(self, tolerance: float) -> bool:
+    @property
+    def errors(self) -> tuple[float, ...]:
         """Under bf16 only the gradient counts: the loss is one number, which may be right by chance."""
-        errors = (self.gradient,) if self.case.bf16 else (self.loss, self.gradient, self.weights)
-        return all(error <= tolerance for error in errors)
+        return (self.gradient,) if self.case.bf16 else (self.loss, self.gradient, self.weights)
+
+    def over(self, measure: "Cell") -> float:
+        """The largest error, as a multiple of that of the measure."""
+        return max(own / max(one, ROUNDING) for own, one in zip(self.errors, measure.errors, strict=True))
 
     def line(self, verdict: str) -> str:
         negatives = "hard" if self.case.hard else "in-batch"
@@ -89,29 +105,48 @@ HEADER = (
 )
 
 
+class InFloat64(TorchFunctionMode):
+    """Gives float64 to all code that asks for float32, so that code written for float32 computes the reference."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda value: torch.float64 if value is torch.float32 else value, (args, kwargs or {}))
+        return (torch.Tensor.double if func is torch.Tensor.float else func)(*args, **kwargs)
+
+
 def one_process(
-    model: nn.Module, case: Case, batches: list[RandomTexts], device: torch.device, bf16: bool = False
+    model: Embedder,
+    case: Case,
+    batches: list[RandomTexts],
+    device: torch.device,
+    bf16: bool = False,
+    packed: bool = False,
+    float64: bool = False,
 ) -> Iterator[StepResult]:
-    """SGD steps of one process: one chunk, padded, one graph."""
-    sgd: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    model, sgd = wrap_model(model, sgd, "plain", device, bf16)
-    objective = Objective(case.flags)
+    """SGD steps of one process: one chunk, padded or packed, one graph."""
+    model = model.double() if float64 else model
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    sgd: torch.optim.Optimizer = torch.optim.SGD(trained.values(), lr=case.learning_rate)
+    wrapped, sgd = wrap_model(model, sgd, "plain", device, bf16)
+    objective, chunking = Objective(case.flags), ChunkConfig(WHOLE_BATCH, packed, deduplicate=False)
     for texts in batches:
-        chunks, batch = texts.batch(slice(None), ChunkConfig(WHOLE_BATCH, packed=False, deduplicate=False), device)
-        (chunk,) = chunks
-        loss = torch.stack(list(objective(model(**chunk), batch).values())).sum()
-        sgd.zero_grad()
-        loss.backward()
-        gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        with InFloat64() if float64 else nullcontext():
+            (chunk,), batch = texts.batch(slice(None), chunking, device)
+            loss = torch.stack(list(objective(wrapped(**chunk), batch).values())).sum()
+            sgd.zero_grad()
+            loss.backward()
+        if unused := [name for name, p in trained.items() if p.grad is None]:
+            raise UserError(f"the loss depends on no weight of {', '.join(unused)}: DDP would stop")
+        gradient = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         sgd.step()
-        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in model.named_parameters()}, 1
+        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in trained.items()}, 1
 
 
 def on_an_engine(
     model: Embedder, engine_name: str, objective: Loss, case: Case, batches: list[RandomTexts], device: torch.device
 ) -> Iterator[StepResult]:
     """The same steps through the two-pass step, on this rank's slice."""
-    sgd: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    of_sgd = (p for p in model.parameters() if p.requires_grad)
+    sgd: torch.optim.Optimizer = torch.optim.SGD(of_sgd, lr=case.learning_rate)
     wrapped, sgd = wrap_model(model, sgd, engine_name, device, case.bf16)
     engine, memory = engine_for(wrapped), ActivationMemory(case.activation_memory, device)
     chunking = ChunkConfig(case.chunk_tokens, model.packed, case.deduplicate)
@@ -123,26 +158,18 @@ def on_an_engine(
             return objective(vectors, batch)
 
         terms = two_pass_step(engine, chunks, loss_of, memory=memory)
-        gradient = {name: whole_gradient(wrapped, p) for name, p in model.named_parameters()}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        found = {name: whole_gradient(wrapped, p) for name, p in trained.items()}
+        gradient = {name: value for name, value in found.items() if value is not None}
         if is_deepspeed(wrapped):
             engine.step()
         else:
             sgd.step()
             sgd.zero_grad()
-        weights = whole_weights(wrapped)
-        weights = dict(model.named_parameters()) if weights is None else weights
+        weights = whole_weights(wrapped, trained_only=True)
+        weights = {n: p.detach() for n, p in trained.items()} if weights is None else weights
         loss = all_reduce_sum(torch.stack(list(terms.values())).sum())
         yield loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
-
-
-def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor:
-    """A parameter's gradient as the optimizer sees it, gathered from the ranks' shards where it is sharded."""
-    if is_deepspeed(wrapped):
-        from deepspeed.utils import safe_get_full_grad
-
-        return safe_get_full_grad(parameter).clone()
-    gradient: Any = parameter.grad
-    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
 
 
 def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -165,28 +192,36 @@ def compare(
 
     Args:
         build: makes the embedder, the same on every call and rank.
-        engine: its name, or None for one process alone, on the whole batch.
+        engine: its name, or None for one process alone, on the whole batch. At a low temperature, chance has a large
+            part in its error: then it is the larger one of two processes, with padded and with packed texts.
     """
-    reference, model = build(), build()
-    for embedder in (reference, model):
+
+    def ready() -> Embedder:
+        embedder = build()
         if needs_projection(case.flags):
             torch.manual_seed(0)
             embedder.add_teacher_projection(TEACHER_WIDTH)
-        embedder.train().to(device)
+        return embedder.train().to(device)
+
+    reference, model = ready(), ready()
     problem = compile_layers(model, device, case.bf16) if case.torch_compile else ""
     if all_reduce_max(len(problem))[0]:
         raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")
     batches = case.batches(reference.config.vocab_size)
     if engine is None:
-        steps, name, ranks = one_process(model, case, batches, device, case.bf16), "plain", 1
+        runs, name, ranks = [one_process(model, case, batches, device, case.bf16)], "plain", 1
+        if case.temperature and model.packed:
+            runs.append(one_process(ready(), case, batches, device, packed=True))
     else:
         objective = make_objective(case.flags, all_ranks())
-        steps, name, ranks = on_an_engine(model, engine, objective, case, batches, device), engine, world_size()
+        runs, name, ranks = [on_an_engine(model, engine, objective, case, batches, device)], engine, world_size()
     errors, chunks = [], 1
-    for wanted, found in zip(one_process(reference, case, batches, device), steps, strict=True):
-        loss = ((found[0] - wanted[0]).abs() / wanted[0].abs()).item()
-        errors.append((loss, relative_error(found[1], wanted[1]), relative_error(found[2], wanted[2])))
-        chunks = found[3]
+    truth = one_process(reference, case, batches, device, float64=case.temperature is not None)
+    for wanted, *steps in zip(truth, *runs, strict=True):
+        for found in steps:
+            loss = ((found[0] - wanted[0]).abs() / wanted[0].abs()).item()
+            errors.append((loss, relative_error(found[1], wanted[1]), relative_error(found[2], wanted[2])))
+            chunks = found[3]
     everywhere = [error for errors_of_rank in gather_objects(errors) for error in errors_of_rank]
     finite = [[error if math.isfinite(error) else math.inf for error in row] for row in everywhere]
     return Cell(name, ranks, max(gather_objects(chunks)), case, *map(max, zip(*finite, strict=True)))

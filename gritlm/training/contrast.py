@@ -1,11 +1,13 @@
 """What a loss term sees: this rank's vectors, the candidates of all ranks, and the masks that leave some of them out.
 
-Shape suffixes: B local queries, G passages per query, S = B*G local passage slots, P candidates of all ranks, K known
-positives kept per query, D width; b, p: a range of queries and of candidates.
+Shape suffixes: B local queries, G passages per query, S = B*G local passage slots, P candidates of all ranks, Q queries
+of all ranks, K known positives kept per query, D width; b, p: a range of queries and of candidates.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,14 @@ from gritlm.distributed import Ranks, all_gather, all_reduce_max, ring_shift
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.losses import Bias, Mask, Ring, logsumexp_over
 
-MANY_KNOWN = 64  # known positives of a query; from here on a binary search is faster than comparing one by one
+FEW_POSITIVES = 4  # hashes of a query's positives that are looked up as they are
+
+
+class Known(NamedTuple):
+    """int64 (Q,), ids of queries, and int64 (Q, K), hashes of their known positives: of whole texts, and of tokens."""
+
+    query_Q: Tensor
+    text_QK: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Contrast:
 
     queries_BD, positives_BD: float32 (B, D), this rank's. slots_SD: float32 (S, D), zeros in an unused slot.
     projected_TE: float32 (T, E), the local vectors on the teacher's width, by --teacher_weight.
-    left_out: by rule, how many candidates of these queries it left out so far.
+    left_out: by rule, int64 (B,), how many candidates of a query it left out so far.
     """
 
     args: ObjectiveArguments
@@ -64,9 +73,29 @@ class Contrast:
         return len(self.slots_SD) // len(self.queries_BD)
 
     @property
-    def known_BK(self) -> Tensor:
-        """int64 (B, K + 1): the ids of each query's known positives, and of its positive's tokens."""
-        return torch.cat([self.batch.known_positives_BK, self.batch.tokens_of_slot_S[:: self.group_size, None]], dim=1)
+    def gathers(self) -> bool:
+        """Whether the candidates are those of all ranks."""
+        return self.ranks.size > 1 and self.args.negatives_cross_device and self.args.in_batch_negatives
+
+    @functools.cached_property
+    def known(self) -> Known:
+        """What the queries know, also those of other ranks that give candidates. All ranks must ask for it."""
+        batch, is_positive_BM = self.batch, self.batch.positives_BM
+        tokens_BM = batch.tokens_of_slot_S.view(-1, self.group_size)[:, : is_positive_BM.shape[1]]
+        tokens_BM = torch.where(is_positive_BM, tokens_BM, tokens_BM[:, :1])  # of the query's positives
+        known_BK = torch.cat([batch.known_positives_BK, tokens_BM], dim=1)
+        if not self.gathers:
+            return Known(batch.query_id_B, known_BK)
+        (width,) = all_reduce_max(known_BK.shape[1])
+        padding_BK = known_BK[:, :1].expand(-1, width - known_BK.shape[1])
+        columns_QK = all_gather(torch.cat([batch.query_id_B[:, None], known_BK, padding_BK], dim=1))
+        return Known(columns_QK[:, 0].contiguous(), columns_QK[:, 1:].contiguous())
+
+    @property
+    def known_row_B(self) -> Tensor:
+        """int64 (B,): the row of each query in `known`."""
+        row_B = torch.arange(len(self.queries_BD), device=self.queries_BD.device)
+        return row_B + (self.ranks.rank * len(row_B) if self.gathers else 0)
 
     @property
     def similarity_BG(self) -> Tensor:
@@ -100,7 +129,7 @@ class Contrast:
         if left_out_2B is None:
             return LogSum(log_sum_B, None)
         if limited:
-            self.left_out["margins"] = self.left_out.get("margins", 0) + left_out_2B[1].sum()
+            self.left_out["margins"] = self.left_out.get("margins", 0) + left_out_2B[1]
         return LogSum(log_sum_B, len(candidates.columns_PC) - left_out_2B.sum(0))
 
     @property
@@ -145,7 +174,7 @@ class Contrast:
     def from_all_ranks(self, vectors: Tensor, columns: Tensor, guide: Tensor | None) -> Candidates:
         """The rows of all ranks: gathered, or sent round a ring, so that a rank holds at most two ranks' share."""
         ranks = self.ranks
-        if ranks.size == 1 or not (self.args.negatives_cross_device and self.args.in_batch_negatives):
+        if not self.gathers:
             return Candidates(vectors, columns, None, guide)
         columns, guide = all_gather(columns), None if guide is None else all_gather(guide)
         if not self.args.negatives_ring:
@@ -166,12 +195,8 @@ class Contrast:
         return self.from_all_ranks(self.slots_SD, torch.stack(columns, dim=1), self._guide(batch.teacher_SE))
 
     def queries(self) -> Candidates:
-        """All queries. Columns: the query's id, then `known_BK`."""
-        known_BK = self.known_BK
-        if self.ranks.size > 1 and self.args.negatives_cross_device:
-            (width,) = all_reduce_max(known_BK.shape[1])
-            known_BK = torch.cat([known_BK, known_BK[:, :1].expand(-1, width - known_BK.shape[1])], dim=1)
-        columns = torch.cat([self.batch.query_id_B[:, None], known_BK], dim=1)
+        """All queries. Columns: the query's id, and its row in `known`."""
+        columns = torch.stack([self.batch.query_id_B, self.known_row_B], dim=1)
         return self.from_all_ranks(self.queries_BD, columns, self._guide(self.batch.teacher_BE))
 
     def _guide(self, vectors: Tensor | None) -> Tensor | None:
@@ -180,25 +205,21 @@ class Contrast:
 
 # ---- masks: the candidates that are no negatives of a query
 #
-# Texts with the same tokens after the cut have one vector, so they are one text. A query knows its positive by the
-# tokens, too, and the positives of the queries that equal it.
+# Texts with the same tokens after the cut have one vector, so they are one text. A query knows its positives by their
+# tokens, too, and it knows the positives of the queries that equal it.
 
 
 def known_passages(contrast: Contrast, passages: Candidates) -> Mask:
     """Unused slots, and known positives of the query. Without in-batch negatives, the slots of other rows, too."""
-    batch = contrast.batch
-    row_P = torch.arange(len(passages.columns_PC), device=batch.query_id_B.device) // contrast.group_size
-    row_B = torch.arange(len(batch.query_id_B), device=batch.query_id_B.device)
-    answered_P, is_positive_BM = answered_queries(contrast, passages), batch.positives_BM
-    tokens_BM = batch.tokens_of_slot_S.view(len(row_B), -1)[:, : is_positive_BM.shape[1]]
-    tokens_BM = torch.where(is_positive_BM, tokens_BM, tokens_BM[:, :1])  # of the query's positives
+    query_id_B = contrast.batch.query_id_B
+    row_P = torch.arange(len(passages.columns_PC), device=query_id_B.device) // contrast.group_size
+    row_B = torch.arange(len(query_id_B), device=query_id_B.device)
 
     def masked(b: slice, p: slice) -> Tensor:
-        id_p, tokens_p, _ = passages.columns_PC[p].unbind(1)
-        masked_bp = (tokens_p == 0) | is_known(id_p, batch.known_positives_BK[b])
+        masked_bp = knows(contrast.known, query_id_B[b], passages.columns_PC[p, :2])
         if not contrast.args.in_batch_negatives:
             masked_bp |= row_P[p] != row_B[b, None]
-        return masked_bp | is_known(tokens_p, tokens_BM[b]) | (answered_P[p] == batch.query_id_B[b, None])
+        return masked_bp | (passages.columns_PC[p, 1] == 0)
 
     return masked
 
@@ -211,50 +232,53 @@ def related_passages(contrast: Contrast, passages: Candidates) -> Mask:
 
 def related_queries(contrast: Contrast, queries: Candidates) -> Mask:
     """Queries with the text of this one, or with a known positive of it."""
-    id_P, known_PK = queries.columns_PC[:, 0], queries.columns_PC[:, 1:]
-    query_id_B, known_BK = contrast.batch.query_id_B, contrast.known_BK
+    known, query_id_B = shared_only(contrast.known), contrast.batch.query_id_B
+    row_B, (id_P, row_P) = contrast.known_row_B, queries.columns_PC.unbind(1)
 
     def masked(b: slice, p: slice) -> Tensor:
-        masked_bp = query_id_B[b, None] == id_P[p]
-        for known_p in known_PK[p].unbind(1):
-            masked_bp = masked_bp | is_known(known_p, known_BK[b])
-        return masked_bp
+        masked_bp = knows(known, query_id_B[b], known.text_QK[row_P[p]])
+        masked_bp |= knows(known, id_P[p], known.text_QK[row_B[b]]).T  # of a query that equals the candidate
+        return masked_bp | (query_id_B[b, None] == id_P[p])
 
     return masked
 
 
 def answering_queries(contrast: Contrast, queries: Candidates) -> Mask:
     """For a positive among queries: those that know it as a positive, by its text or by its tokens."""
-    id_P, known_PK = queries.columns_PC[:, 0], queries.columns_PC[:, 1:]
     batch, group = contrast.batch, contrast.group_size
-    own_2B = torch.stack([batch.id_of_slot_S[::group], batch.tokens_of_slot_S[::group]])
-
-    def masked(b: slice, p: slice) -> Tensor:
-        masked_bp = batch.query_id_B[b, None] == id_P[p]
-        for known_p in known_PK[p].unbind(1):
-            masked_bp = masked_bp | (known_p == own_2B[0, b, None]) | (known_p == own_2B[1, b, None])
-        return masked_bp
-
-    return masked
+    own_B2 = torch.stack([batch.id_of_slot_S[::group], batch.tokens_of_slot_S[::group]], dim=1)
+    return lambda b, p: knows(contrast.known, queries.columns_PC[p, 0], own_B2[b]).T
 
 
-def answered_queries(contrast: Contrast, passages: Candidates) -> Tensor:
-    """int64 (P,): the query that each passage answers, which is one that has its tokens as the positive; 0 if none."""
-    tokens_P, owner_P = passages.columns_PC[:, 1], passages.columns_PC[:, 2]
-    positive_Q, order_Q = tokens_P[:: contrast.group_size].sort()
-    at_P = torch.searchsorted(positive_Q, tokens_P.contiguous()).clamp(max=len(positive_Q) - 1)
-    answered_P = torch.where(positive_Q[at_P] == tokens_P, owner_P[:: contrast.group_size][order_Q[at_P]], 0)
-    answered_P[:: contrast.group_size] = owner_P[:: contrast.group_size]  # of several queries, each its own
-    return answered_P
+def knows(known: Known, query_id_b: Tensor, text_pC: Tensor) -> Tensor:
+    """bool (b, p): whether a query, or an equal one, knows one of the C hashes of a candidate as its positive's.
+
+    Hashes are looked up among sorted ones, so memory grows with b*p and with Q*K, time with C*(b*p + Q*K).
+    """
+    (count, width), sorted_Q = (len(query_id_b), len(text_pC)), known.query_Q.sort().values
+    at_b = torch.searchsorted(sorted_Q, query_id_b.contiguous())
+    row_of_Q = torch.full_like(sorted_Q, count)  # row `count` is for queries outside of the range
+    row_of_Q[at_b] = torch.arange(count, device=sorted_Q.device)
+    row_QK = row_of_Q[torch.searchsorted(sorted_Q, known.query_Q)][:, None].expand_as(known.text_QK)
+    known_pb = torch.zeros(width, count + 1, dtype=torch.bool, device=sorted_Q.device)  # rows are quickly gathered
+    for text_p in text_pC.T.contiguous():
+        sorted_p = text_p.sort().values
+        at_QK = torch.searchsorted(sorted_p, known.text_QK).clamp(max=width - 1)
+        found_pb = known_pb.new_zeros(width + 1, count + 1)
+        found_pb[torch.where(sorted_p[at_QK] == known.text_QK, at_QK, width), row_QK] = True
+        known_pb |= found_pb[torch.searchsorted(sorted_p, text_p)]
+    return known_pb.T.contiguous()[row_of_Q[at_b]]
 
 
-def is_known(id_P: Tensor, known_positives_BK: Tensor) -> Tensor:
-    """bool (B, P): true where a candidate's text is a known positive of the query."""
-    if known_positives_BK.shape[1] > MANY_KNOWN:
-        known_BK = known_positives_BK.sort(dim=1).values
-        nearest_BP = torch.searchsorted(known_BK, id_P.repeat(len(known_BK), 1)).clamp(max=known_BK.shape[1] - 1)
-        return known_BK.gather(1, nearest_BP) == id_P
-    known_BP = torch.zeros(len(known_positives_BK), len(id_P), dtype=torch.bool, device=id_P.device)
-    for known_B in known_positives_BK.unbind(1):
-        known_BP |= id_P == known_B[:, None]
-    return known_BP
+def shared_only(known: Known) -> Known:
+    """The known positives that different queries share, in as few columns as hold them. Others relate no queries."""
+    text_QK, flat = known.text_QK, known.text_QK.flatten()
+    if text_QK.shape[1] <= FEW_POSITIVES:
+        return known
+    at_N = torch.searchsorted(flat.sort().values, flat)
+    query_N = torch.searchsorted(known.query_Q.sort().values, known.query_Q).repeat_interleave(text_QK.shape[1])
+    first_N, last_N = (query_N.scatter_reduce(0, at_N, query_N, kind, include_self=False) for kind in ("amin", "amax"))
+    shared_QK = (first_N[at_N] < last_N[at_N]).view_as(text_QK)
+    shared_QK[:, 1:] &= text_QK[:, 1:] != text_QK[:, :1]  # padding
+    width = int(shared_QK.sum(1).max())  # waits for the device
+    return Known(known.query_Q, text_QK.gather(1, shared_QK.int().argsort(dim=1, descending=True)[:, :width]))

@@ -15,6 +15,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from gritlm.errors import UserError
 from gritlm.files import size_text
 from gritlm.models.base_files import Base
+from gritlm.models.lora import adapter_shapes
+from gritlm.report.run import WEIGHT_COPIES
+from gritlm.training.adapters import adapter_config
 from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, TuningArguments
 from gritlm.training.checkpoints import STAGING_FOLDER
 from gritlm.training.optimizers import is_hidden_matrix
@@ -35,13 +38,16 @@ class DiskSpace:
     kept: int  # checkpoints in the folder while no save is under way
     writing: bool  # whether another one is written beside them
     at_least: bool  # the optimizer's state could not be measured
+    copies: int = 0  # of the model folder, by --merge_last
 
     @property
     def fullest(self) -> int:
-        return max((self.kept + self.writing) * self.checkpoint, self.kept * self.checkpoint + self.model)
+        checkpoints = max((self.kept + self.writing) * self.checkpoint, self.kept * self.checkpoint + self.model)
+        return checkpoints + self.copies * self.model
 
     def __str__(self) -> str:
         parts = f"one checkpoint {size_text(self.checkpoint)}, {self.kept} kept{', one being written' * self.writing}"
+        parts += f", {self.copies} copies of the weights, {size_text(self.model)} each" if self.copies else ""
         return f"{'at least ' * self.at_least}{size_text(self.fullest)} at its fullest ({parts})"
 
 
@@ -57,8 +63,11 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
         return []
     if model.projection:
         shapes |= {"projection.weight": [model.projection, config.hidden_size], "projection.bias": [model.projection]}
+    adapter = adapter_config(run, config)
+    new = {name: shape for name, shape in shapes.items() if name.startswith("projection.")}
+    trained = shapes if adapter is None else adapter_shapes(config, adapter) | new
     engine, steps = engine_asked_for(run.command.parsed), steps_in_all(args, steps_per_epoch)
-    needed = disk_space(args, shapes, engine, steps, run.tuning)
+    needed = disk_space(args, shapes, engine, steps, run.tuning, trained)
     folder = Path(args.output_dir or "")
     free, there = free_space(folder), bytes_of_checkpoints(folder)
     if free is None:
@@ -66,6 +75,7 @@ def check_disk_space(run: RunArguments, config: PreTrainedConfig, steps_per_epoc
     held = f", {size_text(there)} of it there already" if there else ""
     if needed.fullest - there > free:
         limit = f"lower --save_total_limit (now {args.save_total_limit}), or " if needed.kept > 1 else ""
+        limit += f"--merge_last (now {args.merge_last}), or " if needed.copies else ""
         raise UserError(
             f"--output_dir {folder}: the run needs {needed}{held}, found {size_text(free)} free; "
             f"{limit}name another folder"
@@ -79,23 +89,26 @@ def disk_space(
     engine: str,
     steps: int,
     tuning: TuningArguments | None = None,
+    trained: dict[str, list[int]] | None = None,
 ) -> DiskSpace:
-    """What a run of so many steps needs for weights of these shapes."""
-    tuning, weights = tuning or TuningArguments(), sum(map(math.prod, shapes.values()))
-    trained = (FLOAT32 // 2 if tuning.bf16_weights else FLOAT32) * weights
-    model = trained if tuning.ema_decay is None else FLOAT32 * weights
-    matrices = {n: shape for n, shape in shapes.items() if tuning.use_muon and is_hidden_matrix(n, len(shape))}
-    others = [shape for name, shape in shapes.items() if name not in matrices]
+    """What a run of so many steps needs for weights of these shapes. Checkpoints hold those that are trained."""
+    tuning, trained = tuning or TuningArguments(), shapes if trained is None else trained
+    weights, saved = (sum(map(math.prod, part.values())) for part in (shapes, trained))
+    size = FLOAT32 // 2 if tuning.bf16_weights else FLOAT32
+    published = size if tuning.ema_decay is None else FLOAT32
+    matrices = {n: shape for n, shape in trained.items() if tuning.use_muon and is_hidden_matrix(n, len(shape))}
+    others = [shape for name, shape in trained.items() if name not in matrices]
     if engine in ("zero1", "zero2", "zero3"):  # they flatten the weights
-        others = [[weights]]
+        others = [[saved]]
     state = optimizer_state(args, others)
     more = FLOAT32 * sum(map(math.prod, matrices.values()))  # Muon's momentum
-    more += trained if tuning.ema_decay is not None else 0  # beside the average
+    more += size * saved if tuning.ema_decay is not None else 0  # beside the average
     saves, limit = count_saves(args, steps), args.save_total_limit or math.inf
     if args.metric_for_best_model:
         limit = max(limit, 2)  # the best and the newest
     kept = int(min(saves, limit))
-    return DiskSpace(model, COPIES[engine] * model + (state or 0) + more, kept, saves > kept, state is None)
+    checkpoint, copies = COPIES[engine] * published * saved + (state or 0) + more, min(saves, args.merge_last)
+    return DiskSpace(published * weights, checkpoint, kept, saves > kept, state is None, copies)
 
 
 def engine_asked_for(flags: dict[str, Any]) -> str:
@@ -154,13 +167,13 @@ def free_space(folder: Path) -> int | None:
 
 
 def bytes_of_checkpoints(folder: Path) -> int:
-    """Bytes of the checkpoints in a folder, the unfinished one included. A run replaces them by newer ones."""
-    names = (f"{PREFIX_CHECKPOINT_DIR}-*", STAGING_FOLDER)
+    """Bytes of the checkpoints and weight-only copies in a folder, those unfinished included. A run replaces them."""
+    names = (f"{PREFIX_CHECKPOINT_DIR}-*", STAGING_FOLDER, WEIGHT_COPIES)
     files = (path for name in names for found in folder.glob(name) for path in found.rglob("*"))
-    total = 0
+    sizes: dict[int, int] = {}  # by inode: a copy may be a link
     for path in files:
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            sizes[path.stat().st_ino] = path.stat().st_size if path.is_file() else 0
         except OSError:  # a run that is ending may remove it
             continue
-    return total
+    return sum(sizes.values())

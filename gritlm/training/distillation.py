@@ -66,10 +66,10 @@ def vector_distance(student_BGE: Tensor, teacher_BGE: Tensor, used_BG: Tensor, k
 def score_matrix_error(
     queries_BD: Tensor, passages_PD: Tensor, teacher_BE: Tensor, teacher_PE: Tensor, pairs: Tensor
 ) -> Tensor:
-    """The sum over these queries and all passages of `(s - t)^2`, over the number of pairs per query: a scalar.
+    """(B,): the mean over all passages of `(s - t)^2`, where `pairs` is their number.
 
-    From D x D matrices, in float64 since they nearly cancel: `|Q P'|^2 = tr((Q'Q)(P'P))`.
+    From D x D matrices, in float64 since they nearly cancel: `|q P'|^2 = q (P'P) q'`.
     """
     q, p, tq, tp = (x.double() for x in (queries_BD, passages_PD, teacher_BE, teacher_PE))
-    own = ((q.T @ q) * (p.T @ p)).sum() + ((tq.T @ tq) * (tp.T @ tp)).sum()
-    return ((own - 2 * ((q.T @ tq) * (p.T @ tp)).sum()) / pairs).float()
+    own_B = (q @ (p.T @ p) * q).sum(1) + (tq @ (tp.T @ tp) * tq).sum(1)
+    return ((own_B - 2 * (q @ (p.T @ tp) * tq).sum(1)) / pairs).float()

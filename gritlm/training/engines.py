@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import enable_fsdp_ram_efficient_loading
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -177,7 +177,8 @@ def wrap_model(
                 fully_shard(module, mp_policy=fsdp2_precision(bf16))
         fully_shard(model, mp_policy=fsdp2_precision(bf16))
         (group,) = optimizer.param_groups
-        return model, type(optimizer)(model.parameters(), **{k: v for k, v in group.items() if k != "params"})
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        return model, type(optimizer)(trained, **{k: v for k, v in group.items() if k != "params"})
     if engine.startswith("zero"):
         import deepspeed
 
@@ -203,19 +204,44 @@ def is_deepspeed(model: nn.Module) -> bool:
     return type(model).__module__.startswith("deepspeed.")
 
 
-def whole_weights(model: Any) -> dict[str, Tensor] | None:
+def whole_gradient(wrapped: nn.Module, parameter: nn.Parameter) -> Tensor | None:
+    """A parameter's gradient as the optimizer sees it, gathered from the ranks' shards where it is sharded.
+
+    None if the backward has not reached it. All ranks must call it.
+    """
+    if is_deepspeed(wrapped):
+        from deepspeed.utils import safe_get_full_grad
+
+        gradient: Any = safe_get_full_grad(parameter)
+    else:
+        gradient = parameter.grad
+    if gradient is None:
+        return None
+    return (gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient).clone()
+
+
+def load_trained_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Copy whole weights into the shards of FSDP2. Frozen ones need not be among them. All ranks call it."""
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def whole_weights(model: Any, trained_only: bool = False) -> dict[str, Tensor] | None:
     """All weights on the first rank's CPU (an empty dict on the others), or None where every rank holds them.
+
+    With `trained_only`, those that are trained.
 
     Gathered one by one, never all on one device. All ranks must call it.
     """
     if is_fsdp2(model):
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     if is_deepspeed(model) and model.zero_optimization_partition_weights():
         import deepspeed
 
         weights = {}
         for name, parameter in model.module.named_parameters():
+            if trained_only and not parameter.requires_grad:
+                continue
             with deepspeed.zero.GatheredParameters([parameter]):
                 if rank() == 0:
                     weights[name] = parameter.detach().to("cpu", copy=True)

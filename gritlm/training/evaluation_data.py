@@ -16,7 +16,10 @@ from gritlm.evaluation.trained_on import count_trained_on
 from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import RunArguments
+from gritlm.training.objective import without_teacher
+from gritlm.training.set_settings import objectives_of, read_set_settings
 from gritlm.training.setup import used_sets
+from gritlm.training.terms import TERMS
 
 TRAINING_PASSAGES = 4000  # added to the corpus of a slice, at most
 MEAN, LOSS = "eval_mean", "eval_loss"
@@ -61,11 +64,21 @@ def gather_evaluation_data(
         UserError: two sets have one name, or --metric_for_best_model is no metric of them.
     """
     slices = [slice_of(plan, records, number) for number in range(len(records)) if len(plan.held_rows[number])]
-    data = EvaluationData([*given, *slices], list(_loss_batches(plan)))
+    names = [r.name for r in records]
+    by_set = without_teacher(objectives_of(run.objective, read_set_settings(run.data.num_samples), names))
+    group = [min(run.data.train_group_size, record_set.longest_group) for record_set in records]
+    several = [size > 1 or len(held) > 1 for size, held in zip(group, plan.held_rows, strict=True)]
+    has_loss = [ok and any(t.weight(args) for t in TERMS.values()) for ok, args in zip(several, by_set, strict=True)]
+    data = EvaluationData([*given, *slices], list(_loss_batches(plan, has_loss)))
     names = [found.name for found in data.sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--eval_data: found two sets with the name {twice[0]}, wanted different names; rename one")
     metric = run.training.metric_for_best_model
+    if metric in (LOSS, LOSS.removeprefix("eval_")) and slices and not data.loss_batches:
+        raise UserError(
+            f"--metric_for_best_model {metric}: found no loss of the held-out rows: --teacher_weight is of training "
+            f"alone, and one row without a negative has none; wanted another metric, such as {MEAN}"
+        )
     if metric and metric not in data.metrics and f"eval_{metric}" not in data.metrics:
         raise UserError(
             f"--metric_for_best_model {metric}: found no such metric, wanted one of {', '.join(data.metrics[:20])}"
@@ -150,10 +163,10 @@ def _name(key: int) -> str:
     return f"{key % 2**64:016x}"
 
 
-def _loss_batches(plan: Plan) -> Iterator[list[tuple[int, int]]]:
-    """The held-out rows of each data set, in batches that are about equal and no larger than the run's."""
+def _loss_batches(plan: Plan, has_loss: list[bool]) -> Iterator[list[tuple[int, int]]]:
+    """The held-out rows of each data set with a loss, in batches that are about equal and no larger than the run's."""
     for number, rows in enumerate(plan.held_rows):
-        if len(rows):
+        if len(rows) and has_loss[number]:
             for part in np.array_split(rows, -(-len(rows) // plan.batch_size)):
                 yield [(number, row) for row in part.tolist()]
 

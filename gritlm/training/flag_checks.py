@@ -1,27 +1,36 @@
 """Refuse flags that are missing, wrong, or contradict one another, before data or weights are read."""
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainingArguments
 
+from gritlm.data.folders import find_files
 from gritlm.errors import UserError, one_line
 from gritlm.models.base import BaseSettings, read_base
+from gritlm.models.hub import base_of
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.strict_json import parse_json
-from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, ObjectiveArguments, RunArguments
+from gritlm.training.arguments import (
+    EXAMPLES,
+    GROUPS,
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    TuningArguments,
+)
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
 from gritlm.training.inherited_flags import check_inherited, normalised
+from gritlm.training.objective_rules import check_objective
 from gritlm.training.rehearsal import check_compiler, rehearse
-from gritlm.training.set_settings import OF_A_SET, read_set_settings
 from gritlm.training.setup import settle
 
 REQUIRED = ("model_name_or_path", "train_data", "output_dir")
@@ -38,7 +47,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("max_positives", "cosent_temperature", "teacher_temperature", "student_temperature", "margin_mse_scale"),
             *("temperature", "sampling_temperature", "num_train_epochs", "adam_epsilon"),
             *("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout", "ranks", "early_stopping_patience"),
-            "projection_learning_rate",
+            *("lora_r", "lora_alpha", "projection_learning_rate"),
         ),
     ),
     (
@@ -46,14 +55,14 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda x: 0 <= x < math.inf,
         (
             *("max_example_num_per_dataset", "projection", "hang_timeout", "learning_rate", "weight_decay"),
-            *("max_grad_norm", "save_total_limit", "dataloader_num_workers", "batches"),
+            *("max_grad_norm", "save_total_limit", "merge_last", "dataloader_num_workers", "batches"),
             *("eval_held_out", "eval_delay", "early_stopping_threshold", "focal_gamma", "spread_out_weight"),
             *("contrastive_weight", "cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight"),
             *("teacher_weight", "guide_margin"),
             *("hardness_hard", "hardness_in_batch", "false_negative_margin", "false_negative_relative_margin"),
         ),
     ),
-    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight")),
+    ("a number from 0 to below 1", lambda x: 0 <= x < 1, ("adam_beta1", "adam_beta2", "sigreg_weight", "lora_dropout")),
     ("a number above 0 and below 1", lambda x: 0 < x < 1, ("tau_plus", "ema_decay")),
     ("0 to 4294967295", lambda x: 0 <= x < 2**32, ("seed",)),
     ("a number above 0, or -1: --num_train_epochs decides", lambda x: x == -1 or x > 0, ("max_steps",)),
@@ -65,9 +74,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (SHARE, lambda x: 0 <= x < math.inf and (x < 1 or x % 1 == 0), ("warmup_steps",)),
 )
 
-TAU_PLUS = ObjectiveArguments.tau_plus
-UNIT_VECTORS = ("debiased", "sigreg_weight", "spread_out_weight", "angle_weight", "matryoshka_dims", "teacher_weight")
-TERM_WEIGHTS = [name for name in vars(ObjectiveArguments) if name.endswith("_weight")]
+OF_LORA = [*(name for name in vars(TuningArguments) if name.startswith("lora_")), "continue_adapter", "keep_adapter"]
+OF_AN_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+CLUSTER_SIZE = DataArguments.cluster_size
 
 # Flags that hold a JSON object, with an example.
 OBJECTS = {
@@ -95,6 +104,11 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         lambda f: bool(f.data_cache) and _is_within(f.data_cache, f.output_dir),
         "--data_cache {data_cache}: found a folder in --output_dir {output_dir}, wanted one outside of it",
     ),
+    (lambda f: f.cluster_size < 2, "--cluster_size {cluster_size}: wanted 2 or more"),
+    (
+        lambda f: f.cluster_size != CLUSTER_SIZE and not f.mined_batches,
+        "--cluster_size {cluster_size} without --mined_batches has no effect",
+    ),
     (
         lambda f: f.chunk_tokens < max(f.query_max_len, f.passage_max_len),
         "--chunk_tokens {chunk_tokens} holds not even one text of {longest} tokens; raise it, or lower "
@@ -119,67 +133,42 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--contract paper: found --pooling_method {pooling_method}, --pool_instruction {pool_instruction} and "
         "--append_eos {append_eos}, wanted mean, False and False; leave --contract out to choose each",
     ),
+    (lambda f: f.lora and f.qlora, "--lora and --qlora: choose one; --qlora is LoRA on 4-bit weights"),
     (
-        lambda f: not f.in_batch_negatives and (f.same_tower or f.symmetric),
-        "--in_batch_negatives False: found --same_tower or --symmetric, which contrast with other rows; choose one",
+        lambda f: not (f.lora or f.qlora) and bool(_changed(f, OF_LORA)),
+        "{lora_flags}: has no effect without --lora or --qlora",
     ),
     (
-        lambda f: not f.in_batch_negatives and f.train_group_size < 2,
-        "--in_batch_negatives False with --train_group_size 1: no negative is left; raise --train_group_size",
+        lambda f: f.continue_adapter and bool(_changed(f, OF_AN_ADAPTER)),
+        "--continue_adapter: found {lora_flags}, wanted none: the adapter goes on with its own settings",
     ),
     (
-        lambda f: not f.in_batch_negatives and f.hardness_in_batch > 0,
-        "--hardness_in_batch with --in_batch_negatives False: there is none to weight; leave one out",
+        lambda f: f.continue_adapter and base_of(f.model_name_or_path) == f.model_name_or_path,
+        "--continue_adapter: found no adapter in --model_name_or_path {model_name_or_path}; leave it out to start one",
     ),
     (
-        lambda f: f.max_positives > 1 and (f.same_tower or f.symmetric),
-        "--max_positives {max_positives}: found --same_tower or --symmetric, which start from one positive; choose one",
+        lambda f: (f.lora or f.qlora) and f.reset_weight,
+        "--reset_weight with {lora}: an adapter on random weights that stay random; choose one",
     ),
     (
-        lambda f: not any(getattr(f, name) for name in TERM_WEIGHTS),
-        "--contrastive_weight 0: no other term has a weight, so nothing is trained; give one a weight",
+        lambda f: (f.lora or f.qlora) and find_spec("peft") is None,
+        "{lora}: peft is not installed; pip install peft",
     ),
     (
-        lambda f: not f.teacher_vectors and (f.teacher_weight > 0 or f.guide_margin is not None),
-        "--teacher_weight and --guide_margin: found no --teacher_vectors, wanted the folder of gritlm encode --rows",
+        lambda f: f.qlora and (f.ranks > 1 or bool(f.deepspeed or f.fsdp)),
+        "--qlora: found {ranks_or_engine}, wanted one process; --lora trains on any number, and shards the weights",
     ),
     (
-        lambda f: bool(f.teacher_vectors) and not f.teacher_weight and f.guide_margin is None,
-        "--teacher_vectors {teacher_vectors}: wanted --teacher_weight or --guide_margin; alone it has no effect",
-    ),
-    (
-        lambda f: not f.normalized and any(getattr(f, name) for name in UNIT_VECTORS),
-        "--normalized False: found one of "
-        + ", ".join(f"--{name}" for name in UNIT_VECTORS)
-        + ", which need unit vectors",
-    ),
-    (
-        lambda f: f.tau_plus != TAU_PLUS and not f.debiased,
-        "--tau_plus {tau_plus} without --debiased has no effect",
-    ),
-    (
-        lambda f: bool(f.matryoshka_weights) and len(f.matryoshka_weights) != len(f.matryoshka_dims or ()),
-        "--matryoshka_weights {matryoshka_weights}: wanted one for each of --matryoshka_dims {matryoshka_dims}",
-    ),
-    (
-        lambda f: any(not 0 < weight < math.inf for weight in f.matryoshka_weights or ()),
-        "--matryoshka_weights {matryoshka_weights}: wanted numbers above 0",
-    ),
-    (
-        lambda f: not _falls(f.matryoshka_dims or ()),
-        "--matryoshka_dims {matryoshka_dims}: wanted whole numbers above 0 that fall, such as 256 128 64",
-    ),
-    (
-        lambda f: f.emb_q_only and f.emb_p_only,
-        "--emb_q_only and --emb_p_only: choose one; together no weight would get a gradient",
+        lambda f: f.qlora and find_spec("bitsandbytes") is None,
+        "--qlora: bitsandbytes is not installed; pip install bitsandbytes, or use --lora",
     ),
     (
         lambda f: not _is_auto_or_gb(f.activation_memory),
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
     ),
     (
-        lambda f: f.negatives_ring and not f.negatives_cross_device,
-        "--negatives_ring sends other ranks' passages round, but --negatives_cross_device False uses none; choose one",
+        lambda f: (f.lora or f.qlora) and (f.bf16_weights or f.ema_decay is not None),
+        "{lora}: found --bf16_weights or --ema_decay, which are of a whole model; leave them out",
     ),
     (
         lambda f: f.muon_iteration != "float32" and not f.use_muon,
@@ -188,6 +177,14 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.bf16_weights and not f.bf16,
         "--bf16_weights without --bf16: wanted --bf16 True, since the products of bfloat16 weights are bfloat16",
+    ),
+    (
+        lambda f: f.merge_last == 1 or (f.merge_last > 0 and f.save_strategy == "no"),
+        "--merge_last {merge_last}: wanted 2 saves or more to merge, and a --save_strategy other than no",
+    ),
+    (
+        lambda f: f.merge_last > 0 and (f.lora or f.qlora),
+        "--merge_last {merge_last}: found --lora, whose checkpoints are adapters; merge the folders that runs publish",
     ),
     (
         lambda f: f.torch_compile and bool(f.deepspeed),
@@ -228,6 +225,12 @@ MACHINE_RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
 
 def _is_within(inner: str, outer: str) -> bool:
     return Path(inner).resolve().is_relative_to(Path(outer).resolve())
+
+
+def _changed(flags: SimpleNamespace, names: Sequence[str]) -> str:
+    """The flags of LoRA that do not have their default."""
+    changed = [name for name in names if getattr(flags, name) != getattr(TuningArguments, name)]
+    return ", ".join(f"--{name}" for name in changed)
 
 
 def _is_auto_or_gb(text: str) -> bool:
@@ -314,25 +317,17 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
     for name in REQUIRED:
         if not flags[name]:
             raise UserError(f"--{name} is missing")
-    for name, own in read_set_settings(run.data.num_samples).items():
-        try:
-            check_flags(run, flags | {key: value for key, value in own.items() if key in OF_A_SET}, ranks, here)
-        except UserError as error:
-            raise UserError(f"--num_samples {run.data.num_samples}: {name}: {error}") from error
-    check_flags(run, flags, ranks, here)
-
-
-def check_flags(run: RunArguments, flags: dict[str, Any], ranks: int, here: bool) -> None:
-    """Refuse flags that contradict one another: those of the run, or with the settings of a data set on top."""
     check_ranges(flags)
-    training = run.training
-    facts = SimpleNamespace(**flags, ranks=ranks, training=training)
+    facts = SimpleNamespace(**flags, ranks=ranks, training=run.training)
     for is_wrong, message in (*RULES, *(MACHINE_RULES if here else ())):
         if is_wrong(facts):
-            engine = "--deepspeed" if training.deepspeed else "--fsdp"
+            engine = "--deepspeed" if run.training.deepspeed else "--fsdp"
             longest = max(run.data.query_max_len, run.data.passage_max_len)
-            known = vars(facts) | {"engine": engine, "gpus": training.n_gpu, "longest": longest}
+            known = vars(facts) | {"engine": engine, "gpus": run.training.n_gpu, "longest": longest}
+            known |= {"lora": "--qlora" if facts.qlora else "--lora", "lora_flags": _changed(facts, OF_LORA)}
+            known["ranks_or_engine"] = engine if run.training.deepspeed or run.training.fsdp else f"{ranks} ranks"
             raise UserError(message.format_map(known))
+    check_objective(run, list(find_files(run.data.train_data)), check_ranges)
 
 
 def check_ranges(flags: dict[str, Any]) -> None:
@@ -352,7 +347,3 @@ def check_object(name: str, text: str | None) -> None:
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"--{name}: found {text!r}, wanted a JSON object such as {OBJECTS[name]}")
-
-
-def _falls(widths: Sequence[int]) -> bool:
-    return all(width > 0 for width in widths) and all(a > b for a, b in itertools.pairwise(widths))

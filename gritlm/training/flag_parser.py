@@ -22,7 +22,7 @@ UNREADABLE = (ParallelismConfig | None, dict[str, bool] | None)
 
 # Flags in which ~ is the home folder.
 PATHS = (
-    *("model_name_or_path", "train_data", "num_samples", "data_cache", "eval_data"),
+    *("model_name_or_path", "train_data", "num_samples", "data_cache", "eval_data", "teacher_vectors"),
     *("output_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config"),
 )
 

@@ -92,7 +92,9 @@ class ActivationMemory:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.grad is None)
+            gradients = sum(
+                p.numel() * p.element_size() for p in model.parameters() if p.requires_grad and p.grad is None
+            )
             return 0.8 * (free - gradients)
         return 0.5 * free_host_memory() / self.sharers
 
@@ -171,7 +173,9 @@ def two_pass_step(
     idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank only joins because the others run them
     alone = first_text(chunks[-1])
     memory = memory or ActivationMemory("0", chunks[0]["input_ids"].device)
-    gradients_before = [(p, None if p.grad is None else p.grad.clone()) for p in engine.model.parameters()]
+    gradients_before = [
+        (p, None if p.grad is None else p.grad.clone()) for p in engine.model.parameters() if p.requires_grad
+    ]
     memory.begin(engine.model)
     kept: list[Tensor | None] = []
 

@@ -292,11 +292,16 @@ class LossMeter:
             self.sums[name] = self.sums.get(name, 0.0) + share.detach()
             self.steps[name] += 1
 
-    def add_left_out(self, counts: dict[str, Tensor], queries: int) -> None:
-        """Add how many candidates of this rank's queries each rule left out. `queries`: of the global batch."""
-        for name, count in counts.items():
-            self.sums[f"left_out/{name}"] = self.sums.get(f"left_out/{name}", 0.0) + count.float() / queries
-            self.steps[f"left_out/{name}"] += 1
+    def add_left_out(self, counts: dict[str, Tensor], queries: int, dataset: str | None = None) -> None:
+        """Add how many candidates of this rank's queries each rule left out, also under the data set where it is given.
+
+        Args:
+            queries: of the global batch.
+        """
+        for rule, count in counts.items():
+            for name in (f"left_out/{rule}", *([f"left_out/{rule}/{dataset}"] if dataset else [])):
+                self.sums[name] = self.sums.get(name, 0.0) + count.float() / queries
+                self.steps[name] += 1
 
     def read(self) -> dict[str, float]:
         """Means over the steps since the last read, of the global batch. All ranks must call it."""

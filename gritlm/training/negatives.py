@@ -15,7 +15,7 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
-from gritlm.training.set_settings import objectives_of, read_set_settings
+from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
 from gritlm.training.setup import slots
 
 SAMPLED = 2048  # texts to look at
@@ -55,7 +55,7 @@ def describe_negatives(
     """
     by_set = count_negatives(plan, run, records, ranks, text_tokenizer)
     total = sum(by_set.values(), Count())
-    if not run.objective.contrastive_weight:
+    if not by_set:  # no data set is contrasted
         return [], []
     if total.without == total.queries:
         raise UserError(
@@ -103,7 +103,7 @@ def _lines(found: Count, plan: Plan, run: RunArguments, ranks: int) -> list[str]
         f"{_rounded(in_batch)} in-batch, {_rounded(elsewhere)} from other ranks (mean of {found.queries} queries of "
         f"{found.batches} {'batch' if found.batches == 1 else 'batches'})"
     ]
-    if run.objective.same_tower:
+    if found.more_queries or found.more_passages:
         reach = (local + outside - 1) / max(found.rows, 1)
         queries, passages = _rounded(found.more_queries * reach), _rounded(found.more_passages * reach)
         lines.append(f"  --same_tower adds {queries} queries, and to its positive {passages} passages")
@@ -126,14 +126,16 @@ def count_negatives(
     for step, name in enumerate(names):
         turns.append((seen[name], step))
         seen[name] += 1
+    all_names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
+    losses = dict(zip(all_names, objectives_of(run.objective, settings, all_names), strict=True))
+    turns = [turn for turn in turns if losses.get(names[turn[1]], run.objective).contrastive_weight]
     wanted = SAMPLED // (1 + group_size)  # queries
     size = min(reach, SLICE, max(wanted // len(seen), 8))
     chunking = ChunkConfig(run.training.chunk_tokens)
     slices = plan.batch_size // size
-    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives)
+    lengths = lengths_of(run.data, settings, all_names)
+    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives, lengths=lengths)
     by_set: dict[str, Count] = {}
-    all_names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
-    losses = dict(zip(all_names, objectives_of(run.objective, settings, all_names), strict=True))
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:
         args = losses.get(names[step], run.objective)
         by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, args)
@@ -162,8 +164,8 @@ def count_batch(builder: BatchBuilder, step: int, args: ObjectiveArguments) -> C
         hard=int(hard_B.sum()),
         others=int((left_B - hard_B).sum()),
         rows=count * (count - 1),
-        more_queries=int(queries_B.sum()),
-        more_passages=int(passages_B.sum()),
+        more_queries=int(queries_B.sum()) * args.same_tower,
+        more_passages=int(passages_B.sum()) * args.same_tower,
         queries_once=queries_once,
         positives_once=positives_once,
         equal_queries=len(np.unique(builder.plan.query_ids(0, step)[:count])) - queries_once,

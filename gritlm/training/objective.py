@@ -7,22 +7,20 @@ model and of the teacher.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gritlm.data.batches import ContrastiveBatch
 from gritlm.data.records import RecordSet
+from gritlm.data.row_scores import count_scores
 from gritlm.distributed import Ranks, gather_with_gradient
 from gritlm.errors import UserError
-from gritlm.training.arguments import ObjectiveArguments
+from gritlm.training.arguments import DataArguments, ObjectiveArguments
 from gritlm.training.contrast import Contrast
+from gritlm.training.objective_rules import is_on
 from gritlm.training.terms import CHANGES, TERMS, found
-
-
-def is_on(value: float | None, name: str) -> bool:
-    """Whether a flag changes the loss: a margin also at 0."""
-    return value is not None if name.endswith("margin") else bool(value)
 
 
 def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
@@ -31,21 +29,30 @@ def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
     return list(zip(dims, args.matryoshka_weights or [1.0] * len(dims), strict=True))
 
 
-READ_SCORES = ("cosent_weight", "angle_weight", "distill_weight", "margin_mse_weight")
+READ_SCORES = {
+    "cosent_weight": "pairs with different scores",
+    "angle_weight": "pairs with different scores",
+    "distill_weight": "scores of two or more passages that --train_group_size lets into a group",
+    "margin_mse_weight": "scores of a positive and of a negative",
+}
 
 
 def check_scores(
-    by_set: Sequence[ObjectiveArguments], records: list[RecordSet], ignored: Iterable[str] = ()
+    by_set: Sequence[ObjectiveArguments],
+    records: list[RecordSet],
+    ignored: Iterable[str] = (),
+    data: DataArguments | None = None,
 ) -> list[str]:
-    """Refuse data without the scores that its loss reads, and scored pairs that InfoNCE would train as positives.
+    """Refuse data whose scores its loss cannot learn from, and scored pairs that InfoNCE would train as positives.
 
     Args:
         by_set: the flags of each data set.
         ignored: keys of rows that are left unread on purpose, as of --ignore_columns.
+        data: says how many passages of a row form a group.
     Returns:
-        a line for each data set with scores that its loss does not read.
+        a line for each data set with scores that its loss does not read, and for each term that reads some rows only.
     Raises:
-        UserError: naming the data set.
+        UserError: naming the data set, and the term.
     """
     lines, left = [], {name for names in ignored for name in names.split(",")}
     for args, record_set in zip(by_set, records, strict=True):
@@ -62,6 +69,14 @@ def check_scores(
                 "--contrastive_weight 0 with --cosent_weight 1, or gritlm prepare --label_column score; "
                 "--ignore_columns score trains on all rows"
             )
+        for term in asked:
+            usable, found = _usable_rows(term, record_set, data or DataArguments())
+            if not usable:
+                raise UserError(
+                    f"--{term}: found {found} in {name}, wanted {READ_SCORES[term]}; nothing would be learnt"
+                )
+            if usable < len(record_set):
+                lines.append(f"{name}: --{term} learns from the scores of {usable} of {len(record_set)} rows")
         if not asked and scored:
             lines.append(f"{name}: scores of {scored} rows, which this loss does not read")
         if errors:
@@ -69,9 +84,31 @@ def check_scores(
     return lines
 
 
+def _usable_rows(term: str, record_set: RecordSet, data: DataArguments) -> tuple[int, str]:
+    """How many rows have scores that a term can learn from, and what the rows have."""
+    positives, negatives, different = count_scores(record_set.table)
+    drawn = np.minimum(negatives, data.train_group_size - 1)
+    found = f"scores of positives in {(positives > 0).sum()} rows and of negatives in {(negatives > 0).sum()}"
+    if term in ("cosent_weight", "angle_weight"):
+        usable = (positives > 0) & (different > 1)
+        found += f", with {different} different scores of positives"
+    elif term == "distill_weight":
+        usable = np.minimum(positives, data.max_positives) + drawn > 1
+    else:
+        usable = (positives > 0) & (np.minimum(positives, data.max_positives) + drawn > 1)
+    return int(usable.sum()), found
+
+
 def needs_projection(args: ObjectiveArguments) -> bool:
     """Whether a learnt projection of the model's vectors is compared with a teacher's."""
     return args.teacher_weight > 0 and args.teacher_loss != "scores"
+
+
+def taught(by_set: Sequence[ObjectiveArguments], records: list[RecordSet]) -> list[RecordSet]:
+    """The data sets whose texts need a teacher's vectors: all, where those of one row are compared with other rows'."""
+    if any(args.guide_margin is not None or (args.teacher_weight and args.teacher_loss == "scores") for args in by_set):
+        return records
+    return [r for args, r in zip(by_set, records, strict=True) if args.teacher_weight]
 
 
 def without_teacher(by_set: Sequence[ObjectiveArguments]) -> list[ObjectiveArguments]:
@@ -96,7 +133,8 @@ def describe_objective(args: ObjectiveArguments, width: int) -> str:
     changes += ["hard negatives only"] * (not args.in_batch_negatives)
     widths = ", ".join(f"{dim} ({weight:g})" for dim, weight in narrow_widths(args))
     return (
-        f"loss: {' + '.join(parts)}, temperature {args.temperature:g}"
+        f"loss: {' + '.join(parts)}"
+        + (f", temperature {args.temperature:g}" if args.contrastive_weight else "")
         + (f", with {', '.join(changes)}" if changes else "")
         + (f"; also at the widths {widths} of {width}" if dims else "")
     )
@@ -111,7 +149,7 @@ class Objective:
         ranks: who shares the global batch; one process by default, also inside a job of many ranks.
         gather: this rank's vectors -> all ranks', with gradient.
         by_set: the flags of each data set, where they differ; `args` holds those that are one for all.
-        left_out: by rule, how many candidates of this rank's queries it left out in the last call.
+        left_out: by rule, how many candidates of this rank's queries it left out in the last call, at the full width.
     """
 
     args: ObjectiveArguments
@@ -128,6 +166,8 @@ class Objective:
         """
         vectors_TD = vectors_TD.float()  # before anything else, so that gradients of a vector add up in float32
         projected_TE = vectors_TD
+        if batch.teacher_BE is not None and batch.teacher_SE is not None:
+            batch = replace(batch, teacher_BE=batch.teacher_BE.float(), teacher_SE=batch.teacher_SE.float())
         if self.projects:  # each row ends in its projection on the teacher's width
             width = found(batch.teacher_BE, "teacher vectors").shape[1]
             vectors_TD, projected_TE = vectors_TD[:, :-width], vectors_TD[:, -width:]
@@ -140,6 +180,8 @@ class Objective:
                     if (own := weight * term.weight(args)) and (term.every_width or not suffix):
                         share = own * (term.losses(contrast) * own_B).sum() / total
                         shares[name + suffix] = shares[name + suffix] + share if name + suffix in shares else share
+                for rule, count_B in contrast.left_out.items() if not suffix else ():
+                    self.left_out[rule] = (count_B * own_B).sum() + self.left_out.get(rule, 0)
         return shares
 
     @property
@@ -174,4 +216,4 @@ class Objective:
         slots_SD = slots_SD.detach() if self.args.emb_q_only else slots_SD
         positives_BD = slots_SD[:: len(slots_SD) // len(queries_BD)]
         vectors = queries_BD, positives_BD, slots_SD, projected_TE
-        return Contrast(args, self.ranks, self.gather, batch, *vectors, self.left_out)
+        return Contrast(args, self.ranks, self.gather, batch, *vectors)

@@ -23,9 +23,6 @@ OLD_FLAGS: dict[str, str] = {
     "config_name": "leave it out: the config comes with --model_name_or_path",
     "tokenizer_name": "leave it out: the tokenizer comes with --model_name_or_path",
     "cache_dir": "set HF_HOME for downloaded models; the folder of prepared data is --data_cache",
-    **dict.fromkeys(
-        ("lora", "qlora"), "not supported: all weights are trained; large models fit with --fsdp or --deepspeed"
-    ),
     "use_fused_adamw": "leave it out: --optim adamw_torch_fused is the default",
     "overwrite_output_dir": "leave it out: nothing is overwritten; delete the folder or name another",
     "save_safetensors": "leave it out: weights are always saved as safetensors",

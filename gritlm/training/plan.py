@@ -7,6 +7,8 @@ from gritlm.data.records import load_records
 from gritlm.models.backbone import load_config
 from gritlm.models.base_files import Base
 from gritlm.models.checks import check_base
+from gritlm.models.lora import adapter_shapes
+from gritlm.training.adapters import adapter_config
 from gritlm.training.arguments import GROUPS, flag
 from gritlm.training.evaluation_data import gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import build, check
@@ -41,7 +43,8 @@ def main(argv: list[str]) -> int:
     for line in check_base(name, config, remote, run.model.reset_weight):
         print(line)
     if run.tuning.use_muon:
-        shapes = Base(name, config, remote).expected
+        adapter = adapter_config(run, config)
+        shapes = adapter_shapes(config, adapter) if adapter else Base(name, config, remote).expected
         print(describe_split(shapes) if shapes else "Muon: its matrices are listed at the start of the run")
     records = load_records(run.data.train_data, run.data.data_cache)
     plan = make_plan(run, records)

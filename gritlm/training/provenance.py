@@ -19,9 +19,10 @@ from gritlm.training.checkpoints import differing
 from gritlm.training.environment import recorded_environment
 from gritlm.training.flag_parser import PATHS
 from gritlm.training.inherited_flags import REFUSED
+from gritlm.training.set_settings import lengths_of, read_set_settings
 from gritlm.training.setup import show_examples
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed")
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed", "peft", "bitsandbytes")
 OF_THE_DATA = ("data", "num_samples", "order of the rows, version")
 
 
@@ -42,7 +43,8 @@ def resolved_flags(run: RunArguments) -> dict[str, Any]:
 
 def describe_start(run: RunArguments, records: list[RecordSet], text_tokenizer: TextTokenizer) -> dict[str, Any]:
     """The command, the given flags, ranks, versions, the first rank's machine and environment, and the data."""
-    args = run.training
+    args, names = run.training, [r.name for r in records]
+    lengths = lengths_of(run.data, read_set_settings(run.data.num_samples), names)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(["gritlm", "train", *run.command.words]),
@@ -55,7 +57,7 @@ def describe_start(run: RunArguments, records: list[RecordSet], text_tokenizer: 
         "device": device_name(str(args.device)),
         "environment": recorded_environment(),
         "data sets": [{"name": r.name, "rows": len(r), "fingerprint": r.fingerprint()} for r in records],
-        "examples": show_examples(text_tokenizer, records),
+        "examples": show_examples(text_tokenizer, records, dict(zip(names, lengths, strict=True))),
     }
 
 

@@ -62,6 +62,7 @@ class RandomTexts:
             chunking,
             pad_id=0,
         )
-        batch.scores_S = self.scores_QG[rows].flatten()
-        batch.teacher_BE, batch.teacher_SE = self.teacher_QE[rows], self.teacher_QGE[rows].flatten(0, 1)
+        batch.scores_S = self.scores_QG[rows].flatten().float()  # float64 for the reference in float64
+        batch.teacher_BE = self.teacher_QE[rows].float()
+        batch.teacher_SE = self.teacher_QGE[rows].flatten(0, 1).float()
         return [to_device(chunk, device) for chunk in chunks], ContrastiveBatch(**to_device(vars(batch), device))

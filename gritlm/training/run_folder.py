@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import TrainerState
+from transformers import PreTrainedConfig, TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
 from gritlm.data.batch_plan import VERSION as PLAN_VERSION
@@ -20,6 +20,7 @@ from gritlm.distributed import barrier, destroy_process_group, gather_objects, r
 from gritlm.errors import UserError, first_line
 from gritlm.evaluation.sets import EvaluationSet, fingerprint
 from gritlm.files import written_aside
+from gritlm.models.base_files import Base
 from gritlm.models.folder import move_model_folder
 from gritlm.report.card import CARD, read_facts, write_card
 from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, fixed_flags
@@ -57,9 +58,15 @@ def run_settings_of(
     settings["data"] = [f"{len(r)} rows, {r.fingerprint()}" for r in records]
     if run.objective.teacher_vectors:
         settings["teacher_vectors"] = TeacherVectors(run.objective.teacher_vectors).fingerprint()
+    if run.data.mined_batches:
+        settings["mined_batches"] = TeacherVectors(run.data.mined_batches, "--mined_batches").fingerprint()
     if Path(run.model.model_name_or_path).is_dir():
         settings["model_name_or_path"] = os.path.abspath(run.model.model_name_or_path)
         settings["base's config and tokenizer"] = _hash_of_base(Path(run.model.model_name_or_path))
+    # A checkpoint with an adapter does not hold the base.
+    of_base = Base(run.model.model_name_or_path, PreTrainedConfig())
+    if (run.tuning.lora or run.tuning.qlora) and (found := of_base.fingerprint):
+        settings["base's weights"] = found
     if follows_evaluations(SimpleNamespace(**values)):
         settings |= {name: values[name] for name in ("eval_strategy", "eval_steps", "eval_delay")}
         settings["evaluation sets"] = [f"{data.name}, {fingerprint(data)}" for data in eval_sets]

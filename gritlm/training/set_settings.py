@@ -10,7 +10,7 @@ from gritlm.training.arguments import DataArguments, ObjectiveArguments
 LENGTHS = ("query_max_len", "passage_max_len")
 # How ranks work together, what widths and files there are, and which side learns: one for all data sets.
 OF_THE_RUN = {"negatives_cross_device", "negatives_ring", "emb_q_only", "emb_p_only", "teacher_vectors", "teacher_loss"}
-OF_THE_RUN |= {"matryoshka_dims", "matryoshka_weights", "teacher_weight", "sigreg_weight", "spread_out_weight"}
+OF_THE_RUN |= {"matryoshka_dims", "matryoshka_weights", "sigreg_weight", "spread_out_weight"}
 OF_A_SET = [f.name for f in dataclasses.fields(ObjectiveArguments) if f.name not in OF_THE_RUN]
 
 
@@ -34,6 +34,8 @@ def read_set_settings(path: str | None) -> dict[str, dict[str, Any]]:
                 known = ", ".join(("rows", *LENGTHS, *OF_A_SET))
                 raise UserError(f"--num_samples {path}: {name}: found the key {key!r}, wanted some of {known}")
             wanted = _kind(types[key])
+            if setting is None and type(None) in get_args(types[key]):  # switches a margin of the run off
+                continue
             right = isinstance(setting, (int, float) if wanted is float else wanted)
             if not right or (wanted is not bool and (isinstance(setting, bool) or setting < 0)):
                 what = {int: "a number of rows" if key == "rows" else "a whole number", bool: "true or false"}

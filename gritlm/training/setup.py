@@ -9,6 +9,7 @@ import numpy as np
 from gritlm.data.batch_plan import HELD_OUT, Plan
 from gritlm.data.folders import describe_folder
 from gritlm.data.held_out import NOTHING, HeldOut, hold_out
+from gritlm.data.mined_batches import MinedBatches, hardness, mine_batches
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
 from gritlm.errors import UserError
@@ -44,6 +45,9 @@ def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
     said = {name: getattr(base, name) for name in paper if getattr(base, name) is not None}
     lines = [f"base: its {name} is not used: {found}" for name, found in base.unusable.items()]
     lines += [f"base: {note}" for note in base.notes]
+    if (prompt := base.prompts.get("query")) and not contract.prompts.get("query"):
+        prepare = "gritlm prepare --instruction_template puts it there"
+        lines.append(f"base: its query prompt {clip(prompt)} is in no row, and the model gets none; {prepare}")
     if not said:
         return lines
     embedder = base.pool_instruction is not None
@@ -100,7 +104,20 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
         RowTexts.concatenate([r.row_texts for r in records]),
         hold_out_rows(run, records),
         [r.name for r, args in zip(records, by_set, strict=True) if stays_apart(args)],
+        order_rows(run, records, [args.in_batch_negatives for args in by_set]),
     )
+
+
+def order_rows(run: RunArguments, records: list[RecordSet], in_batch: list[bool]) -> MinedBatches | None:
+    """The order of the rows of each data set with in-batch negatives; the first rank of a machine computes it."""
+    folder, rows = run.data.mined_batches, rows_of(read_set_settings(run.data.num_samples))
+    if not folder:
+        return None
+    wanted = [has and rows.get(r.name, 1) > 0 for r, has in zip(records, in_batch, strict=True)]
+    if not any(wanted):
+        raise UserError(f"--mined_batches {folder}: found no data set with in-batch negatives, so it has no effect")
+    with run.training.main_process_first(desc="ordering the rows"):
+        return mine_batches(folder, records, wanted, run.data.cluster_size, run.data.data_cache)
 
 
 def hold_out_rows(run: RunArguments, records: list[RecordSet]) -> HeldOut:
@@ -143,12 +160,41 @@ def slots(data: DataArguments, records: list[RecordSet]) -> tuple[int, int]:
 
 def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int) -> list[str]:
     """What the run will see: steps, rows, and what is left out."""
-    lines = [*plan.describe(ranks), *describe_folder(run.data.train_data), describe_steps(plan, run, ranks)]
+    lines = [*plan.describe(ranks), *describe_mined(plan)]
+    lines += [*describe_folder(run.data.train_data), describe_steps(plan, run, ranks)]
     if dropped := sum(r.dropped_negatives for r in records):
         lines.append(f"  {dropped} negatives left out: they repeat a positive of the same row")
     if hidden := sum(r.hidden_negatives for r in records):
         lines.append(f"  {hidden} negatives left out: another row has them as a positive of the same query")
     return lines
+
+
+def describe_mined(plan: Plan) -> list[str]:
+    """What --mined_batches does, on 128 rows of each of 64 batches of the first epoch, beside random batches."""
+    if plan.mined is None or plan.row_texts is None:
+        return []
+    order = {name: number for number, name in enumerate(plan.names) if plan.mined.places[number] is not None}
+    steps = [step for step, name in enumerate(plan.datasets(epoch=0)) if name in order]
+    rng, batches, random = np.random.default_rng(plan.seed), [], []
+    for step in steps[:: -(-len(steps) // 64) or 1]:
+        batch = plan.batch(0, step)
+        rows = np.array([plan.first_row[number] + row for number, row in batch.rows])
+        first, end = plan.first_row[order[batch.dataset] :][:2]
+        batches.append(rng.permutation(rows)[:128])
+        random.append(rng.integers(first, end, len(batches[-1])))
+    lines = []
+    if steps:
+        near, by_chance = (hardness(plan.mined.teacher, plan.row_texts, some) for some in (batches, random))
+        lines.append(
+            f"  mined batches: clusters of {plan.mined.cluster_size} rows; similarity of a query to the positives of "
+            f"other rows {near[0]:.3f} (random batches {by_chance[0]:.3f}), above its own positive's {near[1]:.2%} "
+            f"({by_chance[1]:.2%})"
+        )
+    unmined = [
+        plan.names[number] for number in plan.used if not plan.full_batches[number] or plan.names[number] not in order
+    ]
+    why = "no in-batch negatives, or fewer rows than a batch"
+    return [*lines, *([f"  mined batches: none of {', '.join(unmined)} ({why})"] if unmined else [])]
 
 
 def describe_steps(plan: Plan, run: RunArguments, ranks: int) -> str:
@@ -216,17 +262,20 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
     return text_tokenizer
 
 
-def show_examples(text_tokenizer: TextTokenizer, records: list[RecordSet], count: int = 3) -> list[str]:
-    """The first rows as the model will see them. Tokens in the first brackets are not pooled."""
+def show_examples(
+    text_tokenizer: TextTokenizer, records: list[RecordSet], lengths: dict[str, tuple[int, int]], count: int = 3
+) -> list[str]:
+    """The first rows as the model will see them. Tokens in the first brackets are not pooled.
+
+    Args:
+        lengths: the longest query and passage of each data set.
+    """
     lines = ["examples, as tokenised: [not pooled] pooled"]
-    contract, decode = text_tokenizer.contract, text_tokenizer.tokenizer.decode
+    decode = text_tokenizer.tokenizer.decode
     rows = [(r, i) for i in range(count) for r in records if i < len(r)][:count]
     for record_set, index in rows:
-        record = record_set[index]
-        for name, text, limit in (
-            ("query", record.query, contract.query_max_len),
-            ("pos", record.positives[0], contract.passage_max_len),
-        ):
+        record, (query, passage) = record_set[index], lengths[record_set.name]
+        for name, text, limit in (("query", record.query, query), ("pos", record.positives[0], passage)):
             (tokens,) = text_tokenizer([text], limit)
             prompt, pooled = decode(tokens.ids[: tokens.prompt_length]), decode(tokens.ids[tokens.prompt_length :])
             pooled = pooled if len(pooled) <= 160 else pooled[:160] + "..."

@@ -6,14 +6,18 @@ from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
 from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.errors import UserError
+from gritlm.models.attention import PACKED
 from gritlm.models.checks import check_tokenizer
+from gritlm.models.families import longest_text
+from gritlm.models.probe import choose_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
+from gritlm.training.adapters import describe_adapter
 from gritlm.training.arguments import RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
-from gritlm.training.objective import check_scores, describe_objective, needs_projection
+from gritlm.training.objective import check_scores, describe_objective, needs_projection, taught
 from gritlm.training.optimizers import describe_tuning
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, read_set_settings
@@ -45,40 +49,50 @@ def describe_run(
     used, settings = used_sets(plan, records), read_set_settings(run.data.num_samples)
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
+    check_lengths(run, config)
     check_instructions(evaluation, text_tokenizer)
-    by_set = objectives_of(run.objective, settings, [r.name for r in used])
+    names = [r.name for r in records]
+    losses = dict(zip(names, objectives_of(run.objective, settings, names), strict=True))
+    lengths_by_set = dict(zip(names, lengths_of(run.data, settings, names), strict=True))
+    by_set = [losses[r.name] for r in used]
     rate, layers = run.tuning.projection_learning_rate, run.model.projection or any(map(needs_projection, by_set))
     if rate is not None and not layers:
         raise UserError(
             f"--projection_learning_rate {rate}: found no projection to train, wanted --projection, or "
             "--teacher_weight with --teacher_loss cosine or mse"
         )
-    unread = check_scores(by_set, used, run.data.ignore_columns or ())
-    for r, lengths in zip(used, lengths_of(run.data, settings, [r.name for r in used]), strict=True):
+    unread = check_scores(by_set, used, run.data.ignore_columns or (), run.data)
+    for r in used:
+        lengths = lengths_by_set[r.name]
         for instructions, length, flag in zip((r.instructions, r.passage_instructions), lengths, LENGTHS, strict=True):
             for instruction in instructions:
                 text_tokenizer.check_instruction(instruction, length, f"--num_samples: {r.name}: {flag}")
         if run.data.eval_held_out and r.scored_rows[1]:
             raise UserError(f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data")
     if run.objective.teacher_vectors:
-        TeacherVectors(run.objective.teacher_vectors).check(used)
-    texts, warnings = report_on_texts(used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or ())
+        TeacherVectors(run.objective.teacher_vectors).check(taught(by_set, used))
+    texts, warnings = report_on_texts(
+        used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or (), lengths_by_set
+    )
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
     width = run.model.projection or config.hidden_size
     others = [(r.name, args) for r, args in zip(used, by_set, strict=True) if args != run.objective]
+    untested = choose_attention(config, run.model.trust_remote_code)[1]
     lines = [
+        *([untested] if untested and run.model.attn_implementation == PACKED else []),
         *describe_base(run, text_tokenizer.contract),
+        *describe_adapter(run, config),
         *describe_servers(model, contract_name(run)),
         *describe(plan, run, records, ranks),
-        describe_objective(run.objective, width),
+        *([describe_objective(run.objective, width)] if len(others) < len(used) else ["loss of each data set"]),
         *(f"  {name}: {describe_objective(args, width)}" for name, args in others),
         *negatives,
         *evaluation.lines,
         *describe_tuning(run.tuning),
         *check_disk_space(run, config, plan.steps_per_epoch),
         *texts,
-        *show_examples(text_tokenizer, used),
+        *show_examples(text_tokenizer, used, lengths_by_set),
     ]
     steps = steps_in_all(run.training, plan.steps_per_epoch)
     return (
@@ -86,3 +100,15 @@ def describe_run(
         lines,
         [*warnings, *unread, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)],
     )
+
+
+def check_lengths(run: RunArguments, config: PreTrainedConfig) -> None:
+    """Refuse texts for which the model has no learned position. Rotary positions have no end.
+
+    Raises:
+        UserError: a limit in tokens is too high.
+    """
+    longest = None if getattr(config, "rope_parameters", None) else longest_text(config)
+    for flag in ("query_max_len", "passage_max_len"):
+        if longest and (given := getattr(run.data, flag)) > longest:
+            raise UserError(f"--{flag} {given}: found a model of at most {longest} positions, wanted no more")

@@ -117,8 +117,7 @@ def teacher(contrast: Contrast) -> Tensor:
     used_S = batch.text_of_slot_S >= 0
     if args.teacher_loss == "scores":
         passages, teacher_PE, used = map(contrast.everywhere, (contrast.slots_SD, teacher_SE, used_S[:, None].float()))
-        error = distillation.score_matrix_error(contrast.queries_BD, passages, teacher_BE, teacher_PE, used.sum())
-        return (error / shape[0]).expand(shape[0])
+        return distillation.score_matrix_error(contrast.queries_BD, passages, teacher_BE, teacher_PE, used.sum())
     student_BE, student_SE = (
         contrast.projected_TE[text.clamp(min=0)] for text in (batch.text_of_query_B, batch.text_of_slot_S)
     )

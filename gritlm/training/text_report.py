@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from gritlm.data.labels import unread_notes
 from gritlm.data.records import Record, RecordSet, label_of, revealing_label, spelled_alike
-from gritlm.data.shapes import unread_notes
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer
@@ -20,12 +20,14 @@ def report_on_texts(
     text_tokenizer: TextTokenizer,
     query_prompt: str | None,
     ignore_columns: Iterable[str] = (),
+    lengths: dict[str, tuple[int, int]] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Lines to print, and warnings.
 
     Args:
         query_prompt: the flag.
         ignore_columns: the flag.
+        lengths: the longest query and passage of each data set; None: the contract's.
     Raises:
         UserError: rows have an unread key that seems to be a label or a split.
     """
@@ -34,16 +36,15 @@ def report_on_texts(
     for r in records:
         warnings += revealing_rows(r, samples[r.name])
     lines = describe_prompts(records, text_tokenizer.contract.prompts)
-    for kind, limit in (
-        ("query", text_tokenizer.contract.query_max_len),
-        ("passage", text_tokenizer.contract.passage_max_len),
-    ):
-        cut, short = cut_off_texts(samples, text_tokenizer, kind, limit)
-        lines += [f"  {cut} are cut to --{kind}_max_len {limit}"] if cut else []
+    contract = text_tokenizer.contract
+    of_all = contract.query_max_len, contract.passage_max_len
+    for number, (kind, limit) in enumerate(zip(("query", "passage"), of_all, strict=True)):
+        limits = {r.name: (lengths or {}).get(r.name, of_all)[number] for r in records}
+        cut, short = cut_off_texts(samples, text_tokenizer, kind, limits)
+        what = f"--{kind}_max_len {limit}" + " or the length of the data set" * (len({limit, *limits.values()}) > 1)
+        lines += [f"  {cut} are cut to {what}"] if cut else []
         if short:
-            warnings.append(
-                f"--{kind}_max_len {limit} leaves fewer than {SHORT} tokens behind the instruction of {short}: raise it"
-            )
+            warnings.append(f"{what} leaves fewer than {SHORT} tokens behind the instruction of {short}: raise it")
     return lines, warnings
 
 
@@ -131,31 +132,34 @@ def revealing_rows(records: RecordSet, sample: list[Record]) -> Iterator[str]:
 
 
 def cut_off_texts(
-    samples: dict[str, list[Record]], text_tokenizer: TextTokenizer, kind: str, limit: int
+    samples: dict[str, list[Record]], text_tokenizer: TextTokenizer, kind: str, limits: dict[str, int]
 ) -> tuple[str, str]:
-    """How many texts of the sampled rows are longer than the limit, and how many of them keep next to nothing.
+    """How many texts of the sampled rows are longer than allowed, and how many of them keep next to nothing.
 
     Args:
         kind: query or passage. A row's passages are its first positive and its first negative.
+        limits: the longest text of each data set, in tokens.
     """
-    texts: list[Text] = []
+    cut, short = [], []  # names of data sets
     total: Counter[str] = Counter()  # data set -> texts
     for name, rows in samples.items():
         found = [text for row in rows for text in ([row.query] if kind == "query" else _passages(row))]
-        texts += found
-        total[name] = len(found)
-    tokens = zip(total.elements(), text_tokenizer(texts, limit + 1, pool_instruction=False), strict=True)
-    cut = [(name, text.prompt_length) for name, text in tokens if len(text.ids) > limit]
-    room = limit - text_tokenizer.contract.append_eos
-    short = [name for name, prompt_length in cut if room - prompt_length < SHORT]
+        total[name], limit = len(found), limits[name]
+        tokens = text_tokenizer(found, limit + 1, pool_instruction=False)
+        longer = [text.prompt_length for text in tokens if len(text.ids) > limit]
+        room = limit - text_tokenizer.contract.append_eos
+        cut += [name] * len(longer)
+        short += [name for prompt_length in longer if room - prompt_length < SHORT]
     what = {"query": "queries", "passage": "passages"}[kind]
 
     def in_words(names: list[str]) -> str:
         by_set = sorted(Counter(names).items(), key=lambda item: -item[1] / total[item[0]])
         sets = ", ".join(f"{name} {count} of {total[name]}" for name, count in by_set[:3])
-        return f"{len(names)} of {len(texts)} {what} looked at ({sets}{', ...' if by_set[3:] else ''})" if names else ""
+        return (
+            f"{len(names)} of {total.total()} {what} looked at ({sets}{', ...' if by_set[3:] else ''})" if names else ""
+        )
 
-    return in_words([name for name, _ in cut]), in_words(short)
+    return in_words(cut), in_words(short)
 
 
 def _passages(row: Record) -> list[Text]:

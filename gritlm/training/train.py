@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,9 +22,19 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import dropouts
 from gritlm.models.text import TextContract
+from gritlm.models.tokenizer import TextTokenizer
+from gritlm.training.adapters import add_adapter, merged
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
-from gritlm.training.checkpoints import checkpoint_name, engine_name, find_damage, is_last, read_trainer_state
+from gritlm.training.checkpoints import (
+    checkpoint_name,
+    engine_name,
+    find_damage,
+    is_last,
+    read_trainer_state,
+    weight_copies,
+)
 from gritlm.training.engines import load_weights_once
 from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
 from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
@@ -95,11 +106,15 @@ def train(run: RunArguments) -> int:
         if checkpoint and checkpoint == args.resume_from_checkpoint:
             for line in go_back_to(checkpoint, folder):
                 log.info(line)
+        for step, copy in weight_copies(folder).items():
+            if step > (state.global_step if state else 0):
+                shutil.rmtree(copy, ignore_errors=True)
         keep_results(folder, state.global_step if state else 0, Path(checkpoint).parent if checkpoint else folder)
     if checkpoint and state and is_last(state):  # killed while it published; the Trainer would take one step more
-        return publish(run, run_settings, state, checkpoint, lambda staged: copy_served(checkpoint, staged))
+        write = functools.partial(copy_served, checkpoint)
+        return publish(run, run_settings, state, checkpoint, write, text_tokenizer)
 
-    embedder, dropout = build_embedder(run, config, text_tokenizer.contract)
+    embedder = build_embedder(run, config, text_tokenizer.contract)
     teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
     names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
     by_set = objectives_of(run.objective, settings, names)
@@ -107,7 +122,7 @@ def train(run: RunArguments) -> int:
         embedder.add_teacher_projection(teacher.width)
     if run.tuning.bf16_weights:
         to_bfloat16(embedder.backbone)
-    chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not dropout)
+    chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
     group_size, positives = slots(run.data, records)
     place = args.process_index, ranks
     lengths = lengths_of(run.data, settings, names)
@@ -133,7 +148,7 @@ def train(run: RunArguments) -> int:
         barrier()
         destroy_process_group()
         return 0
-    return publish(run, run_settings, trainer.state, checkpoint, trainer.write_model)
+    return publish(run, run_settings, trainer.state, checkpoint, trainer.write_model, text_tokenizer)
 
 
 def evaluation_of(
@@ -153,13 +168,14 @@ def publish(
     state: TrainerState,
     resumed: str | None,
     write_last: Callable[[Path], object],
+    text_tokenizer: TextTokenizer,
 ) -> int:
     """Publish the last model, or with --load_best_model_at_end the best one, and say the verdict on it.
 
     Args:
         state: at the end of the run.
         resumed: the checkpoint that the run resumed from.
-        write_last: writes the last model's files into a folder; all ranks call it.
+        write_last: writes the last model's files into a folder, or its adapter's; all ranks call it.
     """
     step, write, folder = state.global_step, write_last, Path(run.training.output_dir or "")
     if run.training.load_best_model_at_end and state.best_global_step not in (None, step):
@@ -174,11 +190,13 @@ def publish(
     entries = verdict(folder, step) if run.training.process_index == 0 and steps_with_results(folder) else {}
     if entries:
         log.info("verdict: %s", entries["verdict"])
-    return finish(run, run_settings, write, {"evaluation": entries} if entries else {})
+    if (kept := len(weight_copies(folder))) > 1:
+        log.info("weights of the last %d saves: gritlm merge %s NEW --last %d averages them", kept, folder, kept)
+    return finish(run, run_settings, merged(run, text_tokenizer, write), {"evaluation": entries} if entries else {})
 
 
-def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> tuple[Embedder, float]:
-    """The model, and its attention dropout."""
+def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> Embedder:
+    """The model, with its adapter."""
     args, model = run.training, run.model
     set_seed(args.seed)
     load_weights_once(args)
@@ -189,14 +207,18 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
         model.reset_weight,
         args.seed,
         model.trust_remote_code,
+        merge_adapters=not run.tuning.continue_adapter,
     )
     embedder = Embedder(backbone, contract, model.projection)
     if (weights := run.base.projection_folder) and not model.reset_weight:
         embedder.load_projection(weights.parent, weights.name, run.base.projection_bias)
     if run.objective.matryoshka_dims:  # for servers that cut vectors on request
         embedder.config.matryoshka_dimensions = [embedder.embedding_dim, *run.objective.matryoshka_dims]
-    dropout = getattr(config, "attention_dropout", 0.0)
-    reason = varlen_unavailable_reason(args.device, args.bf16, dropout)
+    elif (model.reset_weight or model.projection != run.base.projection) and hasattr(config, "matryoshka_dimensions"):
+        log.info("base: its widths %s are not those of this model: left out", config.matryoshka_dimensions)
+        del embedder.config.matryoshka_dimensions
+    add_adapter(run, embedder)
+    reason = varlen_unavailable_reason(args.device, args.bf16, dropouts(config)[0])
     if embedder.packed and args.device.type == "cuda" and reason:
         log.info("attention: one kernel call for each run of equally long texts, not one for all (%s)", reason)
-    return embedder, dropout
+    return embedder

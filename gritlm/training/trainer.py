@@ -19,6 +19,7 @@ from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
+from gritlm.training.adapters import AdapterGradients
 from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
 from gritlm.training.engines import deepspeed_precision, engine_for, fsdp2_precision
 from gritlm.training.evaluation import RunEvaluation
@@ -77,7 +78,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.timer, self.meter = StepTimer(args.device), LossMeter()
         self.tokens: Counter[str] = Counter()
-        self.finite = FiniteWatch(args.device)
+        self.finite, self.adapter_gradients = FiniteWatch(args.device), AdapterGradients(model)
         self.signals = StopSignals()
         self.watchdog = Watchdog(args.hang_timeout) if args.hang_timeout else None
         self.stopped = False
@@ -88,6 +89,11 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = fsdp2_precision(args.bf16)
         if args.torch_compile:
             self._compile()
+        if args.deepspeed and model.adapter is not None:  # its checkpoints lack the frozen weights
+            trained = model.trained_state()
+            model.register_load_state_dict_post_hook(
+                lambda _, keys: keys.missing_keys.__setitem__(slice(None), trained.keys() & {*keys.missing_keys})
+            )
 
     def _set_up_callbacks(self) -> None:
         self.remove_callback(ProgressCallback)
@@ -188,9 +194,11 @@ class EmbeddingTrainer(EvaluationTrainer):
             engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
         )
         self.meter.add(terms, inputs.dataset)
-        self.meter.add_left_out(getattr(self.objective, "left_out", {}), self.args.global_batch_size)
+        dataset = inputs.dataset if len(self.train_dataset.records) > 1 else None
+        self.meter.add_left_out(getattr(self.objective, "left_out", {}), self.args.global_batch_size, dataset)
         loss = torch.stack(list(terms.values())).sum()
         self.finite.loss(step, loss, inputs.dataset, rows)
+        self.adapter_gradients.check(model, max(group["lr"] for group in self.optimizer.param_groups))
         engine.step()
         return loss * self.args.world_size
 

@@ -25,7 +25,7 @@ fi
   "its checkout, or submit from the repository's root"
 
 RECIPE=${RECIPE:-}                           # values for what the call leaves open: a file of recipes/, or a path
-MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # Qwen2 or Qwen3: a hub name or a folder
+MODEL_NAME_OR_PATH=${MODEL_NAME_OR_PATH:-}   # a decoder LLM or an encoder: a hub name or a folder
 TRAIN_DATA=${TRAIN_DATA:-}                   # .jsonl, .jsonl.gz, .parquet, or a folder of them
 EVAL_DATA=${EVAL_DATA:-}                     # evaluate on it while training: a BEIR folder, a file, a folder of them
 OUTPUT_DIR=${OUTPUT_DIR:-}                   # empty: outputs/<model>-<data>

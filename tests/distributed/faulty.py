@@ -1,6 +1,6 @@
 """`gritlm verify-gradients` with an objective that has one of the field's usual faults: it must notice.
 
-usage: faulty.py gather|divided|bfloat16 flags of gritlm verify-gradients ...
+usage: faulty.py none|gather|divided|bfloat16 flags of gritlm verify-gradients ...
 """
 
 import sys
@@ -26,7 +26,7 @@ def gather_own_gradient(x):
 
 def faulty(args, ranks):
     """The loss is right; its gradient is not."""
-    if FAULT == "bfloat16":
+    if FAULT in ("none", "bfloat16"):
         return Objective(args, ranks)
     if FAULT == "gather":
         return Objective(args, ranks, gather=gather_own_gradient)

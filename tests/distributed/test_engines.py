@@ -83,6 +83,25 @@ def test_the_first_terms_in_other_ways(qwen3, engines, flags):
     check_table(done.stdout, engines, terms=FIRST)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "engines"),
+    [
+        (2, ["ddp", "fsdp2"]),
+        pytest.param(1, ["plain", "ddp", "fsdp2", *ZERO], marks=pytest.mark.long),
+        pytest.param(2, ZERO, marks=pytest.mark.long),
+        pytest.param(4, ["ddp", "fsdp2", *ZERO], marks=pytest.mark.long),
+    ],
+)
+def test_lora(qwen3, ranks, engines):
+    """Loss, gradient and weights are the adapter's alone."""
+    flags = ["--model_name_or_path", qwen3, "--lora", "--terms", *FIRST[:1], "--activation_memory", "1"]
+    done = run(*VERIFY, *flags, "--ranks", str(ranks), "--engines", *engines, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    print(done.stdout)
+    check_table(done.stdout, engines, terms=FIRST[:1])
+    assert ", LoRA" in done.stdout
+
+
 @pytest.mark.long
 def test_every_term_on_zero(qwen3):
     if not ZERO:
@@ -100,6 +119,30 @@ def test_with_compiled_layers(qwen3):
     done = run(*VERIFY, "--model_name_or_path", qwen3, "--engines", "ddp", "fsdp2", *flags, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     check_table(done.stdout, ["ddp", "fsdp2"], terms=FIRST)
+
+
+LOW = ["--temperatures", "0.02", "0.01"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_term_at_low_temperatures(qwen3, ranks):
+    """At most three times the error of one process in float32, against float64."""
+    flags = ["--model_name_or_path", qwen3, "--ranks", str(ranks), "--engines", "ddp", "fsdp2", *LOW]
+    done = run(*VERIFY, *flags, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    print(done.stdout)
+    assert len(cells(done.stdout)) == 2 * 2 * len(wanted_cells([*VARIANTS]))
+
+
+@pytest.mark.parametrize("fault", ["none", "gather"])
+def test_the_first_term_at_a_low_temperature(qwen3, fault):
+    """Control: a fault in the gradient shows there, too."""
+    flags = ["--model_name_or_path", qwen3, "--engines", "ddp", "--terms", "info_nce", *LOW[:2]]
+    done = run(FAULTY, fault, *flags, ranks=2)
+    found = cells(done.stdout)
+    assert len(found) == 4 and {cell[-1] for cell in found} == {"ok" if fault == "none" else "WRONG"}, done.stdout
+    assert done.returncode == (fault != "none")
 
 
 CONTROLLED = ["info_nce", "cosent"]  # what is gathered carries all of the gradient
@@ -187,6 +230,8 @@ def test_bad_flags_are_one_line(qwen3):
     for flags, message in (
         (["--engines", "fsdp1"], "--engines: found 'fsdp1', wanted some of plain, ddp, fsdp2"),
         (["--bf16", "--chunks", "2"], "--chunks: found 2, wanted 8 or more"),
+        (["--temperatures", "0"], "--temperatures: found 0.0, wanted numbers above 0"),
+        (["--temperatures", "0.02", "--bf16"], "--temperatures with --bf16: not supported"),
         (["--terms", "hinge"], "--terms: found 'hinge', wanted some of info_nce, same_tower"),
         (["--attn_implementation", "nonsense"], "--attn_implementation nonsense: "),  # the ranks find it
     ):

@@ -207,6 +207,7 @@ def count_collectives(model_folder, data, cache, batch: int) -> dict:
         "calls": calls,
         "chunks": len(item.chunks),
         "slots": len(item.contrastive.text_of_slot_S),
+        "known": item.contrastive.known_positives_BK.shape[1],
         "weights": weights,
     }
 
@@ -215,16 +216,22 @@ def count_collectives(model_folder, data, cache, batch: int) -> dict:
 def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch):
     """Whatever the chunks. What a rank gives grows with its own batch, what it gets with the global one."""
     width = 32
-    for found in run_ranks(count_collectives, qwen3, data / "hard.jsonl", tmp_path, batch, ranks=ranks):
+    all_found = run_ranks(count_collectives, qwen3, data / "hard.jsonl", tmp_path, batch, ranks=ranks)
+    known = max(found["known"] for found in all_found)
+    for found in all_found:
         slots = batch // ranks * 3
         assert found["chunks"] > 2
         assert found["slots"] == slots
-        assert sorted(found["calls"]) == [
-            ("all_gather_single", slots * 3 * 8),  # of each passage: its text, its tokens, its query
-            ("all_gather_single", slots * width * 4),  # their vectors
-            ("all_reduce", found["weights"]),  # the weights' gradient
-            ("reduce_scatter_single", ranks * slots * width * 4),  # the gradient of all ranks' vectors
-        ]
+        assert sorted(found["calls"]) == sorted(
+            [
+                ("all_gather_single", batch // ranks * (2 + known) * 8),  # each query, its known positives, its tokens
+                ("all_reduce", 8),  # how many known positives a query has at most
+                ("all_gather_single", slots * 3 * 8),  # of each passage: its text, its tokens, its query
+                ("all_gather_single", slots * width * 4),  # their vectors
+                ("all_reduce", found["weights"]),  # the weights' gradient
+                ("reduce_scatter_single", ranks * slots * width * 4),  # the gradient of all ranks' vectors
+            ]
+        )
 
 
 def test_the_trainer_gives_one_curve_on_one_and_two_ranks(qwen3, data, tmp_path):

@@ -47,7 +47,11 @@ def evaluated(model: Path, data: Path, folder: Path, engine: str, fault: str = "
     sets = [slice_of(plan, records, 0), slice_of(plan, records, 1), sts, probe]
     builder = BatchBuilder(plan, records, tokenizer, 3, ChunkConfig(64))
     evaluation = RunEvaluation(
-        EvaluationData(sets, list(_loss_batches(plan))), builder, Objective(ObjectiveArguments()), folder, {}
+        EvaluationData(sets, list(_loss_batches(plan, [True] * len(plan.sizes)))),
+        builder,
+        Objective(ObjectiveArguments()),
+        folder,
+        {},
     )
     embedder = make_embedder(model)
     wrapped, _ = wrap_model(embedder, torch.optim.SGD(embedder.parameters()), engine, CPU)

@@ -10,6 +10,8 @@ from helpers import DEEPSPEED, DRIVER, ROOT, losses, run, train_flags
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from gritlm.gritlm import GritLM
+
 pytestmark = pytest.mark.long
 
 PARALLEL = ROOT / "scripts" / "parallel"
@@ -114,6 +116,37 @@ def test_goes_on_with_another_number_of_ranks(go, qwen3, tmp_path, engine, ranks
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert f"on {ranks} rank(s)" in resumed.stdout
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["", *CASES])
+def test_lora_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
+    """With the adapter's dropout. Checkpoints hold no frozen weight; the best step's adapter is the one published."""
+    more = {"eval_held_out": 8, "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    more |= {"model": qwen3, "lora": True, "lora_r": 2, "lora_target_modules": "q_proj", "keep_adapter": True}
+    more |= {"projection": 16, "save_total_limit": 0, "warmup_steps": 0}
+    whole = go("whole", engine, **more)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert go("cut", engine, "kill:4", **more).returncode != 0
+    resumed = go("cut", engine, **more)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resuming from" in resumed.stdout and "adapter merged" in resumed.stdout
+    one, other, base = (weights(folder) for folder in (tmp_path / "whole", tmp_path / "cut", qwen3))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert {name for name in one if not torch.equal(one[name], base[name])} == {n for n in one if "q_proj" in n}
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "cut")
+    base_bytes = sum(value.nbytes for value in base.values())
+    for step in (3, 6):
+        found = [path for path in (tmp_path / "cut" / f"checkpoint-{step}").rglob("*") if path.is_file()]
+        large = [path for path in found if path.suffix in (".safetensors", ".pt", ".distcp", ".bin")]
+        assert sum(path.stat().st_size for path in large) < base_bytes, [path.name for path in large]
+    best = min(evaluations(tmp_path / "whole")[1:], key=lambda entry: entry["eval_loss"])["step"]
+    kept, saved = (
+        load_file(tmp_path / "whole" / place / "adapter_model.safetensors")
+        for place in ("adapter", f"checkpoint-{best}")
+    )
+    assert all(torch.equal(kept[name], saved[name]) for name in saved)
+    served, adapter = (GritLM(tmp_path / "whole" / place).encode(["a river", "snow"]) for place in ("", "adapter"))
+    assert torch.allclose(torch.as_tensor(served), torch.as_tensor(adapter), atol=1e-5)
 
 
 @needs_deepspeed

@@ -7,16 +7,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import INSTRUCTION, WORDS, make_model_folder, train_flags
+from helpers import INSTRUCTION, WORDS, make_builder, make_embedder, make_model_folder, train_flags, write_jsonl
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from gritlm import GritLM
+from gritlm.errors import UserError
+from gritlm.models.chunks import ChunkConfig, make_chunks
+from gritlm.models.text import Text
+from gritlm.models.tiny import END
 from gritlm.training.train import main
 
 ONCE = {"learning_rate": 0, "max_steps": 1, "save_strategy": "no", "chunk_tokens": 1024}
 PROBES = [*WORDS, " ".join(WORDS)]
+PROMPT = "Instruct: Find the answer\nQuery:"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,22 @@ def theirs(qwen3, tmp_path_factory):
     modules = [Transformer(str(qwen3), processor_kwargs={"model_max_length": 24}), Pooling(32, "lasttoken")]
     modules += [Dense(32, 8, bias=False, activation_function=torch.nn.Identity()), Normalize()]
     SentenceTransformer(modules=modules, prompts={"query": "Q: "}, device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qwen3_embedding(qwen3, tmp_path_factory):
+    """Qwen3-Embedding's form: causal, last token, an end token after each text, a pooled prompt without white space."""
+    base = shutil.copytree(qwen3, tmp_path_factory.mktemp("base") / "model")
+    path = base / "tokenizer.json"
+    end = {"id": END, "ids": [0], "tokens": [END]}
+    single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    around = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {END: end}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": around}))
+    modules = [Transformer(str(base)), Pooling(32, "lasttoken"), Normalize()]
+    folder = tmp_path_factory.mktemp("embedding")
+    SentenceTransformer(modules=modules, prompts={"query": PROMPT, "document": ""}, device="cpu").save(str(folder))
     return folder
 
 
@@ -86,3 +107,46 @@ def test_the_prompt_of_the_folder_is_the_one_that_was_trained(qwen3, data, tmp_p
     warning = r"the model gets no query prompt: .* \(60\.0% none, 40\.0% 'Instruct: .*'\); --query_prompt names one"
     assert re.search(warning, capfd.readouterr().out)
     assert prompt_after("named", 24, query_prompt=INSTRUCTION) == INSTRUCTION
+
+
+def test_a_second_stage_of_qwen3_embedding(qwen3_embedding, tmp_path, capfd):
+    """The trainer's, GritLM's and sentence-transformers' vectors of 64 texts agree, and the prompt is kept."""
+    write_jsonl(tmp_path / "rows.jsonl", rows=24, negatives=2, seed=3)
+    rows = (tmp_path / "rows.jsonl").read_text().replace(json.dumps(INSTRUCTION), json.dumps(PROMPT))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    more = {"learning_rate": 1e-2, "max_steps": 2, "save_steps": 2, "save_strategy": "steps"}
+    assert go_on(qwen3_embedding, tmp_path / "rows.jsonl", tmp_path / "out", **more) == 0
+    out, probes = tmp_path / "out", [*PROBES, *(" ".join(WORDS[i : i + 9]) for i in range(64 - len(PROBES)))]
+    served, model = SentenceTransformer(str(out), device="cpu"), GritLM(out)
+    assert len(probes) == 64 and served.prompts["query"] == PROMPT and model.contract.append_eos
+    embedder = make_embedder(qwen3_embedding, attn="cc", pooling_method="lasttoken").eval()
+    embedder.load_weights(out / "checkpoint-2")
+    text = {"append_eos": True, "pool_instruction": True}
+    builder = make_builder(qwen3_embedding, tmp_path / "rows.jsonl", tmp_path / "cache", **text)
+    tokens = builder.text_tokenizer([Text(PROMPT, text) for text in probes], 512)
+    chunks, row_of_text = make_chunks(tokens, ChunkConfig(512), 0)
+    with torch.no_grad():
+        trained = torch.cat([embedder(**chunk) for chunk in chunks])[row_of_text].numpy()
+    for vectors in (model.encode_queries(probes), served.encode_query(probes)):
+        assert (vectors * trained).sum(1).min() > 0.99999
+    before = SentenceTransformer(str(qwen3_embedding), device="cpu").encode_query(probes)
+    assert (before * trained).sum(1).min() < 0.999, "control: nothing was trained"
+    assert (model.encode(probes) * trained).sum(1).min() < 0.999, "control: the prompt has no effect"
+    assert "is in no row" not in capfd.readouterr().out
+
+
+def test_a_prompt_of_the_base_that_the_rows_lack_is_named(qwen3_embedding, tmp_path, capfd):
+    rows = [json.dumps({"query": f"q {n}", "pos": [f"p {n}"], "neg": []}) for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    assert go_on(qwen3_embedding, tmp_path / "rows.jsonl", tmp_path / "out") == 0
+    said = capfd.readouterr().out
+    assert f"base: its query prompt {PROMPT!r} is in no row, and the model gets none; gritlm prepare" in said
+
+
+def test_two_dense_layers_are_refused_by_name(qwen3, data, tmp_path, capfd):
+    """EmbeddingGemma's form."""
+    modules = [Transformer(str(qwen3)), Pooling(32, "mean")]
+    modules += [Dense(32, 64, bias=False), Dense(64, 32, bias=False), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "gemma"))
+    with pytest.raises(UserError, match="the modules Transformer, Pooling, Dense, Dense, Normalize, wanted one linear"):
+        go_on(tmp_path / "gemma", data, tmp_path / "out")

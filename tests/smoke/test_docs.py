@@ -12,27 +12,28 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SIZES
 from flag_tables import flag_table
 from helpers import ROOT, write_jsonl
-from transformers import AutoConfig, AutoModel
+from safetensors.torch import load_file
+from transformers import AutoModel
 
 from gritlm import VERBS, __version__
 from gritlm.__main__ import main
-from gritlm.data import batches, columns, shapes
-from gritlm.data.raw import BadRows
+from gritlm.data import batches, shapes
+from gritlm.data.columns import examples_of
+from gritlm.data.raw import BadRows, Columns, Reading
 from gritlm.data.rows import parse_row
 from gritlm.errors import UserError
 from gritlm.evaluation import metrics
-from gritlm.models import backbone, pooling
+from gritlm.models import families, pooling
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import FAMILIES
 from gritlm.models.probe import probe_attention
 from gritlm.models.text import TextContract
 from gritlm.training import arguments, objective, terms
@@ -264,18 +265,15 @@ def check_pooling(code: str) -> None:
     assert not torch.equal(found[0], states[:3].amax(0)), "control: with the prompt"
 
 
-def check_backbone(code: str) -> None:
-    names: dict = {}
-    exec(code, names)
-    (family,) = set(names["SUPPORTED"]) - set(backbone.SUPPORTED)
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        config = AutoConfig.for_model(family, **SIZES, pad_token_id=0)
-        AutoModel.from_config(config).save_pretrained(folder)
-        with pytest.raises(UserError, match=f"found a '{family}' backbone"):
-            backbone.load_config(folder, "bb")
-        patch.setattr(backbone, "SUPPORTED", names["SUPPORTED"])
-        model = Embedder(backbone.load_backbone(folder, backbone.load_config(folder, "bb")), TextContract())
-        probe_attention(model, model, torch.device("cpu"), "bb")
+def check_family(code: str) -> None:
+    """A row is enough to build a tiny model of the family, which passes the probe packed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "FAMILIES", added := dict(families.FAMILIES))
+        exec(code, {"Family": families.Family, "FAMILIES": added})
+        (family,) = added.keys() - FAMILIES.keys()
+        config = families.tiny_config(family)
+        model = Embedder(AutoModel.from_config(config, attn_implementation="packed"), TextContract())
+        assert probe_attention(model, model, torch.device("cpu"), "bb")["packed_long"] < 1e-5
 
 
 def check_data_shape(code: str) -> None:
@@ -283,11 +281,11 @@ def check_data_shape(code: str) -> None:
     exec(code, names)
     rows = [("f:1", {"turns": ["first query", "its passage"], "id": 7})]
     with pytest.raises(UserError, match="found the columns turns, id"):
-        next(columns.examples_of(lambda: iter(rows), "f", columns.Columns(), BadRows(), columns.Reading()))
+        next(examples_of(rows, "f", Columns(), BadRows(), Reading()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "SHAPES", names["SHAPES"])
-        reading = columns.Reading()
-        (example,) = columns.examples_of(lambda: iter(rows), "f", columns.Columns(), BadRows(), reading)
+        reading = Reading()
+        (example,) = examples_of(rows, "f", Columns(), BadRows(), reading)
     assert (example.query, example.positives) == ("first query", ["its passage"])
     assert reading.lines() == ["turns of a dialogue: query <- turns, positive <- turns; not read: id"]
 
@@ -298,7 +296,7 @@ EXAMPLES = {
     "Add a loss": check_loss,
     "Add a metric": check_metric,
     "Add a pooling": check_pooling,
-    "Add a backbone": check_backbone,
+    "Add a family": check_family,
     "Add a data shape": check_data_shape,
 }
 
@@ -337,7 +335,11 @@ def workplace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_model(workplace, qwen3) -> Path:
-    """The same with a trained model in outputs/mine."""
+    """The same with a trained model in outputs/mine, and a checkpoint as the original writes it."""
+    old = shutil.copytree(qwen3, workplace / "old" / "checkpoint")
+    state = {f"model.{name}": weight for name, weight in load_file(old / "model.safetensors").items()}
+    torch.save(state, old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
     flags = f"--model_name_or_path {qwen3} --train_data data/ --output_dir outputs/mine {ADDED['train']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)

@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import torch
-from helpers import DRIVER, log_of, make_model_folder, run, train_flags
+from helpers import DRIVER, batches_of, log_of, make_model_folder, run, train_flags
 from safetensors.torch import load_file
 
+from gritlm.data.records import load_records
 from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.serving.encode import main as encode
 from gritlm.training.checkpoints import TEACHER_PROJECTION
+from gritlm.training.flag_checks import parse
+from gritlm.training.setup import make_plan
 
 
 def test_a_run_with_many_terms_resumes_bit_for_bit(qwen3_dropout, data, tmp_path):
@@ -19,6 +22,7 @@ def test_a_run_with_many_terms_resumes_bit_for_bit(qwen3_dropout, data, tmp_path
     objective = {
         **{"teacher_vectors": tmp_path / "vectors", "teacher_weight": 0.5, "guide_margin": 0.05},
         **{"symmetric": True, "sigreg_weight": 0.1, "spread_out_weight": 0.1, "matryoshka_dims": 16},
+        **{"mined_batches": tmp_path / "vectors", "cluster_size": 4},
     }
 
     def go(name: str, fault: str):
@@ -29,6 +33,13 @@ def test_a_run_with_many_terms_resumes_bit_for_bit(qwen3_dropout, data, tmp_path
     assert whole.returncode == 0, whole.stderr[-3000:]
     line = "loss: 0.45 info_nce + 0.45 passage_to_query + 0.1 sigreg + 0.1 spread_out + 0.5 teacher, temperature 0.02"
     assert line + ", with --guide_margin; also at the widths 16 (1) of 32" in whole.stdout
+    assert "  mined batches: clusters of 4 rows; similarity of a query" in whole.stdout
+    args = parse(train_flags(qwen3_dropout, data, tmp_path / "whole", tmp_path / "cache", max_steps=6, **objective))
+    records = load_records(data, tmp_path / "cache")
+    plan = make_plan(args, records)
+    for step in range(6):
+        rows = [row for rank in (0, 1) for row in batches_of(tmp_path / "whole-rows", rank)[step][1]]
+        assert rows == [f"{records[number].name}:{row}" for number, row in plan.batch(0, step).rows]
     assert go("cut", "kill:5").returncode != 0
     resumed = go("cut", "-")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -44,7 +55,8 @@ def test_a_run_with_many_terms_resumes_bit_for_bit(qwen3_dropout, data, tmp_path
     np.save(tmp_path / "vectors" / "vectors.npy", vectors[::-1])
     (tmp_path / "cut" / "modules.json").unlink()
     other = go("cut", "-")
-    assert other.returncode == 2 and "holds another run: teacher_vectors was" in other.stderr
+    assert other.returncode == 2 and "holds another run: mined_batches was" in other.stderr
+    assert "(and 1 more: teacher_vectors)" in other.stderr
     entry = log_of(tmp_path / "whole")[0]
     terms = {"info_nce", "info_nce@16", "passage_to_query", "passage_to_query@16", "sigreg", "spread_out", "teacher"}
     assert terms <= entry.keys()
@@ -55,7 +67,6 @@ def test_a_run_with_many_terms_resumes_bit_for_bit(qwen3_dropout, data, tmp_path
 def test_each_text_of_the_rows_has_its_teachers_vector(qwen3, tmp_path):
     """Queries as queries, passages as passages; the same text once."""
     from gritlm import GritLM
-    from gritlm.data.records import load_records
 
     instruction = "Instruct: find it\nQuery: "
     make_model_folder(qwen3, tmp_path / "teacher", prompts={"query": instruction})

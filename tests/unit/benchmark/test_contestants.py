@@ -75,6 +75,14 @@ def test_every_implementation_takes_the_same_step(workload, tmp_path):
     assert gradient_difference(first, tmp_path / "gradient") > 1e-3, "control: another model"
 
 
+@pytest.mark.parametrize("term", ["cosent", "guide", "teacher", "matryoshka"])
+def test_every_term_can_be_a_contestant(workload, term):
+    implementation = GritLMStep("packed", "0", 10_000, term=term).build(workload)
+    timing, first = time_step(implementation), time_step(GritLMStep("packed", "0", 10_000).build(workload))
+    assert implementation.gradient().isfinite().all() and timing.loss > 0
+    assert abs(timing.loss - first.loss) > 1e-4, "it is another loss"
+
+
 def sleeping_step(seconds: float):
     if seconds == float("inf"):
         raise torch.OutOfMemoryError

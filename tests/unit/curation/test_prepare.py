@@ -470,3 +470,55 @@ def test_every_query_of_scifact_is_either_trained_or_held_out(shared_data, tmp_p
     qrels = [line.split("\t") for line in (source / "qrels" / "train.tsv").read_text().splitlines()[1:]]
     assert train | held_out == {texts[query] for query, _, score in qrels if float(score) > 0}
     assert not train & held_out and 90 <= len(held_out) <= 100
+
+
+# ---- scored pairs
+
+STS = "sentence1,sentence2,score\na,b,3.5\na,c,0\nd,e,5\na,b,3.5\na,b,2\n"
+
+
+def test_scored_pairs_keep_their_score(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"say --label_column score .*, --score_column score to train on the numbers"):
+        main([str(write(tmp_path / "data.csv", STS)), str(tmp_path / "out")])
+    main([str(tmp_path / "data.csv"), str(tmp_path / "out"), "--score_column", "Score"])
+    pairs = [(row["query"], *row["pos"], row["score"]) for row in rows_of(tmp_path / "out")]
+    assert pairs == [("a", "b", 3.5), ("a", "c", 0.0), ("d", "e", 5.0), ("a", "b", 2.0)], "one exact repeat is left out"
+    (records,) = load_records(tmp_path / "out" / "train", tmp_path / "cache")
+    assert records.scored_rows == (4, 4) and not records.score_errors
+    shown = capsys.readouterr().out
+    assert "score <- score" in shown and "- scores: 0 to 5; " in shown and "with --contrastive_weight 0" in shown
+    main([str(tmp_path / "data.csv"), str(tmp_path / "label"), "--label_column", "score", "--positive_above", "3"])
+    assert not any("score" in row for row in rows_of(tmp_path / "label")), "control: as a label it becomes none"
+
+
+def test_a_score_column_with_the_name_of_scores_of_passages_is_the_score_of_the_pair(tmp_path):
+    path = write(tmp_path / "data.csv", STS.replace("score", "pos_score"))
+    main([str(path), str(tmp_path / "out"), "--score_column", "pos_score"])
+    assert [row["score"] for row in rows_of(tmp_path / "out")] == [3.5, 0.0, 5.0, 2.0]
+    main([str(path), str(tmp_path / "none"), "--ignore_columns", "pos_score"])
+    assert not any({"score", "pos_scores"} & row.keys() for row in rows_of(tmp_path / "none"))
+    main([str(path), str(tmp_path / "side")])
+    assert all("pos_scores" in row for row in rows_of(tmp_path / "side")), "control"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "found"),
+    [
+        (STS + "f,g,\n", "", "data.csv:7: score: found '', wanted a number"),
+        (STS + "f,g,nan\n", "", "data.csv:7: score: found 'nan', wanted a number"),
+        (STS + 'f,g,"3,5"\n', "", "score: found '3,5', wanted a number"),
+        (STS.replace("score", "like"), "", "wanted a column 'score' (--score_column)"),
+        ("sentence1,sentence2,negative,score\na,b,c,1\n", "", "score: found 1 positives and 1 negatives, wanted one"),
+        ("sentence1,sentence2,score\na,b,1\nc,d,1\n", "", "--score_column score: found 1 in all rows, wanted two"),
+        (STS, "--held_out 1", "--score_column with --held_out: "),
+        (STS, "--label_column score", "--score_column with --label_column: "),
+    ],
+)
+def test_scores_that_cannot_be_trained_on_are_refused(tmp_path, text, flags, found):
+    path = write(tmp_path / "data.csv", text)
+    with pytest.raises(UserError, match=re.escape(found)):
+        main([str(path), str(tmp_path / "out"), "--score_column", "score", *flags.split()])
+    assert not (tmp_path / "out").exists()
+    if text.startswith(STS + "f"):
+        main([str(path), str(tmp_path / "out"), "--score_column", "score", "--skip_bad"])
+        assert len(rows_of(tmp_path / "out")) == 4

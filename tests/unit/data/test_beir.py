@@ -194,6 +194,10 @@ WHOLE = {
         {"qrels/train.tsv": "qid\tpid\ta\tb\nq1\td1\t0\t1\n"},
         r"train\.tsv:2: found the columns qid, pid, a, b; wanted one that is the relevance \(score, ",
     ),
+    "two scores": (
+        {"qrels/train.tsv": "qid\tpid\tgrade\tscore\nq1\td1\t0\t1\n"},
+        r"train\.tsv:2: found the columns qid, pid, grade, score; wanted one that is the relevance",
+    ),
     "a score in words of an unusual name": (
         {"qrels/train.tsv": "qid\tpid\tworth\nq1\td1\thigh\n"},
         r"train\.tsv:2: found the columns qid, pid, worth; wanted one that is the relevance",
@@ -233,6 +237,14 @@ def test_several_folders_are_named_and_none_is_none(tmp_path):
     (tmp_path / "b" / "queries.jsonl").unlink()
     with pytest.raises(FileError, match=r"found no queries\.jsonl, wanted corpus\.jsonl"):
         find_beir(tmp_path / "b")
+
+
+def test_an_instruction_of_a_query_is_that_of_its_example(tmp_path):
+    queries = [QUERIES[0] | {"instruction": "Find rain"}, QUERIES[1]]
+    found = find_beir(beir(tmp_path, queries=queries))
+    assert found is not None
+    examples = read_beir(found, None, BadRows(), Counter())
+    assert {e.query: e.instruction for e in examples} == {"what is rain": "Find rain", "what is snow": None}
 
 
 def test_many_judgements_in_any_order(tmp_path):

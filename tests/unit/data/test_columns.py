@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from gritlm.data.columns import Columns, Reading, examples_of
-from gritlm.data.raw import BadRows, RawExample
-from gritlm.data.shapes import is_label, is_split, normal, unread_notes
+from gritlm.data.columns import examples_of
+from gritlm.data.labels import is_label, is_split, normal, unread_notes
+from gritlm.data.raw import BadRows, Columns, RawExample, Reading
 from gritlm.errors import UserError
 
 LABELLED = [
@@ -20,7 +20,7 @@ LABELLED = [
 def read(*rows: object, skip: bool = False, **flags) -> tuple[list[RawExample], Reading, list[str]]:
     bad, reading = BadRows(skip), Reading()
     numbered = [(f"f:{number}", row) for number, row in enumerate(rows, start=1)]
-    found = list(examples_of(lambda: iter(numbered), "f", Columns(**flags), bad, reading))
+    found = list(examples_of(numbered, "f", Columns(**flags), bad, reading))
     return found, reading, bad.messages
 
 
@@ -75,6 +75,7 @@ def test_what_became_of_each_column_is_said(row, line):
         ),
         *("hard_negative_2", "rejected", "rejected_response", "negative_passages", "hard_negative_ctxs", "neg_doc"),
         *("hard_neg", "negative_responses", "distractors", "bm25_negatives", "downvoted_answer", "negative_documents"),
+        *("bad_passages", "wrong_answers", "hn"),
     ],
 )
 def test_negatives_are_read_under_any_usual_name(name):
@@ -159,7 +160,7 @@ def test_a_split_that_is_not_read_stops_the_reading(name):
     assert f"the column {name} (TEST, train) names splits; --split reads one" in refusal(*rows)
     assert texts(*rows, split="test") == [("r", ["s"], [])]
     assert read(*rows, split="train")[1].lines()[1] == f"1 rows left out whose {name} is not train but TEST"
-    assert f"found no row whose {name} is dev; found TEST, train (--split)" in refusal(*rows, split="dev")
+    assert f"found no row whose {name} is dev; found TEST, train" in refusal(*rows, split="dev")
     assert "--split has no effect" in refusal({"query": "q", "positive": "p", "topic": "trains"}, split="dev")
     assert texts({"query": "q", "positive": "p", "topic": "trains"}), "control"
 
@@ -292,6 +293,10 @@ def test_a_list_that_cannot_be_decoded_is_a_bad_row(cell):
         ("positive", ("MED-10", "MED-11"), "ids"),
         ("positive", ("462221#4", "11#0"), "ids"),
         ("positive", ("https://a.b/c", "http://d.e"), "links"),
+        ("positive", ("clueweb09-en0000-01-00001", "clueweb12-en0003-01-00041"), "ids"),
+        ("positive", (["PMC13900", "11250756"], ["11250747"]), "ids"),
+        ("positive", ("Rain_(weather)", "The_Book"), "ids"),
+        ("positive", ("B00IQ9ODVI", "B07FZ8S74R"), "ids"),
     ],
 )
 def test_ids_and_numbers_are_no_texts(name, values, found):
@@ -322,7 +327,7 @@ def test_passages_may_be_objects():
     with_instruction = {"instruction": "A text: ", "text": "drops"}
     assert texts({"query": "q", "pos": [with_instruction]}) == [("q", [["A text: ", "drops"]], [])]
     graded = [{"text": "a", "score": 0.7}, {"text": "b", "score": 0.1}]
-    assert "the passages in contexts have a score each, so not all" in refusal({"query": "q", "contexts": graded})
+    assert "the passages in contexts have the field score, so not all" in refusal({"query": "q", "contexts": graded})
     assert texts({"query": "q", "positive_ctxs": graded}) == [("q", ["a", "b"], [])], "control: they are positives"
     assert refusal({"query": "q", "passages": graded}) == "f:1: passages.score: found 0.7, wanted 0 or 1"
     assert refusal({"query": "q", "pos": [{"docid": "3"}]}).startswith("f:1: pos: found an object with docid, wanted")
@@ -414,16 +419,21 @@ ONE, TWO = {"query": "what is rain", "document": "Water falls."}, {"query": "who
         ([{"query": "q r", "documents": ["a", "b"], "order": [2, 1]}], "order (1, 2) seems to say which pairs"),
         ([ONE | {"part": "train_01"}, TWO | {"part": "test_01"}], "part (test_01, train_01) names splits"),
         ([ONE | {"set": "train"}, TWO | {"set": "test"}], "set (test, train) names splits"),
+        ([ONE | {"Usage": "Public"}, TWO | {"Usage": "Private"}], "Usage (Private, Public) names splits"),
+        ([ONE | {"Bewertung": "ja"}, TWO | {"Bewertung": "nein"}], "Bewertung (ja, nein) seems to say which pairs"),
+        ([{"query": "q r", "pos": ["Do as follows:", "Boil it."]}], "others two texts"),
+        ([{"query": f"q {n}", "pos": [f"Represent text {n}.", f"p {n}"]} for n in range(3)], "others two texts"),
+        ([{"query": "q r", "docs": [{"text": "a", "holds": 1}, {"text": "b", "holds": 0}]}], "have the field holds"),
         ([["A man eats.", "He eats.", "entailment"], ["A dog runs.", "It naps.", "neutral"]], "words of labels"),
         ([["q1", "what is rain", "Water."], ["q2", "who wrote it", "She did."]], "query holds ids (q1, q2)"),
         ([["Go.", "Va !", "CC-BY 2.0 (France) no. 1"], ["Hi.", "Oh !", "CC-BY 2.0 (France) no. 2"]], "the same in all"),
         ([["question", "passage"], ["what is rain", "Water."]], "f:1: found 'question' and 'passage', the names"),
         ([ONE, {"query": "---", "document": ":---"}], "f:2: found '---' and ':---', the line below a header"),
         ([{"question": "what is it", "answer": "I"}, {"question": "and who", "answer": "F"}], "single letters (I, F)"),
-        ([{"question": "q r", "ctxs": PASSAGES}], "the passages in ctxs have a has_answer each"),
-        ([{"question": "q r", "positives": PASSAGES}], "the passages in positives have a has_answer each"),
-        ([{"question": "q r", "docs": str(PASSAGES)}], "the passages in docs have a has_answer each"),
-        ([{"query": "q r", "docs": [{"text": "a b", "type": "negative"}]}], "the passages in docs have a type each"),
+        ([{"question": "q r", "ctxs": PASSAGES}], "the passages in ctxs have the field has_answer"),
+        ([{"question": "q r", "positives": PASSAGES}], "the passages in positives have the field has_answer"),
+        ([{"question": "q r", "docs": str(PASSAGES)}], "the passages in docs have the field has_answer"),
+        ([{"query": "q r", "docs": [{"text": "a b", "type": "negative"}]}], "the passages in docs have the field type"),
         ([{"query": "q r", "response": [{"role": "user", "content": "q r"}]}], "found a chat message (role user)"),
         ([{"query": "q r", "positive": "{'text': array(['a'], dtype=object)}"}], "neither Python nor JSON"),
         ([{"query": "q r", "positive": '{"a b","c d"}'}], "neither Python nor JSON"),
@@ -451,8 +461,55 @@ def test_more_words_of_empty_cells(word):
 def test_a_text_like_a_list_is_decoded_from_tables_alone():
     row = [("f:1", {"question": "What is printed?", "answer": "['a', 'b']"})]
     for source, wanted in (("f.csv", ["a", "b"]), ("f.jsonl", ["['a', 'b']"]), ("f.parquet", ["['a', 'b']"])):
-        found = [*examples_of(lambda: iter(row), source, Columns(), BadRows(False), Reading())]
+        found = [*examples_of(row, source, Columns(), BadRows(False), Reading())]
         assert found[0].positives == wanted
+
+
+def test_a_flag_inside_passages_is_no_number_of_the_passage():
+    numbered = {"query": "q", "docs": [{"text": "a", "place": 0}, {"text": "b", "place": 1}]}
+    assert texts(numbered) == [("q", ["a", "b"], [])], "control"
+
+
+@pytest.mark.parametrize(
+    ("late", "found"),
+    [("negative", "kind (negative) seems to say"), ("test", "kind (test) names splits"), (None, "")],
+    ids=["a label", "a split", "control: nothing"],
+)
+def test_values_that_come_late_stop_the_reading(monkeypatch, late, found):
+    monkeypatch.setattr("gritlm.data.columns.LOOKED_AT", 2)
+    monkeypatch.setattr("gritlm.data.roles.LOOKED_AT", 2)
+    rows = [{"query": "q", "positive": "p", "kind": kind} for kind in (None, None, late)]
+    if found:
+        assert found in refusal(*rows)
+    assert len(texts(*rows, ignore=["kind"] if found else [])) == 3
+
+
+def test_an_unread_column_of_few_values_or_fractions_is_named_with_them():
+    rows = [ONE | {"human": value, "sort": "ab"[n % 2], "url": f"u{n}"} for n, value in enumerate((4.5, 1, 2, 0))]
+    assert read(*rows)[1].lines()[0].endswith(
+        "; not read: human (0, 1, 2, 4.5: a label?), sort (a, b: a label?), url"
+    )  # fmt: skip
+    assert read(*rows, ignore=["human", "sort"])[1].lines()[0].endswith("; not read: human, sort, url"), "control"
+
+
+def test_lists_of_two_texts_that_come_late_are_counted():
+    rows = [{"query": "q", "positive": "p"}] * 3 + [{"query": "q", "positive": ["Do this: ", "p"]}]
+    found, reading, _ = read(*rows)
+    assert found[-1].positives == ["Do this: ", "p"] and "1 lists of two texts, read as two" in reading.lines()[1]
+    assert len(read(*rows[:3])[1].lines()) == 1, "control"
+
+
+def test_passages_with_flags_are_told_although_the_first_row_has_none():
+    rows = [{"query": "q", "passages": flags} for flags in ([], [{"is_selected": 1, "text": "p"}])]
+    found, reading, _ = read(*rows)
+    assert [example.positives for example in found] == [["p"]]
+    assert "1 rows left out without a passage that is flagged" in reading.lines()
+
+
+def test_scores_in_the_cells_of_a_table_are_numbers():
+    row = ("f:2", {"query": "q", "pos": "p", "neg": "['n', 'm']", "pos_scores": "0.9", "neg_scores": "[0.2, 0.1]"})
+    (found,) = examples_of([row], "f.csv", Columns(), BadRows(), Reading())
+    assert (found.positive_scores, found.negative_scores) == ([0.9], [0.2, 0.1])
 
 
 def test_labels_with_spaces_unanswered_questions_and_all_texts_of_an_example():
@@ -460,5 +517,7 @@ def test_labels_with_spaces_unanswered_questions_and_all_texts_of_an_example():
     assert texts(*rows, label="label", positive_labels=["yes"]) == [("q", ["p"], ["n"])]
     squad = [{"question": "q", "context": "c", "answers": {"text": t, "answer_start": t and [0]}} for t in (["c"], [])]
     assert texts(*squad) == [("q", ["c"], [])]
+    listed = [{"question": "q", "context": "c", "answers": a} for a in ([{"text": "c", "answer_start": 0}], [])]
+    assert texts(*listed) == [("q", ["c"], [])]
     assert texts({"texts": ["q", "p", "n", "o"]}) == [("q", ["p"], ["n", "o"])]
     assert "found the columns id, texts" in refusal({"id": 1, "texts": "hello there"})

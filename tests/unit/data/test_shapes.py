@@ -10,8 +10,8 @@ import pytest
 from helpers import ROOT
 
 from gritlm.curation.prepare import main
-from gritlm.data.columns import Columns, Reading, examples_of
-from gritlm.data.raw import BadRows
+from gritlm.data.columns import examples_of
+from gritlm.data.raw import BadRows, Columns, Reading
 from gritlm.data.shapes import SHAPES
 from gritlm.errors import UserError
 
@@ -372,7 +372,7 @@ def test_a_row_that_only_resembles_a_shape_is_read_by_its_columns():
         {"query": Q, "positive": [{"text": P, "id": "7"}], "conversations": []},
     ]
     for row in rows:
-        found = examples_of(lambda row=row: iter([("f:1", row)]), "f", Columns(), BadRows(), Reading())
+        found = examples_of([("f:1", row)], "f", Columns(), BadRows(), Reading())
         assert [(example.query, example.positives) for example in found] == [(Q, [P])]
 
 
@@ -397,7 +397,7 @@ def test_a_later_row_of_another_form_is_bad_and_named(shape):
     bad = BadRows(skip=True)
     numbered = [(f"f:{number}", row) for number, row in enumerate(rows, start=1)]
     try:
-        found = len(list(examples_of(lambda: iter(numbered), "f", Columns(), bad, Reading())))
+        found = len(list(examples_of(numbered, "f", Columns(), bad, Reading())))
     except UserError as error:  # no good row at all
         found = 0
         assert "found no row" in str(error)

@@ -70,6 +70,7 @@ BROKEN = {  # a file with faults -> its good rows, the lines that are named
     "a quote that is not closed, to the end": ('q1,"p1\nq2,p2\n', "q2", [2]),
     "too many columns over two lines": ('q1,"a\nb",x\nq2,p2\n', "q2", [2]),
     "the other end of a broken field": ('q1,"a" x "\nb",y\nq2,p2\n', "q2", [2, 3]),
+    "the header again after a byte order mark": ("q1,p1\n\ufeff" + HEADER + "q2,p2\n", "q1 q2", [3]),
     "the header again": ("q1,p1\n" + HEADER + "query,positive x\nq2,p2\n", "q1 query q2", [3]),
     "not UTF-8": ("caf\udce9,x\nq2,p2\n", "q2", [2]),
 }

@@ -25,6 +25,8 @@ def test_texts_of_every_kind_of_file(tmp_path):
     assert read_texts(plain) == ["a"], "a passage without text is its title"
     plain.write_bytes(b'{"title": "nan", "text": "a"}\n{"title": "Nancy", "text": "b"}')
     assert read_texts(plain) == ["a", "Nancy b"], "the word of an empty cell is no title"
+    plain.write_bytes(b'{"title": "a", "text": "NULL"}')
+    assert read_texts(plain) == ["a"], "and no text"
     plain.write_bytes(b'"fine"\n{"text": "NULL"}')
     with pytest.raises(UserError, match=r":2: found 'NULL', the word of an empty cell, wanted a passage"):
         read_texts(plain, may_be_empty=False)

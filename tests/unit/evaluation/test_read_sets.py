@@ -143,6 +143,15 @@ def test_rows_for_training_are_a_retrieval_set(tmp_path):
     assert (found.queries, sorted(found.corpus), found.instructions) == (["one"], ["a", "b"], None)
 
 
+def test_of_pairs_with_a_split_those_of_test_are_read(tmp_path):
+    rows = [{"query": f"q{n}", "positive": f"p{n}", "split": split} for n, split in enumerate(("train", "test"))]
+    (found,) = read(write(tmp_path / "f.jsonl", rows))
+    assert found.queries == ["q1"] and found.corpus == ["p1"]
+    assert found.notes[0] == "rows left out whose split is not test but train: 1"
+    (both,) = read(write(tmp_path / "g.jsonl", [{"query": r["query"], "positive": r["positive"]} for r in rows]))
+    assert both.queries == ["q0", "q1"], "control"
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet", "csv", "tsv.gz"])
 def test_sts_and_classification_files(tmp_path, ending):
     def table(rows: list[dict]):
@@ -251,6 +260,26 @@ NO_FILE = {
     ),
     "an empty text": ("f.jsonl", [STS[0], STS[1] | {"sentence2": ""}], "f.jsonl:2: sentence2: found '', wanted a text"),
     "a text that is a number": ("f.jsonl", [{"text": 1, "label": 2}], "f.jsonl:1: text: found '1', wanted a text"),
+    "the word of an empty cell": (
+        "f.jsonl",
+        [{"text": "nan", "label": 2}],
+        "f.jsonl:1: text: found 'nan', the word of",
+    ),
+    "an empty cell in a pair": (
+        "f.csv",
+        "sentence1,sentence2,score\na,NULL,1\n",
+        "f.csv:2: sentence2: found 'NULL', the",
+    ),
+    "pairs of another split": (
+        "f.jsonl",
+        [{"query": "q", "positive": "p", "split": "train"}],
+        "f.jsonl: found no row whose split is test; found train$",
+    ),
+    "pairs for which prepare has a flag": (
+        "f.jsonl",
+        [{"question": "q r", "context": "a text", "answer": "a"}],
+        r"say --positive_column context \(a flag of gritlm prepare",
+    ),
     "one label": ("f.jsonl", [{"text": f"{i}", "label": "x"} for i in range(4)], "f.jsonl: found the label 'x' in all"),
     "a rare label": (
         "f.jsonl",

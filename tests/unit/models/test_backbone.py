@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from helpers import make_embedder
-from transformers import BertConfig, Qwen3Config
 
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
@@ -54,15 +53,8 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path):
         UserError, match=r"no-such/model: found no such folder, and no config\.json of a model of this name"
     ):
         load_config("no-such/model", "bb")
-    BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"found a 'bert' backbone, wanted one of \('qwen2', 'qwen3'\)"):
-        load_config(str(tmp_path), "bb")
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    with pytest.raises(UserError, match=r"found adapter_config\.json, an adapter for the base 'some/base', wanted"):
-        load_config(str(tmp_path), "bb")
-    Qwen3Config(use_sliding_window=True, max_window_layers=0, sliding_window=8).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="sliding-window"):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "no-such/base"}')
+    with pytest.raises(UserError, match=r"found an adapter for the base 'no-such/base': no-such/base: found no such"):
         load_config(str(tmp_path), "bb")
 
 

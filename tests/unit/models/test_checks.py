@@ -126,16 +126,16 @@ def all_of(*steps):
 
 
 UP = "layers.0.mlp.up_proj.weight"
-LORA = write("adapter_config.json", json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"}))
-MERGE = r"found adapter_config\.json, an adapter for the base 'some/base', wanted a whole model: merge the adapter"
+LORA = write("adapter_config.json", json.dumps({"peft_type": "LORA", "base_model_name_or_path": "no-such/base"}))
+NO_BASE = r"found an adapter for the base 'no-such/base': no-such/base: found no such folder"
 GPTQ, FULL = {"quant_method": "gptq"}, [1.0] * 4
 WHOLE = r"/model\.safetensors: found \d+ bytes that cannot be read \(.*\), wanted a whole safetensors file"
 TOKENIZER, BPE = "tokenizer.json", {"type": "BPE", "vocab": {}, "merges": []}
 
 # The check that refuses a folder and how the folder is broken -> that, and what the message has.
 BROKEN = {
-    "adapter": (all_of(delete("config.json", WEIGHTS), LORA), MERGE),
-    "adapter: beside the weights": (LORA, MERGE),
+    "adapter": (all_of(delete("config.json", WEIGHTS), LORA), NO_BASE),
+    "adapter: beside the weights": (LORA, r"found adapter_config\.json without a base, or beside whole weights"),
     "adapter: without a config": (write("adapter_model.safetensors", ""), "found adapter_model.safetensors"),
     "quantisation": (edit(quantization_config=GPTQ), r"found quantization_config \(gptq\) in config\.json"),
     "rope_type: dynamic": (rope("dynamic"), r"found rope_type 'dynamic' in config\.json, wanted one of default, "),

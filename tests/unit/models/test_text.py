@@ -24,7 +24,7 @@ def test_a_contract_is_saved_and_loaded(tmp_path):
 def test_an_unknown_field_is_an_error(tmp_path):
     """A field that this version does not know may change the meaning of the vectors."""
     (tmp_path / CONTRACT_FILE).write_text(json.dumps({"pooling_method": "mean", "layer": -2}))
-    with pytest.raises(TypeError, match="layer"):
+    with pytest.raises(UserError, match="layer"):
         TextContract.load(tmp_path)
 
 

@@ -67,6 +67,9 @@ WRONG = {
         {"gradient_accumulation_steps": 4},
         "--gradient_accumulation_steps: not supported, with in-batch negatives",
     ),
+    "one save to merge": ({"merge_last": 1}, "--merge_last 1: wanted 2 saves or more to merge"),
+    "no save to merge": ({"merge_last": 3, "save_strategy": "no"}, "and a --save_strategy other than no"),
+    "fewer than none": ({"merge_last": -1}, "--merge_last: found -1, wanted 0 or more"),
     "nothing to go on with": ({"save_only_model": True}, "--save_only_model: not supported"),
     "seed": ({"seed": -1}, "--seed: found -1, wanted 0 to 4294967295"),
     "hang timeout": ({"hang_timeout": -1}, "--hang_timeout: found -1.0, wanted 0 or more"),
@@ -80,17 +83,18 @@ WRONG = {
     "fsdp on a CPU": ({"fsdp": "full_shard"}, "--fsdp: found no GPUs under torchrun"),
     "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
     "both sides constant": ({"emb_q_only": True, "emb_p_only": True}, "--emb_q_only and --emb_p_only: choose one"),
-    "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring sends other"),
+    "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring True with"),
     "other rows wanted": ({"in_batch_negatives": False, "same_tower": True}, "--in_batch_negatives False: found"),
     "no negatives": ({"in_batch_negatives": False, "train_group_size": 1}, "--train_group_size 1: no negative is left"),
-    "no in-batch": ({"in_batch_negatives": False, "hardness_in_batch": 9}, "--hardness_in_batch with"),
+    "no in-batch": ({"in_batch_negatives": False, "hardness_in_batch": 9}, "--hardness_in_batch 9.0 with"),
     "no unit vectors": ({"normalized": False, "debiased": True}, "--normalized False: found one of --debiased"),
     "tau_plus alone": ({"tau_plus": 0.2}, "--tau_plus 0.2 without --debiased"),
     "tau_plus of 1": ({"tau_plus": 1, "debiased": True}, "--tau_plus: found 1.0, wanted a number above 0 and below 1"),
     "all SIGReg": ({"sigreg_weight": 1}, "--sigreg_weight: found 1.0, wanted a number from 0 to below 1"),
     "rising widths": ({"matryoshka_dims": [64, 128]}, "--matryoshka_dims [64, 128]: wanted whole numbers above 0"),
     "width 0": ({"matryoshka_dims": [64, 0]}, "--matryoshka_dims [64, 0]: wanted whole numbers above 0 that fall"),
-    "weights of no width": ({"matryoshka_weights": [1.0]}, "--matryoshka_weights [1.0]: wanted one for each"),
+    "weights of no width": ({"matryoshka_weights": [1.0]}, "--matryoshka_weights [1.0] without --matryoshka_dims"),
+    "too many weights": ({"matryoshka_dims": [8], "matryoshka_weights": [1.0, 1.0]}, "wanted one for each of"),
     "weight 0": ({"matryoshka_dims": [64], "matryoshka_weights": [0.0]}, "--matryoshka_weights [0.0]: wanted numbers"),
     "negative margin": ({"false_negative_margin": -0.1}, "--false_negative_margin: found -0.1, wanted 0 or more"),
     "own disks": ({"save_on_each_node": True}, "--output_dir must be a folder that all nodes share"),
@@ -190,24 +194,6 @@ def test_an_old_flag_is_no_flag_here(flags):
 
 
 # ---- what a resumed run may change
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"temperature": 0}, "a: --temperature: found 0, wanted a number above 0"),
-        ({"same_tower": True, "in_batch_negatives": False}, "a: --in_batch_negatives False: found --same_tower"),
-        ({"guide_margin": 0.1}, "a: --teacher_weight and --guide_margin: found no --teacher_vectors"),
-        ({"contrastive_weight": 0}, "a: --contrastive_weight 0: no other term has a weight"),
-    ],
-)
-def test_the_settings_of_a_data_set_are_checked_like_flags(flags, tmp_path, settings, message):
-    (tmp_path / "n.json").write_text(json.dumps({"a": settings}))
-    with pytest.raises(UserError) as error:
-        parse(as_list(flags | {"num_samples": tmp_path / "n.json"}))
-    assert message in str(error.value)
-    (tmp_path / "n.json").write_text('{"a": {"temperature": 0.1}}')
-    parse(as_list(flags | {"num_samples": tmp_path / "n.json"}))
 
 
 def test_a_flag_is_fixed_unless_its_declaration_says_otherwise():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -130,6 +131,24 @@ def test_the_fullest_moment(run_of, steps, flags, saves, kept, writing, checkpoi
     said = disk_space(args, {"weight": [100, 10]}, "ddp", steps)
     assert (count_saves(args, steps), said.kept, said.writing) == (saves, kept, writing)
     assert said.fullest == 12000 * checkpoints + 4000 * models
+
+
+def test_weight_only_copies_are_counted(run_of):
+    args = run_of(merge_last=3).training
+    for steps, copies in ((100, 3), (2, 2)):
+        said, without = (disk_space(a, {"w": [100, 10]}, "ddp", steps) for a in (args, run_of().training))
+        assert said.copies == copies and f", {copies} copies of the weights, 0.0 MB each" in str(said)
+        assert said.fullest == without.fullest + 4000 * copies and "copies of" not in str(without)
+
+
+def test_a_linked_copy_is_counted_once(tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "weights" / "step-1").mkdir(parents=True)
+    os.link(tmp_path / "checkpoint-1" / "model.safetensors", tmp_path / "weights" / "step-1" / "model.safetensors")
+    assert bytes_of_checkpoints(tmp_path) == 1000
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    assert bytes_of_checkpoints(tmp_path) == 1000
 
 
 # ---- a folder with less room

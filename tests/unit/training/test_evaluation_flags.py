@@ -136,6 +136,30 @@ def test_a_metric_that_no_set_gives(qwen3, data, tmp_path):
     assert str(error.value).startswith(wanted)
 
 
+def test_a_loss_that_an_evaluation_does_not_have(qwen3, data, tmp_path):
+    """Where only a teacher's vectors train; with InfoNCE, or in one of two data sets, there is one."""
+    samples, teacher = tmp_path / "samples.json", {"teacher_vectors": "teacher", "eval_held_out": 6}
+
+    def planned(settings: dict, **more):
+        samples.write_text(json.dumps(settings))
+        more = teacher | {"num_samples": samples} | more
+        return plan_of(*train_flags(qwen3, data, tmp_path / "out", tmp_path / "cache", **more))
+
+    alone = {"contrastive_weight": 0, "teacher_weight": 1}
+    found = planned({}, **alone)
+    assert not found.loss_batches and "eval_loss" not in found.metrics and found.sets
+    for metric in ("loss", "eval_loss"):
+        with pytest.raises(UserError, match=f"--metric_for_best_model {metric}: found no loss of the held-out"):
+            planned({}, metric_for_best_model=metric, **alone)
+    one = {"train_group_size": 1, "teacher_weight": 1}
+    assert not planned({}, **one | {"eval_held_out": 1}).loss_batches, "one row that nothing is contrasted with"
+    assert planned({}, **one).loss_batches, "control: six rows"
+    some = planned({"plain": alone}, metric_for_best_model="loss")
+    assert {number for batch in some.loss_batches for number, _ in batch} == {0}, "the other data set's rows"
+    both = planned({}, teacher_weight=1, metric_for_best_model="loss")
+    assert {number for batch in both.loss_batches for number, _ in batch} == {0, 1}, "control"
+
+
 def test_held_out_rows_that_cannot_be(qwen3, data, tmp_path):
     def refusal(**more) -> str:
         with pytest.raises(UserError) as error:

@@ -29,6 +29,9 @@ def test_the_meter_gives_means_by_term_and_by_data_set():
         meter.add({"info_nce": torch.tensor(value), "spread_out": torch.tensor(0.5)}, dataset)
     assert meter.read() == {"info_nce": 4.0, "spread_out": 0.5, "loss/nq": 2.5, "loss/squad": 8.5}
     assert meter.read() == {}, "it starts anew"
+    for count, dataset in ((6, "nq"), (2, "squad"), (4, "nq"), (0, None)):
+        meter.add_left_out({"margins": torch.tensor(count)}, 2, dataset)
+    assert meter.read() == {"left_out/margins": 1.5, "left_out/margins/nq": 2.5, "left_out/margins/squad": 1.0}
 
 
 @pytest.mark.parametrize("eager", [True, False])

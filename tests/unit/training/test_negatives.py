@@ -111,6 +111,20 @@ def test_texts_that_the_cut_makes_equal_are_named(run_of):
     assert say(run_of({"d": rows(24, query=f"{INSTRUCTION}{{}}")}))[1] == [], "control: they differ"
 
 
+def test_each_data_set_has_its_own_lengths_and_loss(run_of, tmp_path):
+    file, sets = tmp_path / "n.json", {"a": rows(24, query=LONG[:60] + "{}"), "b": rows(24)}
+    for settings, doubtful in (({"a": {"query_max_len": 8}}, True), ({}, False)):
+        file.write_text(json.dumps(settings))
+        _lines, warnings = say(run_of(sets, num_samples=file))
+        assert any(line.startswith("a: 24 of 24 queries looked at see no") for line in warnings) == doubtful, warnings
+    pairs = {"contrastive_weight": 0, "cosent_weight": 1}
+    for settings, looked_at in (({"a": pairs}, {"b"}), ({"a": pairs, "b": pairs}, set()), ({}, {"a", "b"})):
+        file.write_text(json.dumps(settings))
+        plan, run, records, text_tokenizer = made = run_of(sets, num_samples=file)
+        assert count_negatives(plan, run, records, 1, text_tokenizer).keys() == looked_at
+        assert bool(say(made)[0]) == bool(looked_at)
+
+
 # ---- the count
 
 

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
-from helpers import relative
+from helpers import WORDS, relative
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 
 from gritlm.data.batches import ContrastiveBatch
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
-from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.contrast import MANY_KNOWN, is_known
+from gritlm.training.arguments import DataArguments, ObjectiveArguments
+from gritlm.training.contrast import Known, knows, shared_only
 from gritlm.training.objective import Objective, check_scores, needs_projection
 from gritlm.training.terms import TERMS, VARIANTS
 
@@ -25,7 +26,8 @@ SLOT_IDS = [0, 1, 2, 3, 0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 13, 14, 15, 16, 17, 
 UNUSED = (5, 23)
 AFTER_THE_CUT = {20: 19, 7: 19, 17: 1}
 ONE = [[True], [True]]  # each query has one positive
-KNOWN = [[0, 0], [3, 3], [5, 8], [5, 8], [11, 11], [13, 11], [16, 16], [19, 19]]
+# Text 9, a passage of query 3, is a known positive of query 4, and so of query 7.
+KNOWN = [[0, 0], [3, 3], [5, 8], [5, 8], [11, 9], [13, 11], [16, 16], [19, 19]]
 
 
 SCORES = torch.rand(QUERIES * GROUP, generator=torch.Generator().manual_seed(1))
@@ -73,8 +75,13 @@ def flags(name: str, **more) -> ObjectiveArguments:
 
 def others(query: int) -> list[int]:
     """Slots that are used and hold no known positive of the query."""
-    used = [s for s in range(QUERIES * GROUP) if s not in UNUSED and SLOT_IDS[s] not in KNOWN[query]]
+    used = [s for s in range(QUERIES * GROUP) if s not in UNUSED and SLOT_IDS[s] not in known_to(query)]
     return [s for s in used if tokens_of(SLOT_IDS[s]) not in positives(query)]
+
+
+def known_to(query: int) -> set[int]:
+    """The known positives of the query and of its equals."""
+    return {text for other in range(QUERIES) if QUERY_IDS[other] == QUERY_IDS[query] for text in KNOWN[other]}
 
 
 def positives(query: int) -> set[int]:
@@ -100,7 +107,7 @@ def info_nce(q, slots, query: int, extra: tuple = (), bias=lambda score, slot: 0
 def same_tower(q, slots, query: int):
     extra = []
     for other in range(QUERIES):
-        related = set(KNOWN[other]) & set(KNOWN[query])
+        related = known_to(other) & known_to(query)
         if QUERY_IDS[other] != QUERY_IDS[query] and not related:
             extra.append(q[query] @ q[other] / TEMPERATURE)
     for s in others(query):
@@ -112,7 +119,7 @@ def same_tower(q, slots, query: int):
 def passage_to_query(q, slots, query: int):
     own, logits = query * GROUP, []
     for other in range(QUERIES):
-        knows = SLOT_IDS[own] in KNOWN[other] or tokens_of(SLOT_IDS[own]) in positives(other)
+        knows = SLOT_IDS[own] in known_to(other) or tokens_of(SLOT_IDS[own]) in positives(other)
         if not knows and QUERY_IDS[other] != QUERY_IDS[query]:
             logits.append(slots[own] @ q[other] / TEMPERATURE)
     return of_sum(q, slots, query, logits)
@@ -146,7 +153,7 @@ def margin(q, slots, query: int):
     logits += [q[query] @ slots[s] for s in others(query)]
     logits += [slots[query * GROUP] @ slots[s] for s in others(query) if QUERY_IDS[s // GROUP] != QUERY_IDS[query]]
     for other in range(QUERIES):
-        if QUERY_IDS[other] != QUERY_IDS[query] and not set(KNOWN[other]) & set(KNOWN[query]):
+        if QUERY_IDS[other] != QUERY_IDS[query] and not known_to(other) & known_to(query):
             logits.append(q[query] @ q[other])
     return of_sum(q, slots, query, [score / TEMPERATURE for score in logits if score <= own + 0.3])
 
@@ -373,6 +380,9 @@ def test_it_agrees_with_sentence_transformers(vectors, name):
     wanted = loss.compute_loss_from_embeddings(columns_of(vectors), None)
     found = sum(Objective(ObjectiveArguments(TEMPERATURE, **ours))(vectors, without_repeats()).values())
     assert abs(found - wanted) / wanted < 1e-6
+    other = ObjectiveArguments(TEMPERATURE, **THEIRS["same_tower" if name == "info_nce" else "info_nce"][0])
+    wrong = sum(Objective(other)(vectors, without_repeats()).values())
+    assert abs(wrong - wanted) / wanted > 1e-3, "control: another loss"
 
 
 def test_spread_out_and_widths_agree_with_sentence_transformers(vectors):
@@ -383,6 +393,7 @@ def test_spread_out_and_widths_agree_with_sentence_transformers(vectors):
     wanted = sum(theirs.compute_loss_from_embeddings(columns_of(vectors)[:2]).values())
     found = Objective(flags("spread_out"))(vectors, without_repeats())["spread_out"]
     assert abs(found - wanted) / wanted < 1e-6
+    assert abs(found - sum(theirs.compute_loss_from_embeddings(columns_of(vectors)[1:3]).values())) > 1e-3, "control"
     theirs, terms = MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / TEMPERATURE), {}
     for width in (8, 4):
         narrow = [column[:, :width] for column in columns_of(vectors)]  # their similarity is the cosine
@@ -419,6 +430,69 @@ def test_scores_and_teachers_agree_with_sentence_transformers(vectors, name):
     terms = Objective(args)(vectors.repeat(1, 1 + needs_projection(args)), where)
     found = terms[term] / TERMS[term].weight(args)
     assert abs(found - wanted) / wanted < 1e-6
+    where.scores_S, where.teacher_BE = where.scores_S.flip(0), where.teacher_BE.flip(0)
+    other = Objective(args)(vectors.repeat(1, 1 + needs_projection(args)), where)[term] / TERMS[term].weight(args)
+    assert abs(other - wanted) / wanted > 1e-3, "control: what the teacher says of other rows"
+
+
+# The class, its arguments, how many columns of texts, our flags, and flags that must not agree.
+WITH_A_MODEL = {
+    "GIST": ("GISTEmbedLoss", {}, 2, {"guide_margin": 0.0, "same_tower": True}, {"same_tower": True}),
+    "GIST with a hard negative": (
+        "GISTEmbedLoss",
+        {"contrast_anchors": False, "contrast_positives": False},
+        *(3, {"guide_margin": 0.0}, {}),
+    ),
+    "GIST with a margin": ("GISTEmbedLoss", {"margin": -0.05}, 2, {"guide_margin": 0.05, "same_tower": True}, {}),
+    "cached GIST": ("CachedGISTEmbedLoss", {}, 2, {"guide_margin": 0.0, "same_tower": True}, {"same_tower": True}),
+    "cached": ("CachedMultipleNegativesRankingLoss", {}, 4, {}, {"symmetric": True}),
+    "symmetric": ("MultipleNegativesSymmetricRankingLoss", {}, 4, {"symmetric": True}, {}),
+    "cached symmetric": ("CachedMultipleNegativesSymmetricRankingLoss", {}, 4, {"symmetric": True}, {}),
+    "Matryoshka": (
+        "MatryoshkaLoss",
+        {"matryoshka_dims": [32, 8, 4], "matryoshka_weights": [1.0, 0.5, 0.25]},
+        *(4, {"matryoshka_dims": [8, 4], "matryoshka_weights": [0.5, 0.25]}, {"matryoshka_dims": [8, 4]}),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def two_models(qwen3, qwen2):
+    """A student and a guide of sentence-transformers, and the features of a batch: query, positive, two negatives."""
+    student, guide = SentenceTransformer(str(qwen3), device="cpu"), SentenceTransformer(str(qwen2), device="cpu")
+    texts = [[" ".join(WORDS[7 * c + r : 9 * c + 2 * r + 3]) for r in range(QUERIES)] for c in range(1 + GROUP)]
+    return student.eval(), guide.eval(), [student.tokenize(column) for column in texts]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", WITH_A_MODEL)
+def test_it_agrees_with_classes_that_need_a_model(two_models, name):
+    losses, (student, guide, features) = pytest.importorskip("sentence_transformers.losses"), two_models
+    kind, settings, columns, ours, other = WITH_A_MODEL[name]
+    if not hasattr(losses, kind):
+        pytest.skip("this sentence-transformers has no such loss")
+    scale = {"temperature": TEMPERATURE} if "GIST" in kind else {"scale": 1 / TEMPERATURE}
+    if kind == "MatryoshkaLoss":
+        scale = {"loss": MultipleNegativesRankingLoss(student, **scale)}
+    more = ({"guide": guide} if "GIST" in kind else {}) | ({"mini_batch_size": 3} if "Cached" in kind else {})
+    with torch.no_grad():
+        wanted = getattr(losses, kind)(student, **scale, **settings, **more)(
+            [dict(column) for column in features[:columns]], torch.zeros(QUERIES)
+        )
+        own, their = (
+            [torch.nn.functional.normalize(model(dict(f))["sentence_embedding"], dim=1) for f in features]
+            for model in (student, guide)
+        )
+    unused = [slot for slot in range(QUERIES * GROUP) if slot % GROUP >= columns - 1]
+    where, ids = without_repeats(), list(range(QUERIES * GROUP))
+    where = batch(where.query_id_B.tolist(), ids, unused, [[i] for i in ids[::GROUP]], cut=lambda text: 1000 + text)
+    where.teacher_BE, where.teacher_SE = their[0], torch.stack(their[1:], 1).flatten(0, 1)
+    vectors = torch.cat([own[0], torch.stack(own[1:], 1).flatten(0, 1)])
+    found, wrong = (
+        sum(Objective(ObjectiveArguments(TEMPERATURE, **args))(vectors, where).values()) for args in (ours, other)
+    )
+    assert abs(found - wanted) / wanted < 1e-6
+    assert abs(wrong - wanted) / wanted > 1e-3, "control"
 
 
 # ---- single terms
@@ -440,7 +514,7 @@ def test_the_debiased_loss_is_finite_at_a_low_temperature(similarity):
     assert (gradient[3].abs().sum() > 0) == (similarity < 0), "the negative's gradient"
 
 
-SEVERAL = (0, 2, 6)  # queries whose second slot holds another positive
+SEVERAL = (0, 2, 4, 6)  # queries whose second slot holds another positive
 
 
 @pytest.mark.parametrize("more", [{}, {"debiased": True}, {"focal_gamma": 2.0}], ids=str)
@@ -453,9 +527,10 @@ def test_each_of_several_positives_is_contrasted_for_itself(vectors, more):
     def wanted(vectors):
         q, slots, total = vectors[:QUERIES], vectors[QUERIES:], 0.0
         for query in range(QUERIES):
-            known = {*where.known_positives_BK[query].tolist()}
-            own = [query * GROUP, query * GROUP + 1] if query in SEVERAL else [query * GROUP]
-            tokens = {tokens_of(SLOT_IDS[s]) for s in own} | positives(query)
+            equal = [other for other in range(QUERIES) if QUERY_IDS[other] == QUERY_IDS[query]]
+            known = {*where.known_positives_BK[equal].flatten().tolist()}
+            slots_of = {other: [other * GROUP, other * GROUP + 1][: 1 + (other in SEVERAL)] for other in equal}
+            own, tokens = slots_of[query], {tokens_of(SLOT_IDS[s]) for row in slots_of.values() for s in row}
             used = [s for s in range(QUERIES * GROUP) if s not in UNUSED and SLOT_IDS[s] not in known]
             negatives = [q[query] @ slots[s] / TEMPERATURE for s in used if tokens_of(SLOT_IDS[s]) not in tokens]
             losses = []
@@ -479,6 +554,20 @@ def test_each_of_several_positives_is_contrasted_for_itself(vectors, more):
     assert relative(sum(objective(vectors, where).values()), found[0]) > 1e-3, "control: one positive"
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
+def test_a_positive_of_an_equal_query_is_no_negative(vectors, number):
+    """By its tokens, whichever of the query's positives it is: queries 0 and 1 are equal after the cut."""
+    parts = [0, 1], [2, 3, 4, 5], [7, 7], [1, 2, 3, 4], [11, 12, 13, 14], [[1, 2], [3, 4]], [[True, True]] * 2
+    two = ContrastiveBatch(*map(torch.tensor, parts))
+    two.known_positives_BK = torch.tensor([[1, 2], [3, 4]]) + 90  # whole texts differ
+    assert sum(Objective(ObjectiveArguments(TEMPERATURE))(vectors[:6], two).values()) == 0, "no negative is left"
+    two.positives_BM[0, number] = number == 0
+    if number:
+        assert Objective(ObjectiveArguments(TEMPERATURE))(vectors[:6], two)["info_nce"] > 0, "control: a hard negative"
+    two.query_id_B[1] = 8
+    assert Objective(ObjectiveArguments(TEMPERATURE))(vectors[:6], two)["info_nce"] > 0, "control: other queries"
+
+
 def test_the_margin_counts_what_it_leaves_out(vectors):
     """Counted apart, from the similarities."""
     objective = Objective(flags("margin"))
@@ -491,9 +580,19 @@ def test_the_margin_counts_what_it_leaves_out(vectors):
         other_rows = [s for s in others(query) if QUERY_IDS[s // GROUP] != QUERY_IDS[query]]
         wanted += sum(bool(slots[query * GROUP] @ slots[s] > limit) for s in other_rows)
         for other in range(QUERIES):
-            if QUERY_IDS[other] != QUERY_IDS[query] and not set(KNOWN[other]) & set(KNOWN[query]):
+            if QUERY_IDS[other] != QUERY_IDS[query] and not known_to(other) & known_to(query):
                 wanted += bool(q[query] @ q[other] > limit)
     assert objective.left_out["margins"] == wanted > 5
+    widths = Objective(flags("margin", matryoshka_dims=[8, 4]))
+    widths(vectors, batch())
+    assert widths.left_out["margins"] == wanted, "at the full width"
+    where, flags_of = batch(), [flags("margin"), flags("margin", focal_gamma=1.0), flags("info_nce", temperature=0.2)]
+    for sets, share in (((0, 1), 1.0), ((2, 2), 0.0), ((0, 2), None)):
+        where.set_B, where.sets = torch.tensor([sets[query >= 4] for query in range(QUERIES)]), sets
+        halves = Objective(flags_of[0], by_set=flags_of)
+        halves(vectors, where)
+        found = halves.left_out.get("margins", 0)
+        assert 0 < found < wanted if share is None else found == share * wanted, "of each query once"
     plain = Objective(flags("info_nce"))
     plain(vectors, batch())
     assert not plain.left_out, "control"
@@ -530,21 +629,72 @@ def test_an_unused_slot_changes_nothing(vectors):
     assert not torch.allclose(loss([2, 4, 3, -1], [1, 5, 2, 0]), loss([2, 3], [1, 2]))
 
 
-def test_known_positives_are_found():
-    ids = torch.tensor([10, 11, 20, 10, 30, 21])
-    known = torch.tensor([[10, 10], [20, 21], [30, 10]])
-    assert is_known(ids, known).tolist() == [
-        [True, False, False, True, False, False],
-        [False, False, True, False, False, True],
-        [True, False, False, True, True, False],
-    ]
+@pytest.mark.parametrize("width", [1, 3, 100])
+def test_known_positives_are_found(width):
+    """Against a loop, with queries that equal others, and texts that several queries know."""
+    torch.manual_seed(0)
+    known = Known(torch.randint(0, 12, (16,)), torch.randint(0, 500 * width, (16, width)))
+    known.text_QK[:, width // 2 :] = known.text_QK[:, :1]  # padding
+    known.text_QK[3, 0] = known.text_QK[9, -1]
+    texts = torch.cat([known.text_QK[:, :1], torch.randint(0, 500 * width, (16, 1))], dim=1)
 
+    def knows_in_a_loop(rows: Known, queries, texts):
+        of = [
+            {t for q, own in zip(*(x.tolist() for x in rows), strict=True) if q == query for t in own}
+            for query in queries.tolist()
+        ]
+        return [[bool(own & {*row}) for row in texts.tolist()] for own in of]
 
-def test_many_known_positives_are_found_by_a_search():
-    ids, known = torch.randint(0, 400, (50,)), torch.randint(0, 400, (7, MANY_KNOWN + 1))
-    wanted = [[text in row for text in ids.tolist()] for row in known.tolist()]
-    assert is_known(ids, known).tolist() == wanted
+    queries = known.query_Q[:7]
+    wanted = knows_in_a_loop(known, queries, texts)
+    assert knows(known, queries, texts).tolist() == wanted
     assert any(map(any, wanted)) and not all(map(all, wanted))
+    by_row = [[t in own for (t, _) in texts.tolist()] for own in known.text_QK[:7].tolist()]
+    assert by_row != wanted, "control: equal queries know the same"
+
+    shared = shared_only(known)
+    related = knows(shared, known.query_Q, shared.text_QK) | (known.query_Q[:, None] == known.query_Q)
+    assert related.tolist() == knows(known, known.query_Q, known.text_QK).tolist()
+    assert shared.text_QK.shape[1] <= 2 and related[3, 9] and not related.all()
+
+
+SCORED = {  # term -> rows that it cannot learn from, rows that it can
+    "cosent_weight": ({"score": 0.5}, {"score": 0.7}),
+    "angle_weight": ({"score": 0.5}, {"score": 0.7}),
+    "distill_weight": ({"pos_scores": [0.5], "neg": ["c"]}, {"pos_scores": [0.5], "neg": ["c"], "neg_scores": [0.1]}),
+    "margin_mse_weight": (
+        {"pos_scores": [None], "neg": ["c", "d"], "neg_scores": [0.1, 0.2]},
+        {"pos_scores": [0.5], "neg": ["c", "d"], "neg_scores": [None, 0.1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("term", SCORED)
+def test_rows_whose_scores_train_nothing_are_counted(tmp_path, term):
+    args = ObjectiveArguments(**{term: 1.0, "contrastive_weight": 0.0})
+    bad, good = ({"query": "a", "pos": ["b"], "neg": []} | row for row in SCORED[term])
+
+    def check(*rows, **data):
+        path = tmp_path / "d.jsonl"
+        path.write_text("".join(json.dumps(row | {"query": f"{n}"}) + "\n" for n, row in enumerate(rows)))
+        return check_scores([args], load_records(path, tmp_path / "cache"), (), DataArguments(**data))
+
+    with pytest.raises(UserError, match=f"--{term}: found scores of positives in ([02]) rows .* in d, wanted"):
+        check(bad, bad)
+    if term in ("cosent_weight", "angle_weight"):
+        assert check(bad, good) == []
+        (line,) = check(bad, good, {"query": "a", "pos": ["b"], "neg": []})
+        assert line == f"d: --{term} learns from the scores of 2 of 3 rows"
+        return
+    (line,) = check(bad, good, bad)
+    assert line == f"d: --{term} learns from the scores of 1 of 3 rows"
+    with pytest.raises(UserError, match="nothing would be learnt"):
+        check(good, train_group_size=1)
+    hidden = {"query": "0", "pos": [good["neg"][-1]], "neg": []}  # the scored negative is a positive there
+    path = tmp_path / "h.jsonl"
+    path.write_text("".join(json.dumps(row | {"query": "0"}) + "\n" for row in (good, hidden)))
+    with pytest.raises(UserError, match="and of negatives in 0"):
+        check_scores([args], load_records(path, tmp_path / "cache"), (), DataArguments())
 
 
 def test_a_loss_of_equal_scores_is_the_logarithm_of_their_number():
@@ -560,7 +710,6 @@ def test_scores_in_the_data_and_in_the_loss_must_agree(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     sets = {name: load_records(tmp_path / f"{name}.jsonl", tmp_path / "cache") for name in ("pairs", "plain")}
     cosent = ObjectiveArguments(cosent_weight=1.0, contrastive_weight=0.0)
-    check_scores([cosent], sets["pairs"])
     check_scores([ObjectiveArguments()], sets["plain"])
     with pytest.raises(
         UserError, match="pairs: found the key 'score' in 1 rows, which would all be trained as positives"

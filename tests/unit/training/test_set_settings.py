@@ -1,5 +1,7 @@
 """The file of --num_samples: rows, lengths and losses of single data sets, in the plan, the batch and the loss."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import make_builder
@@ -65,6 +67,18 @@ def test_each_row_of_a_mixed_batch_has_its_own_sets_loss(vectors):  # noqa: F811
     other = Objective(flags[0], by_set=flags)(vectors, where)
     whole = sum(mixed.values()) + sum(other.values())
     assert torch.allclose(whole, sum(alone)), "each row once under each loss"
+
+
+def test_a_teachers_scores_in_a_mixed_batch(vectors):  # noqa: F811
+    """Of each query with its own set's weight: not the mean over the batch times the share of the set."""
+    plain = ObjectiveArguments(TEMPERATURE, teacher_loss="scores")
+    taught, where, found = dataclasses.replace(plain, teacher_weight=1.0), batch(), []
+    whole = Objective(taught)(vectors, where)["teacher"]
+    for sets in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4):
+        where.set_B, where.sets = torch.tensor(sets), (0, 1)
+        found.append(Objective(plain, by_set=[taught, plain])(vectors, where)["teacher"])
+    assert torch.allclose(sum(found), whole)
+    assert not torch.allclose(found[0], whole / 2, rtol=1e-3), "control: the halves differ"
 
 
 def test_a_batch_says_whose_rows_it_holds_and_cuts_them_to_their_length(qwen3, data, tmp_path):

@@ -8,13 +8,16 @@ from helpers import INSTRUCTION, make_model_folder, train_flags
 
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
+from gritlm.models.backbone import load_config
 from gritlm.models.base import BaseSettings
+from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, fixed_flags, papers_values
 from gritlm.training.checkpoints import differing
 from gritlm.training.flag_checks import check_base_settings, parse
 from gritlm.training.provenance import resolved_flags
 from gritlm.training.run_folder import run_settings_of
 from gritlm.training.setup import build_text_tokenizer, contract_name, describe_base, main_instruction
+from gritlm.training.train import build_embedder
 
 PAPER = {"attn": "bb", "pooling_method": "mean", "normalized": True, "projection": None, "pool_instruction": False}
 PAPER |= {"append_eos": False, "query_max_len": 512, "passage_max_len": 512}
@@ -226,3 +229,21 @@ def test_a_flag_names_the_query_prompt(run_of, qwen3, tmp_path):
     assert prompts(run_of, qwen3, path, query_prompt="") == {"d": "A: ", "query": "", "document": ""}
     with pytest.raises(UserError, match="'B:' can share a token"):
         prompts(run_of, qwen3, path, query_prompt="B:")
+
+
+def test_a_new_projection_has_no_widths_of_the_base(run_of, qwen3, data, tmp_path):
+    """A served folder would cut vectors to widths that were never trained, or that are above the model's."""
+    base = tmp_path / "base"
+    make_model_folder(qwen3, base)
+    config = json.loads((base / "config.json").read_text())
+    width = config["hidden_size"]
+    (base / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": [width, width // 2]}))
+
+    def widths(**flags):
+        run = run_of(base, data, **flags)
+        embedder = build_embedder(run, load_config(str(base), "bb"), TextContract())
+        return getattr(embedder.config, "matryoshka_dimensions", None)
+
+    assert widths(projection=8) is None and widths(reset_weight=True) is None
+    assert widths(projection=8, matryoshka_dims=4) == [8, 4]
+    assert widths() == [width, width // 2], "control"

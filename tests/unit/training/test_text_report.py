@@ -22,7 +22,7 @@ def rows(count: int = 20, **change) -> list[dict]:
 def report(qwen3, tmp_path):
     """The lines and the warnings on data sets: `report(rows)`, `report(rows, more_rows, query_prompt="Q: ")`."""
 
-    def make(*sets, query_prompt=None, ignore_columns=(), **contract):
+    def make(*sets, query_prompt=None, ignore_columns=(), lengths=None, **contract):
         for number, some in enumerate(sets):
             path = tmp_path / "data" / f"set{number}.jsonl"
             path.parent.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def report(qwen3, tmp_path):
             load_tokenizer(str(qwen3), TextContract()), TextContract(prompts=prompts, **contract)
         )
         records = load_records(tmp_path / "data", tmp_path / "cache")
-        return report_on_texts(records, text_tokenizer, query_prompt, ignore_columns)
+        return report_on_texts(records, text_tokenizer, query_prompt, ignore_columns, lengths)
 
     return make
 
@@ -135,3 +135,13 @@ def test_texts_that_are_cut_off_are_counted(report):
     ]
     lines, warnings = report(rows(10, neg=[]), long, query_max_len=32, passage_max_len=48)
     assert len(lines) == 1 and warnings == [], "control: there is room"
+
+
+def test_each_data_set_has_its_own_lengths(report):
+    both = {"query_max_len": 32, "passage_max_len": 24}
+    text = rows(10, neg=[], pos=["snow " * 16])
+    lines, _ = report(text, text, lengths={"set1": (32, 8)}, **both)
+    assert lines[1:] == [
+        "  10 of 20 passages looked at (set1 10 of 10) are cut to --passage_max_len 24 or the length of the data set"
+    ]
+    assert report(text, text, **both)[0][1:] == [], "control: the contract's"

@@ -28,6 +28,7 @@ def checkout(tmp_path):
     (place / "scripts").unlink()
     (tmp_path / "copy").rename(place / "scripts")
     (place / ".venv").symlink_to(ROOT / ".venv")
+    (place / "rows.jsonl").write_text('{"query": "q", "pos": ["a"], "neg": []}\n')
     (place / "scripts" / "setup.sh").write_text("exit 0\n")  # its own test is below
     return place
 
@@ -104,7 +105,10 @@ REFUSED = {
     "half of it": ({"TRAIN_DATA": "/x.jsonl"}, "MODEL_NAME_OR_PATH is empty"),
     "other half": ({"MODEL_NAME_OR_PATH": "m"}, "TRAIN_DATA is empty"),
     "no data": ({"MODEL_NAME_OR_PATH": "m", "TRAIN_DATA": "/absent.jsonl"}, "TRAIN_DATA=/absent.jsonl: no such file"),
-    "no model": ({"MODEL_NAME_OR_PATH": "./absent", "TRAIN_DATA": "scripts"}, "./absent: found no config.json there"),
+    "no model": (
+        {"MODEL_NAME_OR_PATH": "./absent", "TRAIN_DATA": "rows.jsonl"},
+        "./absent: found no config.json there",
+    ),
 }
 
 
@@ -129,14 +133,14 @@ def test_a_gpu_in_use_is_refused(checkout, tmp_path):
             f'#!/bin/sh\n[ "$*" = "-m gritlm devices" ] && exec {lines}\nexec "{ROOT}/.venv/bin/python" "$@"\n'
         )
         python.chmod(0o755)
-        done = bash(checkout, PYTHON=python, MODEL_NAME_OR_PATH="./absent", TRAIN_DATA="scripts")
+        done = bash(checkout, PYTHON=python, MODEL_NAME_OR_PATH="./absent", TRAIN_DATA="rows.jsonl")
         assert done.returncode == 2
         return done.stderr
 
     assert "GPU 1 has 9000 of 81000 MiB free, wanted 90%" in refusal("9000")
     free = refusal("80500")
     assert "MiB free" not in free and "found no config.json" in free
-    none = bash(checkout, GPUS="0", MODEL_NAME_OR_PATH="./absent", TRAIN_DATA="scripts")
+    none = bash(checkout, GPUS="0", MODEL_NAME_OR_PATH="./absent", TRAIN_DATA="rows.jsonl")
     assert "found no GPU" in none.stderr
 
 

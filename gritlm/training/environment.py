@@ -1,12 +1,14 @@
-"""Environment variables: which ones run.json records, and which ones change the maths and are refused.
+"""The environment: variables that run.json records or that are refused, and builds that were killed.
 
 accelerate, torch and the libraries under it read the environment when they start. A variable that another job left
 there would change the run, and neither the flags nor run.json would tell.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from gritlm.errors import UserError
@@ -133,3 +135,20 @@ def recorded_environment() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if name.startswith(RECORDED)
     }
+
+
+def abandoned_builds(older_than: float = 600.0) -> list[str]:
+    """Warnings on locks of torch's extensions, which DeepSpeed builds, that are older than so many seconds.
+
+    A start that was killed while it built an extension leaves its lock, and every later start waits for it.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    ages = {lock: time.time() - lock.stat().st_mtime for lock in root.glob("**/lock")}
+    return [
+        f"DeepSpeed: found {lock}, {age / 60:.0f} minutes old: every start waits for the build that holds it; if no "
+        "process builds it any more, delete the file"
+        for lock, age in ages.items()
+        if age > older_than
+    ]

@@ -36,6 +36,7 @@ from gritlm.training.checkpoints import (
     weight_copies,
 )
 from gritlm.training.engines import load_weights_once
+from gritlm.training.environment import abandoned_builds
 from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
 from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import parse
@@ -94,7 +95,7 @@ def train(run: RunArguments) -> int:
     text_tokenizer, lines, warnings = describe_run(run, plan, records, config, ranks, evaluation_data)
     for line in lines:
         log.info(line)
-    for line in [*warnings, *unlike(run, run_settings)]:
+    for line in [*warnings, *unlike(run, run_settings), *(abandoned_builds() if args.deepspeed else ())]:
         log.warning(line)
 
     state = read_trainer_state(checkpoint) if checkpoint else None

@@ -1,9 +1,16 @@
 """A variable of the environment that would change the maths is refused, unless a flag says the same."""
 
+import os
+
 import pytest
 
 from gritlm.errors import UserError
-from gritlm.training.environment import CHANGES_THE_MATHS, recorded_environment, refuse_environment
+from gritlm.training.environment import (
+    CHANGES_THE_MATHS,
+    abandoned_builds,
+    recorded_environment,
+    refuse_environment,
+)
 
 FLAGS = {
     "bf16": False,
@@ -97,3 +104,15 @@ def test_secrets_are_not_recorded(monkeypatch):
     assert (found["HF_TOKEN"], found["WANDB_API_KEY"]) == ("set", "set")
     assert (found["HF_HOME"], found["NCCL_DEBUG"]) == ("/models", "INFO")
     assert "EDITOR" not in found
+
+
+def test_the_lock_of_a_build_that_was_killed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert abandoned_builds() == []
+    lock = tmp_path / "op" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    assert abandoned_builds() == [], "control: a build that may be running"
+    os.utime(lock, (0, lock.stat().st_mtime - 3600))
+    (warning,) = abandoned_builds()
+    assert f"found {lock}, 60 minutes old" in warning

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may look for anything on a hub
@@ -60,6 +61,16 @@ def build_model(folder: Path, config) -> Path:
     AutoModel.from_config(config).save_pretrained(folder)
     build_tokenizer(folder)
     return folder
+
+
+SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)}
+
+
+@pytest.fixture(autouse=True)
+def signals_as_at_the_start():
+    """A run in this process ends with signals ignored, and what a later test starts would inherit that."""
+    for number, handler in SIGNALS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ class AttentionError(UserError):
 def probe_attention(
     wrapped: nn.Module, embedder: Embedder, device: torch.device, attn: str, exact: bool = True
 ) -> dict[str, float]:
-    """Check the attention of a model on random tokens, in well under a second.
+    """Check the attention of a model on random tokens.
 
     (a) Changing the last token changes the first token's state if attention is bidirectional, and only then. (b) A text
     has the same states in a padded batch as alone. (c) The ids of the padding do not matter. (d) A text has the same

@@ -125,7 +125,12 @@ def looks_like_ids(name: str, texts: list[str], queries: list[str]) -> str:
 
 
 def pairs_in(values: Iterable[object]) -> str:
-    """What lists of two texts are: "flat" [instruction, text], "same" first text, "mixed" for both or either, or ""."""
+    """What the lists of two texts of a column are.
+
+    Returns:
+        "flat": each is [instruction, text]. "same": all begin with one text, which may be an instruction. "mixed": some
+        are [instruction, text]. "": none seems to be.
+    """
     given = [cell for cell in lists_in(values) if cell not in ([None], [], [""])]
     starts = [cell[0] for cell in given if is_pair(cell)]
     marked = Counter(filter(is_instruction, starts))

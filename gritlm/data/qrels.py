@@ -23,7 +23,7 @@ GRADES = (
 NO_GRADE = re.compile(r"|index|__index_level_0__|unnamed: 0|column 1|q0|iter|iteration|rank")
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.I)
 SHARD = re.compile(r"-\d+(-of-\d+|-[0-9a-f]{8,})?$")
-# What a qrels file without a header has, by its number of columns.
+# The columns of a qrels file without a header, by their number.
 UNNAMED = {3: ("query-id", "corpus-id", "score"), 4: ("query-id", "iteration", "corpus-id", "score")}
 Judgement = tuple[str, str, str, float]  # file:line, query id, passage id, relevance
 

@@ -21,7 +21,8 @@ from gritlm.training import plan
 ROWS = 100  # in a file
 ROW = {"query": ["Q: ", "what is {}"], "pos": ["{} it is", "one {}"], "neg": ["not {}", ["", "nor {}"]], "id": "{}"}
 # Rules that only prepare has. It reads scores, and takes "null" for an empty cell.
-STRICTER = r"((pos|neg)_scores(\[\d+\])?: |query: found a list of two texts|\w+: found '\w+', the word of an empty)"
+SCORES = r"(pos|neg)_scores(\[\d+\])?: "
+STRICTER = rf"({SCORES}|query: found a list of two texts|\w+: found '\w+', the word of an empty cell)"
 COLUMNS = ("--query_column", "query", "--positive_column", "pos", "--negative_columns", "neg")
 PASSAGE = {"_id": "{}", "title": "About {}", "text": "it is {}"}
 

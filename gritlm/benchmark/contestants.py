@@ -84,6 +84,8 @@ class GritLMStep:
         device = workload.device
         embedder = workload.embedder(self.attn_implementation)
         set_checkpointing(embedder, self.checkpointing)
+        if self.compiled and self.checkpointing == "selective":
+            raise UserError("--checkpointing selective with --torch_compile yes: no layer would be compiled")
         if self.compiled and (problem := compile_layers(embedder, device, workload.bf16)):
             raise UserError(f"--torch_compile: {problem}")
         if workload.bf16:

@@ -23,7 +23,7 @@ from gritlm.benchmark.step import measure_step
 from gritlm.benchmark.workload import MODELS
 from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.training.environment import refuse_environment
 from gritlm.training.terms import VARIANTS
 
@@ -93,6 +93,5 @@ def main(argv: list[str]) -> int:
     report = MEASURES[args.measure](args)
     if args.json:
         report["arguments"] = {name: str(value) for name, value in vars(args).items()}
-        with written_aside(args.json) as aside:
-            aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(report, indent=2) + "\n")
     return 0

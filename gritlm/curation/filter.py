@@ -22,10 +22,10 @@ from gritlm.curation.histogram import histogram
 from gritlm.curation.model_run import ModelRun, add_flags, hash_of, open_run
 from gritlm.curation.row_spool import text_of
 from gritlm.curation.rules import RowRules, RowScores, Verdict, number, share_or_none
-from gritlm.curation.scores_file import PairScores
+from gritlm.curation.scores_file import PairScores, raw_rows
 from gritlm.data.folders import find_files
 from gritlm.data.records import Record, RecordSet
-from gritlm.data.rows import decode, read_blocks, text_id
+from gritlm.data.rows import text_id
 from gritlm.errors import UserError
 from gritlm.files import content_hash, publish, write_text
 
@@ -75,13 +75,6 @@ def score_rows(run: ModelRun, records: RecordSet, files: list[Path], pairs: Pair
             numbers = [number for number in next(nearest)[2].tolist() if number not in passed - {lowest}]
             found.rank = numbers.index(lowest) + 1 if lowest in numbers else np.inf
         yield where, row, record, found
-
-
-def raw_rows(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a data set as they are in its files, with the columns that training does not read."""
-    for file in files:
-        for block in read_blocks(file, columns=None):
-            yield from ((f"{file}:{number}", decode(file, number, raw)) for number, raw in block)
 
 
 # ---- one data set

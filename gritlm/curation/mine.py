@@ -40,11 +40,11 @@ Rescore = Callable[[str, list[str]], np.ndarray]  # query, passages -> scores
 
 @dataclass
 class Mined:
-    """The negatives of one row, as passage numbers, and the scores of its negatives and positives."""
+    """The negatives of one row, and the scores of those and of its positives."""
 
     record: Record
     kept: list[Text]  # of its own negatives
-    negatives: list[int]
+    negatives: list[Text]
     scores: list[float]
     positive_scores: list[float]
 
@@ -95,7 +95,8 @@ def search(
         counts[KNOWN] -= len(copies)
         counts["near copy of one of these"] += len(copies)
         removed.update(counts)
-        yield Mined(record, kept, numbers[places].tolist(), scores[places].tolist(), own_scores.tolist())
+        chosen = [passages[number] for number in numbers[places].tolist()]
+        yield Mined(record, kept, chosen, scores[places].tolist(), own_scores.tolist())
 
 
 def is_titled_copy(a: str, b: str) -> bool:
@@ -171,19 +172,15 @@ def mine_set(run: ModelRun, records: RecordSet, rescore: Rescore | None) -> None
     tally, aside = Tally(), run.work(records) / "rows.jsonl"
     with open(aside, "w", encoding="utf-8") as out:
         for mined in search(records, passages, vectors, args, rescore, tally.removed):
-            row: dict[str, object] = {
-                "query": _plain(mined.record.query),
-                "pos": [_plain(passage) for passage in mined.record.positives],
-                "neg": [
-                    _plain(passage) for passage in [*mined.kept, *(passages[number] for number in mined.negatives)]
-                ],
-            }
+            record, negatives = mined.record, [*mined.kept, *mined.negatives]
+            row: dict[str, object] = {"query": _plain(record.query)}
+            row |= {"pos": [*map(_plain, record.positives)], "neg": [*map(_plain, negatives)]}
             if args.output_scores:
                 row["scores"] = {"pos": mined.positive_scores, "neg": [None] * len(mined.kept) + mined.scores}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             tally.queries[len(mined.negatives) + (len(mined.kept) if args.fill else 0)] += 1
             if args.fill or args.keep_negatives:
-                tally.copies += len(mined.record.negatives) - len(mined.kept)
+                tally.copies += len(record.negatives) - len(mined.kept)
             tally.negative_scores += mined.scores
             tally.positive_scores += mined.positive_scores
     print("\n".join(tally.summary(run.finish(records, aside), passages.candidates, args.num_negatives)))

@@ -52,18 +52,22 @@ def find_training_data(model: Model) -> tuple[list[RecordSet], list[str]]:
     notes: list[str] = []
     if model.kind in (BM25, "backbone") or model.folder is None:
         return records, notes
-    for run, path, _ in runs_of(model.folder):
-        try:
-            found = load_records(path, run.flags.get("data_cache"))
+    try:
+        for run, path, _ in runs_of(model.folder):
+            try:
+                found = load_records(path, run.flags.get("data_cache"))
+            except (UserError, OSError) as error:
+                why = f"cannot be read ({first_line(error)})" if os.path.exists(path) else "is not there"
+                notes.append(f"{model.name}: its training data {path} {why}; {UNKNOWN}")
+                continue
             rows = [f"{len(part)} rows, {part.fingerprint()}" for part in found]
             if rows != (run.settings.get("flags") or {}).get("data", rows):
                 notes.append(f"{model.name}: its training data {path} has changed since it was trained")
             if run.flags.get("eval_held_out"):
                 notes.append(f"{model.name}: its run held rows of {path} out; here they count as trained on")
             records += found
-        except (UserError, OSError) as error:
-            why = f"cannot be read ({first_line(error)})" if os.path.exists(path) else "is not there"
-            notes.append(f"{model.name}: its training data {path} {why}; {UNKNOWN}")
+    except UserError as error:  # of a run.json
+        notes.append(f"{model.name}: {first_line(error)}; {UNKNOWN}")
     if not records and not notes:
         notes.append(f"{model.name}: found no run.json that names its training data; {UNKNOWN}")
     return records, notes

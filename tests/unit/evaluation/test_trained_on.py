@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from gritlm.evaluation.trained_on import trained_tasks, training_sets
+from gritlm.evaluation.models import Model
+from gritlm.evaluation.trained_on import find_training_data, trained_tasks, training_sets
 
 
 def write_run(folder, data, base, **more):
@@ -27,6 +28,8 @@ def test_the_sets_of_a_model_and_of_its_bases(tmp_path):
     assert "nowhere" in training_sets(gone)[2]
     (gone / "run.json").write_text("{")
     assert "not known" in training_sets(gone)[2]
+    records, (note,) = find_training_data(Model("gone", gone, {"kind": "gritlm"}))
+    assert not records and "no JSON" in note and "not known" in note, "an evaluation goes on"
 
 
 @pytest.mark.parametrize(

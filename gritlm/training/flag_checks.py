@@ -199,7 +199,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.per_device_train_batch_size not in (DEFAULT_PER_DEVICE, f.global_batch_size // f.ranks),
         "--per_device_train_batch_size {per_device_train_batch_size} contradicts --global_batch_size "
-        "{global_batch_size} on {ranks} ranks; leave it out",
+        "{global_batch_size} on {ranks} ranks; leave it out, and give --global_batch_size the queries of a step",
     ),
 )
 

@@ -92,6 +92,12 @@ def written_aside(target: Path) -> Iterator[Path]:
         _remove(aside)
 
 
+def write_text(target: Path, text: str, errors: str = "strict") -> None:
+    """Write a file in UTF-8, whole or not at all."""
+    with written_aside(target) as aside:
+        aside.write_text(text, encoding="utf-8", errors=errors)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

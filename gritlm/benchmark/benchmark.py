@@ -23,7 +23,7 @@ from gritlm.benchmark.step import measure_step
 from gritlm.benchmark.workload import MODELS
 from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.training.environment import refuse_environment
 from gritlm.training.terms import VARIANTS
 
@@ -49,46 +49,27 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("measure", nargs="?", choices=MEASURES, default="step", help="default: step")
 
-    workload = parser.add_argument_group("workload")
-    workload.add_argument("--model", choices=MODELS, default="tiny", metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    workload.add_argument(
-        "--lengths",
-        type=home_expanded,
-        default="stdlib",
-        metavar="SOURCE",
-        help="stdlib (default), uniform:TOKENS, or a file of rows",
-    )
-    workload.add_argument(
-        "--queries", type=int, default=64, metavar="N", help="queries per step, default 64; encode: two texts each"
-    )
-    workload.add_argument("--group", type=int, default=4, metavar="N", help="passages per query, default 4")
-    workload.add_argument("--max_len", type=int, default=512, metavar="TOKENS", help="limit per text, default 512")
-    workload.add_argument("--passages", type=int, metavar="N", help="loss: passages in all, default 4 per query")
-    workload.add_argument("--width", type=int, default=256, metavar="N", help="loss: width of a vector, default 256")
+    add = parser.add_argument_group("workload").add_argument
+    add("--model", choices=MODELS, default="tiny", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    lengths = "stdlib (default), uniform:TOKENS, or a file of rows"
+    add("--lengths", type=home_expanded, default="stdlib", metavar="SOURCE", help=lengths)
+    add("--queries", type=int, default=64, metavar="N", help="queries per step, default 64; encode: two texts each")
+    add("--group", type=int, default=4, metavar="N", help="passages per query, default 4")
+    add("--max_len", type=int, default=512, metavar="TOKENS", help="limit per text, default 512")
+    add("--passages", type=int, metavar="N", help="loss: passages in all, default 4 per query")
+    add("--width", type=int, default=256, metavar="N", help="loss: width of a vector, default 256")
 
-    settings = parser.add_argument_group("gritlm's settings (several values make several contestants)")
-    settings.add_argument("--attn_implementation", nargs="+", default=["packed"], metavar="NAME", help="default packed")
-    settings.add_argument(
-        "--activation_memory", nargs="+", default=["0"], metavar="GB", help="auto or a number, default 0"
-    )
-    settings.add_argument("--torch_compile", nargs="+", choices=("no", "yes"), default=["no"], help="default no")
-    settings.add_argument(
-        "--terms",
-        nargs="+",
-        choices=VARIANTS,
-        default=[INFO_NCE],
-        metavar="TERM",
-        help=f"some of {', '.join(VARIANTS)}",
-    )
-    settings.add_argument("--chunk_tokens", type=int, default=4096, metavar="TOKENS", help="in a chunk, default 4096")
-    settings.add_argument(
-        "--checkpointing", nargs="+", choices=CHECKPOINTING, default=["none"], help="of a layer, default none"
-    )
-    settings.add_argument("--bf16", action="store_true", help="autocast to bfloat16, the baseline too")
-
-    settings.add_argument(
-        "--adapter", choices=("lora", "qlora"), help="memory: of training an adapter of rank 16 on all linear layers"
-    )
+    add = parser.add_argument_group("gritlm's settings (several values make several contestants)").add_argument
+    add("--attn_implementation", nargs="+", default=["packed"], metavar="NAME", help="default packed")
+    add("--activation_memory", nargs="+", default=["0"], metavar="GB", help="auto or a number, default 0")
+    add("--torch_compile", nargs="+", choices=("no", "yes"), default=["no"], help="default no")
+    terms = f"some of {', '.join(VARIANTS)}"
+    add("--terms", nargs="+", choices=VARIANTS, default=[INFO_NCE], metavar="TERM", help=terms)
+    add("--chunk_tokens", type=int, default=4096, metavar="TOKENS", help="in a chunk, default 4096")
+    add("--checkpointing", nargs="+", choices=CHECKPOINTING, default=["none"], help="of a layer, default none")
+    add("--bf16", action="store_true", help="autocast to bfloat16, the baseline too")
+    adapter = "memory: of training an adapter of rank 16 on all linear layers"
+    add("--adapter", choices=("lora", "qlora"), help=adapter)
 
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds, default 5; medians count")
     parser.add_argument("--compare", choices=(BASELINE,), help="also measure this library, at its fastest setting")
@@ -112,6 +93,5 @@ def main(argv: list[str]) -> int:
     report = MEASURES[args.measure](args)
     if args.json:
         report["arguments"] = {name: str(value) for name, value in vars(args).items()}
-        with written_aside(args.json) as aside:
-            aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(report, indent=2) + "\n")
     return 0

@@ -36,18 +36,15 @@ def dense_info_nce(queries_BD: Tensor, passages_PD: Tensor, positive_B: Tensor) 
 
 
 def in_float64(queries_BD: Tensor, passages_PD: Tensor, positive_B: Tensor) -> list[Tensor]:
-    """The mean loss and its gradients for queries and passages, computed in float64 without autograd."""
-    q_BD, p_PD = queries_BD.detach().double(), passages_PD.detach().double()
-    losses, q_grads, p_grad = [], [], torch.zeros_like(p_PD)
+    """The mean loss and its gradients for queries and passages, computed in float64 a block of queries at a time."""
+    q_BD, p_PD = (x.detach().double().requires_grad_() for x in (queries_BD, passages_PD))
+    total = q_BD.detach().new_zeros(())
     for q_bD, positive_b in zip(q_BD.split(256), positive_B.split(256), strict=True):
-        scores_bP = q_bD @ p_PD.T / TEMPERATURE
-        losses.append(F.cross_entropy(scores_bP, positive_b, reduction="none"))
-        slope_bP = scores_bP.softmax(1)
-        slope_bP[torch.arange(len(q_bD)), positive_b] -= 1
-        q_grads.append(slope_bP @ p_PD)
-        p_grad += slope_bP.T @ q_bD
-    scale = 1 / (TEMPERATURE * len(q_BD))
-    return [torch.cat(losses).mean(), torch.cat(q_grads) * scale, p_grad * scale]
+        loss = F.cross_entropy(q_bD @ p_PD.T / TEMPERATURE, positive_b, reduction="sum") / len(q_BD)
+        loss.backward()
+        total += loss.detach()
+    assert q_BD.grad is not None and p_PD.grad is not None
+    return [total, q_BD.grad, p_PD.grad]
 
 
 def random_vectors(queries: int, passages: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -100,21 +100,13 @@ def chunk_footprint(
         checkpointing: one of CHECKPOINTING.
         adapter: "lora", or "qlora" whose matrices are made float one at a time; None trains all weights.
     """
-    with torch.device("meta"):
+    with FakeTensorMode():
         backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED)
         model = Embedder(backbone, TextContract()).train()
         if adapter:
             endings, _ = match_targets(linear_layers(config), None)
             model.add_adapter(make_config(TuningArguments.lora_r, 1, TuningArguments.lora_dropout, endings))
-    set_checkpointing(model, checkpointing)
-    with FakeTensorMode():
-        for module in model.modules():
-            for name, weight in module._parameters.items():
-                if weight is not None:
-                    module._parameters[name] = nn.Parameter(torch.empty(weight.shape), weight.requires_grad)
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape)
+        set_checkpointing(model, checkpointing)
         found = count_chunk(model, tokens // length, length, bf16)
     if adapter != "qlora":
         return found
@@ -126,7 +118,6 @@ def chunk_footprint(
 def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) -> Footprint:
     """Count one forward and backward of the model, whose tensors may have data or not. Its gradient is dropped."""
     weights = list(model.parameters())
-
     trained = [weight for weight in weights if weight.requires_grad]
 
     def drop_gradient(weight: Tensor) -> None:

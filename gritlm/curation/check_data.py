@@ -22,13 +22,13 @@ from gritlm.cli import home_expanded, verb_parser
 from gritlm.curation.file_stats import (
     KINDS,
     LEAKS,
-    BlockReader,
     FileReport,
     FileStats,
     count_characters,
     find_repeats,
     flag_keys,
     flat_instructions,
+    read_block,
     read_file_stats,
     repeated_texts,
 )
@@ -148,7 +148,8 @@ def check(
         processes: processes that read a file together.
         ignored: keys that may stay unread, although they look like a label or a split.
     """
-    reader = BlockReader(partial(count_tokens, text_tokenizer) if text_tokenizer else count_characters, evaluation)
+    count_units = partial(count_tokens, text_tokenizer) if text_tokenizer else count_characters
+    reader = partial(read_block, count_units, evaluation)
     read = [read_file_stats(path, reader, processes) for path in paths]
     find_repeats(paths, [stats for stats, _ in read])
     reports = []

@@ -1,10 +1,9 @@
 """Embed the queries and passages of a data set with any model, to files that an interrupted run continues."""
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,87 +17,72 @@ from gritlm.errors import UserError
 from gritlm.evaluation.models import Model
 from gritlm.evaluation.search import nearest
 from gritlm.evaluation.sets import Side
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.models.text import Text
 
 FLUSH_EVERY = 4096  # texts
 SEARCHED = 1024  # queries at once
 
 
-class Texts(Protocol):
-    """Texts by number; each is read when it is needed."""
+class Texts:
+    """Texts by number, each read when it is needed, and an id for each."""
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> Text: ...
-    def ids(self) -> np.ndarray: ...  # one for each text
-
-
-class Queries:
-    """The query of each row of a data set."""
-
-    def __init__(self, records: RecordSet):
-        self.records = records
+    def __init__(self, ids: np.ndarray, read: Callable[[int], Text]):
+        self.ids, self._read = ids, read
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.ids)
 
     def __getitem__(self, number: int, /) -> Text:
-        return self.records[number].query
-
-    def ids(self) -> np.ndarray:
-        row_texts = self.records.row_texts
-        return row_texts.ids[row_texts.starts[:-1]]
+        return self._read(number)
 
 
-class Passages:
-    """The distinct texts of an extra corpus, followed by the distinct positives of a data set.
+def queries_of(records: RecordSet) -> Texts:
+    """The query of each row of a data set."""
+    row_texts = records.row_texts
+    return Texts(row_texts.ids[row_texts.starts[:-1]], lambda row: records[row].query)
 
-    The first `candidates` passages may become negatives: all of them, or only those of the corpus.
+
+class Passages(Texts):
+    """Distinct passages: of a data set, or texts of a corpus.
+
+    Args:
+        places: id -> row and number in its field, or a text of the corpus.
+        field: of the rows: positives or negatives.
+        candidates: how many of the first may become negatives.
     """
 
-    field = "positives"
+    def __init__(self, records: RecordSet, places: dict[int, tuple[int, int] | str], field: str, candidates: int = 0):
+        self.number_of = {key: number for number, key in enumerate(places)}
+        self.candidates, found = candidates, [*places.values()]
 
-    def __init__(self, records: RecordSet, corpus: Sequence[str], corpus_only: bool):
-        self.records = records
-        self.number_of: dict[int, int] = {}  # text id -> the passage's number
-        self.places: list[tuple[int, int] | str] = []  # (row, number in its field), or a text of the corpus
-        for text in corpus:
-            self._add(text_id(text), text)
-        self.candidates = len(self)
-        for row in range(len(records)):
-            for number, key in enumerate(records.positive_ids(row).tolist()):
-                self._add(key, (row, number))
-        self.candidates = self.candidates if corpus_only else len(self)
+        def read(number: int) -> Text:
+            place = found[number]
+            return Text("", place) if isinstance(place, str) else getattr(records[place[0]], field)[place[1]]
 
-    def _add(self, key: int, place: tuple[int, int] | str) -> None:
-        if key not in self.number_of:
-            self.number_of[key] = len(self.places)
-            self.places.append(place)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: int, /) -> Text:
-        place = self.places[number]
-        if isinstance(place, str):
-            return Text("", place)
-        return getattr(self.records[place[0]], self.field)[place[1]]
-
-    def ids(self) -> np.ndarray:
-        return np.fromiter(self.number_of, np.int64, len(self))
+        super().__init__(np.fromiter(places, np.int64, len(places)), read)
 
 
-class OtherNegatives(Passages):
+def passages_of(records: RecordSet, corpus: Sequence[str], corpus_only: bool) -> Passages:
+    """The distinct texts of an extra corpus, then the distinct positives. Candidates are all, or the corpus only."""
+    places: dict[int, tuple[int, int] | str] = {}
+    for text in corpus:
+        places.setdefault(text_id(text), text)
+    candidates = len(places)
+    for row in range(len(records)):
+        for number, key in enumerate(records.positive_ids(row).tolist()):
+            places.setdefault(key, (row, number))
+    return Passages(records, places, "positives", candidates if corpus_only else len(places))
+
+
+def other_negatives(records: RecordSet, passages: Passages) -> Passages:
     """The distinct negatives of a data set that are none of its passages."""
-
-    field = "negatives"
-
-    def __init__(self, records: RecordSet, passages: Passages):
-        self.records, self.number_of, self.places = records, {}, []
-        for row in range(len(records) if records.longest_group > 1 else 0):
-            for number, key in enumerate(records[row].negative_ids):
-                if key not in passages.number_of:
-                    self._add(key, (row, number))
+    places: dict[int, tuple[int, int] | str] = {}
+    for row in range(len(records) if records.longest_group > 1 else 0):
+        for number, key in enumerate(records[row].negative_ids):
+            if key not in passages.number_of:
+                places.setdefault(key, (row, number))
+    return Passages(records, places, "negatives")
 
 
 class Encoder:
@@ -178,8 +162,7 @@ def embed(encoder: Encoder, side: Side, texts: Texts, path: Path, name: str) -> 
                 vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(texts), part.shape[1]))
             vectors[start : start + len(part)] = part
             vectors.flush()
-            with written_aside(counter) as aside:
-                aside.write_text(str(start + len(part)), encoding="utf-8")
+            write_text(counter, str(start + len(part)))
             progress.update(len(part))
     assert vectors is not None, "wanted at least one text"
     return vectors

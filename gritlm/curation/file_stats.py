@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,8 +63,7 @@ KINDS = {
 }
 
 
-def _integers() -> array:
-    return array("q")
+_integers = partial(array, "q")
 
 
 @dataclass
@@ -110,75 +110,72 @@ class FileReport:
         return len(self.stats.lines) + sum(kind == "bad" for _, kind, _ in self.stats.found)
 
 
-class BlockReader:
-    """Gathers the statistics of a block of a file. It may run in any process."""
+def read_block(
+    count_units: CountUnits, evaluation: EvaluationTexts | None, path: Path, block: Block, sample_every: int
+) -> FileStats:
+    """The statistics of a block of a file. It may run in any process."""
+    stats, sample, rows = FileStats(), [], []
+    pairs: dict[tuple[str, str], set[str]] = {}  # field and first text -> second texts
+    for number, raw in block:
+        where = f"{path}:{number}"
+        try:
+            decoded = decode(path, number, raw)
+            row = parse_row(decoded, where, with_id=False)
+        except UserError as error:
+            stats.found.append((number, "bad", str(error).removeprefix(f"{where}: ")))
+            continue
+        stats.lines.append(number)
+        stats.query_ids.append(row["query_id"])
+        stats.row_keys.append(_row_key(row))
+        stats.positive_counts.append(len(row["pos_id"]))
+        stats.positive_ids.extend(row["pos_id"])
+        stats.negative_counts.append(len(row["neg_id"]))
+        stats.instructions[row["query"]["instruction"]] += 1
+        if row["unread"]:
+            stats.unread.update(unread := json.loads(row["unread"]))
+            stats.flags.update((name, flag_of(decoded[name])) for name in unread)
+        for name in ("pos", "neg"):
+            stats.passage_instructions.update(row[name]["instruction"])
+            two = len(texts := decoded[name]) == 2 and type(texts[0]) is type(texts[1]) is str
+            if two and len(texts[0]) < LONGEST_INSTRUCTION:
+                pairs.setdefault((name, texts[0]), set()).add(texts[1])
+        if row["neg_id"] and {*row["pos"]["instruction"]}.isdisjoint(row["neg"]["instruction"]):
+            stats.found.append((number, "revealing", "the instructions tell the positives from the negatives"))
+        stats.unread.update(["score"] * row["is_scored_pair"])
+        if row["score_error"]:
+            stats.score_errors.append((number, row["score_error"].removeprefix(f"{where}: ")))
+        if count := row["dropped_negatives"]:
+            message = "1 negative repeats" if count == 1 else f"{count} negatives repeat"
+            stats.found.append((number, "negative", f"{message} a positive"))
+        if number % sample_every == 0:
+            sample.append(row)
+        if evaluation:  # compares a whole block at once
+            rows.append(row)
+    stats.first_of_two.update({key: len(seconds) for key, seconds in pairs.items() if len(seconds) > 1})
+    for index, what, kind in evaluation.find_leaks(rows) if evaluation else ():
+        if kind == "similar":
+            stats.similar[what] += 1
+        else:
+            stats.found.append((stats.lines[index], f"{what}, {kind}", f"{LEAKS[what].words} ({kind})"))
+    _measure(sample, stats, count_units)
+    return stats
 
-    def __init__(self, count_units: CountUnits, evaluation: EvaluationTexts | None):
-        self.count_units, self.evaluation = count_units, evaluation
 
-    def __call__(self, path: Path, block: Block, sample_every: int) -> FileStats:
-        stats, sample, rows = FileStats(), [], []
-        pairs: dict[tuple[str, str], set[str]] = {}  # field and first text -> second texts
-        for number, raw in block:
-            where = f"{path}:{number}"
-            try:
-                decoded = decode(path, number, raw)
-                row = parse_row(decoded, where, with_id=False)
-            except UserError as error:
-                stats.found.append((number, "bad", str(error).removeprefix(f"{where}: ")))
-                continue
-            stats.lines.append(number)
-            stats.query_ids.append(row["query_id"])
-            stats.row_keys.append(_row_key(row))
-            stats.positive_counts.append(len(row["pos_id"]))
-            stats.positive_ids.extend(row["pos_id"])
-            stats.negative_counts.append(len(row["neg_id"]))
-            stats.instructions[row["query"]["instruction"]] += 1
-            for name in ("pos", "neg"):
-                stats.passage_instructions.update(row[name]["instruction"])
-            if row["unread"]:
-                stats.unread.update(unread := json.loads(row["unread"]))
-                stats.flags.update((name, flag_of(decoded[name])) for name in unread)
-            for name in ("pos", "neg"):
-                two = len(texts := decoded[name]) == 2 and type(texts[0]) is type(texts[1]) is str
-                if two and len(texts[0]) < LONGEST_INSTRUCTION:
-                    pairs.setdefault((name, texts[0]), set()).add(texts[1])
-            if row["neg_id"] and {*row["pos"]["instruction"]}.isdisjoint(row["neg"]["instruction"]):
-                stats.found.append((number, "revealing", "the instructions tell the positives from the negatives"))
-            stats.unread.update(["score"] * row["is_scored_pair"])
-            if row["score_error"]:
-                stats.score_errors.append((number, row["score_error"].removeprefix(f"{where}: ")))
-            if count := row["dropped_negatives"]:
-                message = "1 negative repeats" if count == 1 else f"{count} negatives repeat"
-                stats.found.append((number, "negative", f"{message} a positive"))
-            if number % sample_every == 0:
-                sample.append(row)
-            if self.evaluation:  # compares a whole block at once
-                rows.append(row)
-        stats.first_of_two.update({key: len(seconds) for key, seconds in pairs.items() if len(seconds) > 1})
-        for index, what, kind in self.evaluation.find_leaks(rows) if self.evaluation else ():
-            if kind == "similar":
-                stats.similar[what] += 1
-            else:
-                stats.found.append((stats.lines[index], f"{what}, {kind}", f"{LEAKS[what].words} ({kind})"))
-        self._measure(sample, stats)
-        return stats
-
-    def _measure(self, rows: list[dict], stats: FileStats) -> None:
-        queries = [Text(**row["query"]) for row in rows]
-        passages = [
-            Text(*pair)
-            for row in rows
-            for name in ("pos", "neg")
-            for pair in list(zip(row[name]["instruction"], row[name]["text"], strict=True))[:8]
-        ]
-        stats.query_lengths.extend(self.count_units(queries))
-        stats.passage_lengths.extend(self.count_units(passages))
-        for row in (row for row in rows if row["neg_id"]):
-            stats.positive_labels.update(map(label_of, row["pos"]["text"]))
-            stats.negative_labels.update(map(label_of, row["neg"]["text"]))
-        for text in (*queries, *passages[:1000]):
-            stats.scripts.update(scripts_of(text.text[:200]))
+def _measure(rows: list[dict], stats: FileStats, count_units: CountUnits) -> None:
+    queries = [Text(**row["query"]) for row in rows]
+    passages = [
+        Text(*pair)
+        for row in rows
+        for name in ("pos", "neg")
+        for pair in list(zip(row[name]["instruction"], row[name]["text"], strict=True))[:8]
+    ]
+    stats.query_lengths.extend(count_units(queries))
+    stats.passage_lengths.extend(count_units(passages))
+    for row in (row for row in rows if row["neg_id"]):
+        stats.positive_labels.update(map(label_of, row["pos"]["text"]))
+        stats.negative_labels.update(map(label_of, row["neg"]["text"]))
+    for text in (*queries, *passages[:1000]):
+        stats.scripts.update(scripts_of(text.text[:200]))
 
 
 def flag_of(value: object) -> str:
@@ -234,8 +231,10 @@ def scripts_of(text: str) -> set[str]:
     return {unicodedata.name(letter, "?").split()[0] for letter in set(text) if letter.isalpha()}
 
 
-def read_file_stats(path: Path, reader: BlockReader, processes: int) -> tuple[FileStats, str]:
-    """The statistics of a file, and the error that ended the reading, or ""."""
+def read_file_stats(
+    path: Path, reader: Callable[[Path, Block, int], FileStats], processes: int
+) -> tuple[FileStats, str]:
+    """The statistics of a file, and the error that ended the reading, or "". `reader` reads a block of it."""
     stats, problem = FileStats(), ""
 
     def blocks() -> Iterator[tuple[Path, Block, int]]:

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 
 from gritlm.cli import home_expanded, quieten, verb_parser
-from gritlm.curation.embedding import OtherNegatives, Passages, nearest_passages
+from gritlm.curation.embedding import nearest_passages, other_negatives, passages_of
 from gritlm.curation.fix import keep_negatives
 from gritlm.curation.histogram import histogram
 from gritlm.curation.model_run import ModelRun, add_flags, hash_of, open_run
+from gritlm.curation.row_spool import text_of
 from gritlm.curation.rules import RowRules, RowScores, Verdict, number, share_or_none
-from gritlm.curation.scores_file import PairScores
+from gritlm.curation.scores_file import PairScores, raw_rows
 from gritlm.data.folders import find_files
 from gritlm.data.records import Record, RecordSet
-from gritlm.data.rows import decode, read_blocks, text_id
+from gritlm.data.rows import text_id
 from gritlm.errors import UserError
-from gritlm.files import content_hash, publish, written_aside
+from gritlm.files import content_hash, publish, write_text
 
 EXAMPLES = """examples:
   gritlm filter mined/ clean/ --model Qwen/Qwen3-Embedding-0.6B
@@ -50,10 +51,10 @@ def score_rows(run: ModelRun, records: RecordSet, files: list[Path], pairs: Pair
         assert pairs is not None
         yield from ((where, row, record, pairs.of(record, where)) for (where, row), record in rows)
         return
-    passages = Passages(records, run.corpus, corpus_only=False)
+    passages = passages_of(records, run.corpus, corpus_only=False)
     queries_BD, corpus_ND = run.vectors(records, passages)
     negatives_ND = corpus_ND[:0]
-    if len(other := OtherNegatives(records, passages)) and not pairs:
+    if len(other := other_negatives(records, passages)) and not pairs:
         negatives_ND = run.embed(records, other, "passage", "negatives")
 
     def scores_of(keys: list[int], query_D: np.ndarray) -> np.ndarray:
@@ -76,13 +77,6 @@ def score_rows(run: ModelRun, records: RecordSet, files: list[Path], pairs: Pair
         yield where, row, record, found
 
 
-def raw_rows(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a data set as they are in its files, with the columns that training does not read."""
-    for file in files:
-        for block in read_blocks(file, columns=None):
-            yield from ((f"{file}:{number}", decode(file, number, raw)) for number, raw in block)
-
-
 # ---- one data set
 
 
@@ -92,7 +86,7 @@ def rewrite(row: dict[str, Any], record: Record, verdict: Verdict, relabel: bool
     Returns:
         the row, and a note on scores that were out of step.
     """
-    ids = [text_id(text[1] if isinstance(text, list) else text) for text in row["neg"]]
+    ids = [text_id(text_of(text)) for text in row["neg"]]
     stay, suspected = ({record.negative_ids[i] for i in numbers} for numbers in (verdict.kept, verdict.suspected))
     found, lost = keep_negatives(row, [key in stay for key in ids])
     if relabel:
@@ -251,9 +245,7 @@ def main(argv: list[str]) -> int:
     for records in run.data:
         filter_set(run, records, files[records.name], pairs)
     for name in files if len(files) > 1 else ():
-        path = args.output / f"without-{name}.json"
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps({name: 0}) + "\n", encoding="utf-8")
+        write_text(args.output / f"without-{name}.json", json.dumps({name: 0}) + "\n")
     if len(files) > 1:
         print(f"for an ablation, gritlm train --num_samples {args.output}/without-NAME.json leaves one data set out")
     return 0

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gritlm.curation.file_stats import KINDS, FileReport
+from gritlm.curation.row_spool import text_of
 from gritlm.data.containers import file_errors, open_parquet
 from gritlm.data.folders import stem
 from gritlm.data.rows import decode, is_parquet, read_blocks
@@ -116,8 +117,8 @@ def _parquet_rows(report: FileReport, path: Path, dropped: dict[int, str], chang
 
 def without_repeats(row: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """A row without the negatives that repeat a positive, and without their scores: see `keep_negatives`."""
-    positives = {_string(text) for text in row["pos"]}
-    return keep_negatives(row, [_string(text) not in positives for text in row["neg"]])
+    positives = {text_of(text).rstrip() for text in row["pos"]}
+    return keep_negatives(row, [text_of(text).rstrip() not in positives for text in row["neg"]])
 
 
 def keep_negatives(row: dict[str, Any], kept: list[bool]) -> tuple[dict[str, Any], str]:
@@ -148,7 +149,3 @@ def keep_negatives(row: dict[str, Any], kept: list[bool]) -> tuple[dict[str, Any
         return []
 
     return {key: in_step(key, value) for key, value in row.items()}, "".join(lost)
-
-
-def _string(text: str | list[str]) -> str:
-    return (text if isinstance(text, str) else text[1]).rstrip()

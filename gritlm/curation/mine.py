@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from gritlm.cli import home_expanded, quieten, verb_parser
-from gritlm.curation.embedding import Passages, nearest_passages
+from gritlm.curation.embedding import Passages, nearest_passages, passages_of
 from gritlm.curation.histogram import histogram
 from gritlm.curation.model_run import ModelRun, add_flags, open_run
 from gritlm.curation.near_copies import UNSPACED, is_near_copy, normal_text
-from gritlm.curation.rules import KNOWN, Rules, number, share_or_none
+from gritlm.curation.rules import KNOWN, choose, number, share_or_none
 from gritlm.data.records import Record, RecordSet
 from gritlm.data.rows import text_id
 from gritlm.errors import UserError, first_line
@@ -40,11 +40,11 @@ Rescore = Callable[[str, list[str]], np.ndarray]  # query, passages -> scores
 
 @dataclass
 class Mined:
-    """The negatives of one row, as passage numbers, and the scores of its negatives and positives."""
+    """The negatives of one row, and the scores of those and of its positives."""
 
     record: Record
     kept: list[Text]  # of its own negatives
-    negatives: list[int]
+    negatives: list[Text]
     scores: list[float]
     positive_scores: list[float]
 
@@ -53,26 +53,26 @@ def search(
     records: RecordSet,
     passages: Passages,
     vectors: tuple[np.ndarray, np.ndarray],
-    rules: Rules,
+    args: argparse.Namespace,
     rescore: Rescore | None,
     removed: Counter[str],
-    own_negatives: str,
 ) -> Iterator[Mined]:
     """Mine every row, in order. `vectors` are those of the queries and of the passages."""
     queries_BD, corpus_ND = vectors
+    keeps_own = args.fill or args.keep_negatives
     positives_of = positives_by_normal_query(records)
     # The query's positives and its own negatives take places among the nearest, so search for that many more.
     keys = max([records.most_positives, *map(len, positives_of.values())])
-    taken = keys + (records.longest_group - 1 if own_negatives != "replace" else 0)
+    taken = keys + (records.longest_group - 1 if keeps_own else 0)
     for row, scores, numbers in nearest_passages(
-        queries_BD, corpus_ND[: passages.candidates], rules.range_max + taken, "searching"
+        queries_BD, corpus_ND[: passages.candidates], args.range_max + taken, "searching"
     ):
         record = records[row]
         known = [passages.number_of[key] for key in sorted(positives_of.get(row, record.known_positives))]
         own = [passages.number_of[key] for key in record.positive_ids]
         known_scores, own_scores = corpus_ND[known] @ queries_BD[row], corpus_ND[own] @ queries_BD[row]
         texts = [record.query, *(passages[number] for number in known)]
-        kept = [text for text in record.negatives if own_negatives != "replace" and not _is_copy(text, texts)]
+        kept = [text for text in record.negatives if keeps_own and not _is_copy(text, texts)]
         others = [text_id(text.text) for text in (record.query, *kept)]
         excluded = np.isin(numbers, [*known, *(passages.number_of.get(key, -1) for key in others)])
         if rescore is not None:
@@ -81,12 +81,12 @@ def search(
             order = np.argsort(-scores, kind="stable")
             scores, numbers, excluded = scores[order], numbers[order], excluded[order]
             known_scores = own_scores = rescore(text, [passage.text for passage in record.positives])
-        wanted = max(0, rules.num_negatives - len(kept)) if own_negatives == "fill" else rules.num_negatives
+        wanted = max(0, args.num_negatives - len(kept)) if args.fill else args.num_negatives
         texts += kept
         copies: list[int] = []
         while True:  # only what is chosen is compared: few texts are read
             counts: Counter[str] = Counter()
-            places = rules.choose(row, scores, excluded, float(known_scores.min()), counts, wanted)
+            places = choose(args, row, scores, excluded, float(known_scores.min()), counts, wanted)
             found = [place for place in places if _is_copy(passages[numbers[place]], texts)]
             if not found:
                 break
@@ -95,7 +95,8 @@ def search(
         counts[KNOWN] -= len(copies)
         counts["near copy of one of these"] += len(copies)
         removed.update(counts)
-        yield Mined(record, kept, numbers[places].tolist(), scores[places].tolist(), own_scores.tolist())
+        chosen = [passages[number] for number in numbers[places].tolist()]
+        yield Mined(record, kept, chosen, scores[places].tolist(), own_scores.tolist())
 
 
 def is_titled_copy(a: str, b: str) -> bool:
@@ -166,25 +167,20 @@ def mine_set(run: ModelRun, records: RecordSet, rescore: Rescore | None) -> None
     if run.is_done(records):
         return
     args = run.args
-    passages = Passages(records, run.corpus, args.corpus_only)
+    passages = passages_of(records, run.corpus, args.corpus_only)
     vectors = run.vectors(records, passages)
-    rules = Rules(**{name: getattr(args, name) for name in Rules.__dataclass_fields__})
     tally, aside = Tally(), run.work(records) / "rows.jsonl"
-    own_negatives = "fill" if args.fill else "keep" if args.keep_negatives else "replace"
     with open(aside, "w", encoding="utf-8") as out:
-        for mined in search(records, passages, vectors, rules, rescore, tally.removed, own_negatives):
-            row: dict[str, object] = {
-                "query": _plain(mined.record.query),
-                "pos": [_plain(passage) for passage in mined.record.positives],
-                "neg": [
-                    _plain(passage) for passage in [*mined.kept, *(passages[number] for number in mined.negatives)]
-                ],
-            }
+        for mined in search(records, passages, vectors, args, rescore, tally.removed):
+            record, negatives = mined.record, [*mined.kept, *mined.negatives]
+            row: dict[str, object] = {"query": _plain(record.query)}
+            row |= {"pos": [*map(_plain, record.positives)], "neg": [*map(_plain, negatives)]}
             if args.output_scores:
                 row["scores"] = {"pos": mined.positive_scores, "neg": [None] * len(mined.kept) + mined.scores}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
             tally.queries[len(mined.negatives) + (len(mined.kept) if args.fill else 0)] += 1
-            tally.copies += own_negatives != "replace" and len(mined.record.negatives) - len(mined.kept)
+            if args.fill or args.keep_negatives:
+                tally.copies += len(record.negatives) - len(mined.kept)
             tally.negative_scores += mined.scores
             tally.positive_scores += mined.positive_scores
     print("\n".join(tally.summary(run.finish(records, aside), passages.candidates, args.num_negatives)))

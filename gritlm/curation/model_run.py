@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gritlm.cli import home_expanded
-from gritlm.curation.embedding import Encoder, Passages, Queries, Texts, embed
+from gritlm.curation.embedding import Encoder, Passages, Texts, embed, queries_of
 from gritlm.data.folders import describe_folder
 from gritlm.data.labels import unread_notes
 from gritlm.data.records import RecordSet, load_records
@@ -23,17 +23,10 @@ from gritlm.data.texts import read_texts
 from gritlm.errors import UserError
 from gritlm.evaluation.models import BM25, find_model
 from gritlm.evaluation.sets import Side
-from gritlm.files import publish, written_aside
+from gritlm.files import publish, write_text
 
-BY_CONTENT = (
-    "input",
-    "corpus",
-    "output",
-    "data_cache",
-    "vectors",
-    "processes",
-    "ignore_columns",
-)  # what has no effect, or many spellings
+# Flags that have no effect, or many spellings.
+BY_CONTENT = ("input", "corpus", "output", "data_cache", "vectors", "processes", "ignore_columns")
 
 
 def add_flags(parser: argparse.ArgumentParser, model_is_required: bool) -> None:
@@ -82,13 +75,13 @@ class ModelRun:
         about: list[object] = [self.encoder.model.identity, side, self.encoder.keep_instruction]
         if self.encoder.keep_instruction and side == "passage":  # the ids are without instructions
             about.append(records.fingerprint())
-        key = hashlib.sha256(json.dumps(about).encode() + texts.ids().tobytes()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(about).encode() + texts.ids.tobytes()).hexdigest()[:16]
         folder = self.args.vectors or self.work(records)
         folder.mkdir(parents=True, exist_ok=True)
         return embed(self.encoder, side, texts, folder / f"{kind}-{key}.npy", f"{records.name} {kind}")
 
     def vectors(self, records: RecordSet, passages: Passages) -> tuple[np.ndarray, np.ndarray]:
-        queries = self.embed(records, Queries(records), "query", "queries")
+        queries = self.embed(records, queries_of(records), "query", "queries")
         return queries, self.embed(records, passages, "passage", "corpus")
 
     def finish(self, records: RecordSet, aside: Path) -> Path:
@@ -131,8 +124,7 @@ def open_run(verb: str, args: argparse.Namespace, **more_settings: str) -> Model
     _check_output(path, args, settings, data)
     if encoder and not all((args.output / f"{records.name}.jsonl").exists() for records in data):
         encoder.load()
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
     return ModelRun(verb, args, data, corpus, encoder)
 
 

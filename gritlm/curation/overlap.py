@@ -145,10 +145,8 @@ def _read_file(path: Path) -> _Texts:
     documents: list[str] = []
     unread: dict[str, None] = {}
     rows = [*read_rows(path, BadRows())]
-    if (
-        len(rows) == 1 and isinstance(rows[0][1], list) and not _has_instruction(rows[0][1])
-    ):  # a file of one array of queries
-        rows = [(rows[0][0], item) for item in rows[0][1]]
+    if len(rows) == 1 and isinstance(only := rows[0][1], list) and not _has_instruction(only):  # an array of queries
+        rows = [(rows[0][0], item) for item in only]
     for where, row in rows:
         cells = _cells(row)
         usual = [name for name in QUERIES if cells.get(name) is not None]

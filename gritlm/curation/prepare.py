@@ -6,10 +6,10 @@ BEIR's format, and README.md.
 """
 
 import argparse
-import math
 import shutil
+from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -44,12 +44,9 @@ class Counts:
 
     dropped_negatives: int = 0  # they repeat a positive
     repeated_negatives: int = 0
-    rows: int = 0  # of train, as the rest
-    positives: int = 0
-    least_negatives: int = 0
-    most_negatives: int = 0
-    least_score: float = math.inf  # of pairs
-    most_score: float = -math.inf
+    positives: int = 0  # of train
+    negatives: array = field(default_factory=lambda: array("I"))  # of each row of train
+    scores: array = field(default_factory=lambda: array("d"))  # of pairs
 
 
 def training_row(example: RawExample, instructions: Instructions) -> dict:
@@ -76,8 +73,7 @@ def check_row(row: dict, where: str, counts: Counts) -> dict:
     if checked["score_error"]:
         raise UserError(checked["score_error"])
     if checked["is_scored_pair"]:
-        counts.least_score = min(counts.least_score, row["score"])
-        counts.most_score = max(counts.most_score, row["score"])
+        counts.scores.append(row["score"])
     if count := len(row["neg"]):
         first: dict[int, int] = {}
         for place, text in enumerate(row["neg"]):
@@ -115,9 +111,7 @@ def write_train(path: Path, spool: RowSpool, held: HeldOutRows, counts: Counts) 
     with open(path, "wb") as out:
         for line, positives, negatives in held.train_lines(spool):
             out.write(line)
-            least = min(counts.least_negatives, negatives) if counts.rows else negatives
-            counts.least_negatives, counts.most_negatives = least, max(counts.most_negatives, negatives)
-            counts.rows += 1
+            counts.negatives.append(negatives)
             counts.positives += positives
 
 
@@ -134,14 +128,14 @@ def card(
             f"left out of train for that, or since at most one word in 12 differs: {held.dropped_rows} rows and "
             f"{held.dropped_negatives} negatives",
         ]
-    scored = counts.least_score <= counts.most_score
+    scores, negatives = counts.scores, counts.negatives
     lines = [
         f"source: {args.source or args.input}",
         f"licence: {args.licence or 'unknown; look it up before you share anything made from it'}",
         *reading,
-        f"train: {counts.rows} rows in `train/{args.name}.jsonl`, {counts.positives} positives, "
-        f"{counts.least_negatives} to {counts.most_negatives} negatives per row",
-        *([f"scores: {counts.least_score:g} to {counts.most_score:g}; a higher one means more alike"] * scored),
+        f"train: {len(negatives)} rows in `train/{args.name}.jsonl`, {counts.positives} positives, "
+        f"{min(negatives)} to {max(negatives)} negatives per row",
+        *([f"scores: {min(scores):g} to {max(scores):g}; a higher one means more alike"] if scores else []),
         *copies,
         f"left out: {spool.repeated} repeated rows; {counts.dropped_negatives} negatives that repeat a positive of "
         f"their row; {counts.repeated_negatives} repeated negatives; {len(bad.messages)} bad rows"
@@ -217,13 +211,12 @@ def main(argv: list[str]) -> int:
         spool_rows(source.examples, instructions, bad, spool, counts)
         if not len(spool):
             raise UserError(f"{args.input}: found no good row to train on")
-        if counts.least_score == counts.most_score:
-            raise UserError(
-                f"--score_column {args.score_column}: found {counts.most_score:g} in all rows, wanted two values"
-            )
+        if counts.scores and min(counts.scores) == max(counts.scores):
+            found = f"found {counts.scores[0]:g} in all rows"
+            raise UserError(f"--score_column {args.score_column}: {found}, wanted two values")
         held = choose_held_out(spool, args.held_out, args.seed)
         write_train(aside / "train" / f"{args.name}.jsonl", spool, held, counts)
-        if not counts.rows or (args.held_out and not held.rows):
+        if not counts.negatives or (args.held_out and not held.rows):
             found = "no row that shares no query and no positive with others, nor near copies of them"
             if held.rows:
                 found = f"no row left to train on, without {held.dropped_rows} near copies of held-out rows"

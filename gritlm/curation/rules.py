@@ -1,4 +1,4 @@
-"""The rules that choose a query's hard negatives among its nearest passages."""
+"""The rules by which mine chooses negatives, and filter rows. A margin is below the lowest-scored positive."""
 
 import argparse
 from collections import Counter
@@ -9,61 +9,44 @@ import numpy as np
 KNOWN = "known positive, own negative, the query"
 
 
-@dataclass
-class Rules:
-    """Which of the nearest passages become negatives. A margin is below the lowest-scored positive of the query."""
+def choose(
+    args: argparse.Namespace,
+    row: int,
+    scores: np.ndarray,
+    excluded: np.ndarray,
+    lowest_positive: float,
+    removed: Counter[str],
+    wanted: int,
+) -> np.ndarray:
+    """The places of a query's negatives among its nearest passages, by the flags of `gritlm mine`.
 
-    num_negatives: int
-    range_min: int
-    range_max: int
-    relative_margin: float | None
-    absolute_margin: float | None
-    max_score: float | None
-    min_score: float | None
-    sampling_strategy: str
-    seed: int
-
-    def choose(
-        self,
-        row: int,
-        scores: np.ndarray,
-        excluded: np.ndarray,
-        lowest_positive: float,
-        removed: Counter[str],
-        wanted: int,
-    ) -> np.ndarray:
-        """The places of a query's negatives among its candidates.
-
-        Args:
-            row: the query's number, for the random draw.
-            scores: of the candidates, best first.
-            excluded: bool per candidate: is known not to be a negative.
-            lowest_positive: the score of the lowest-scored positive.
-            removed: counts the candidates that each rule removes.
-            wanted: how many to choose.
-        """
-        left = ~excluded
-        removed[KNOWN] += int(excluded.sum())
-        limits: dict[str, np.ndarray] = {}
-        if self.absolute_margin is not None:
-            limits["absolute_margin"] = scores + self.absolute_margin > lowest_positive
-        if self.relative_margin is not None:
-            limits["relative_margin"] = scores > lowest_positive - abs(lowest_positive) * self.relative_margin
-        if self.max_score is not None:
-            limits["max_score"] = scores > self.max_score
-        if self.min_score is not None:
-            limits["min_score"] = scores < self.min_score
-        for name, beyond in limits.items():
-            removed[name] += int((left & beyond).sum())
-            left &= ~beyond
-        places = np.flatnonzero(left)
-        removed["range_min"] += len(places[: self.range_min])
-        places = places[self.range_min : self.range_max]
-        if self.sampling_strategy == "random" and len(places) > wanted:
-            rng = np.random.default_rng((self.seed, row))
-            places = np.sort(rng.choice(places, wanted, replace=False))
-        removed["not needed"] += len(places[wanted:])
-        return places[:wanted]
+    Args:
+        row: the query's number, for the random draw.
+        scores: of the candidates, best first.
+        excluded: bool per candidate: is known not to be a negative.
+        lowest_positive: the score of the lowest-scored positive.
+        removed: counts the candidates that each rule removes.
+        wanted: how many to choose.
+    """
+    left = ~excluded
+    removed[KNOWN] += int(excluded.sum())
+    limits = {
+        "absolute_margin": lambda margin: scores + margin > lowest_positive,
+        "relative_margin": lambda share: scores > lowest_positive - abs(lowest_positive) * share,
+        "max_score": lambda most: scores > most,
+        "min_score": lambda least: scores < least,
+    }
+    for name, beyond in limits.items():
+        if (value := getattr(args, name)) is not None:
+            removed[name] += int((left & beyond(value)).sum())
+            left &= ~beyond(value)
+    places = np.flatnonzero(left)
+    removed["range_min"] += len(places[: args.range_min])
+    places = places[args.range_min : args.range_max]
+    if args.sampling_strategy == "random" and len(places) > wanted:
+        places = np.sort(np.random.default_rng((args.seed, row)).choice(places, wanted, replace=False))
+    removed["not needed"] += len(places[wanted:])
+    return places[:wanted]
 
 
 def number(text: str) -> float:

@@ -1,7 +1,8 @@
 """Scores of a cross-encoder or an LLM judge, from files of one pair a line, or of rows with scores in step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,12 @@ class PairScores:
     def __init__(self, path: str):
         self.path = path
         self.scores: dict[int, float] = {}
-        for file in (file for files in find_files(path).values() for file in files):
-            for block in read_blocks(file, columns=None):
-                for number, raw in block:
-                    for key, score in _pairs(decode(file, number, raw), f"{file}:{number}"):
-                        other = self.scores.setdefault(key, score)
-                        # The same pair in two batches of a model differs by the rounding of float32, or of float16.
-                        if not math.isclose(score, other, rel_tol=ROUNDING, abs_tol=ROUNDING):
-                            raise UserError(f"{file}:{number}: found the score {score}, before {other}, wanted one")
+        for where, row in raw_rows(file for files in find_files(path).values() for file in files):
+            for key, score in _pairs(row, where):
+                other = self.scores.setdefault(key, score)
+                # The same pair in two batches of a model differs by the rounding of float32, or of float16.
+                if not math.isclose(score, other, rel_tol=ROUNDING, abs_tol=ROUNDING):
+                    raise UserError(f"{where}: found the score {score}, before {other}, wanted one")
 
     def of(self, record: Record, where: str) -> RowScores:
         """The scores of a row.
@@ -56,6 +55,13 @@ class PairScores:
                     )
                 found[side].append(score)
         return RowScores(np.array(found["pos"]), np.array(found["neg"]))
+
+
+def raw_rows(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a data set as they are in its files, with the columns that training does not read."""
+    for file in files:
+        for block in read_blocks(file, columns=None):
+            yield from ((f"{file}:{number}", decode(file, number, raw)) for number, raw in block)
 
 
 def _key(query: Any, passage: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from gritlm.errors import UserError
 from gritlm.evaluation.benchmarks import Selection, quiet_mteb
 from gritlm.evaluation.results import file_name, write_json
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.strict_json import read_json_object
 
 SHOWN = 6  # published models on the screen; the files have all
@@ -111,8 +111,7 @@ def print_table(
     base = folder / "tables" / f"{file_name(title)[:80]}-{file_name(own[0].name)}-{own[0].revision[:8]}"
     models = [vars(column) | {"means": found} for column, found in zip(columns, means, strict=True)]
     write_json(Path(f"{base}.json"), {"types": types, "models": models, "notes": [*notes, *selection.remarks]})
-    with written_aside(Path(f"{base}.tsv")) as aside:
-        aside.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(Path(f"{base}.tsv"), "".join("\t".join(row) + "\n" for row in rows))
     print(f"results in {folder}, the table in {base}.tsv and .json", flush=True)
 
 

@@ -21,7 +21,7 @@ from gritlm.errors import UserError
 INSTALL = "this needs mteb: pip install 'gritlm[evaluate]'"
 REMARKS = {
     "BRIGHT": "BRIGHT: mteb's v1.1 tasks leave a query's excluded_ids out of its ranking; "
-    "instructions differ from the paper's",
+    "instructions differ from the paper's"
 }
 
 

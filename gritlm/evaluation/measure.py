@@ -101,10 +101,7 @@ def _compressed(
     stored_NW = quantise(corpus_NW, form.precision, ranges_2W)
     both = _search(quantise(queries_QW, form.precision, ranges_2W), stored_NW, ranks)
     passages_only = both if form.precision == "float32" else _search(queries_QW, stored_NW, ranks)
-    return form.about() | {
-        "metrics": rank(data, both).metrics,
-        FLOAT_QUERIES: rank(data, passages_only).metrics,
-    }
+    return form.about() | {"metrics": rank(data, both).metrics, FLOAT_QUERIES: rank(data, passages_only).metrics}
 
 
 def rank(data: RetrievalSet, numbers_QK: np.ndarray) -> SetResult:

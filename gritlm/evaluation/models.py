@@ -107,19 +107,17 @@ class Model:
         corpus = side == "passage" and instructions is None
         if corpus and self._last is not None and self._last[0] == texts:
             return self._last[1]
-        rows: dict[str | None, dict[str, list[int]]] = {}  # instruction -> text -> where it is
-        keys: Sequence[str | None] = instructions or [None] * len(texts)
-        for row, (instruction, text) in enumerate(zip(keys, texts, strict=True)):
-            rows.setdefault(instruction, {}).setdefault(text, []).append(row)
-        parts = [self._encode(list(own), side, instruction) for instruction, own in rows.items()]
+        given: Sequence[str | None] = instructions or [None] * len(texts)
+        keys = list(zip(given, texts, strict=True))
+        texts_of: dict[str | None, dict[str, None]] = {}  # of an instruction, each once
+        for instruction, text in keys:
+            texts_of.setdefault(instruction, {})[text] = None
+        parts = [self._encode(list(own), side, instruction) for instruction, own in texts_of.items()]
         found = parts[0]
         if len(parts) > 1 or len(found) < len(texts):  # else they are in order
-            places = [place for own in rows.values() for place in own.values()]
-            order = np.empty(len(texts), np.int64)
-            order[[row for place in places for row in place]] = np.repeat(
-                np.arange(len(places)), list(map(len, places))
-            )
-            found = np.concatenate(parts)[order]
+            distinct = [(instruction, text) for instruction, own in texts_of.items() for text in own]
+            number_of = {key: number for number, key in enumerate(distinct)}
+            found = np.concatenate(parts)[[number_of[key] for key in keys]]
         if corpus:
             self._last = (texts, found)
         return found

@@ -57,14 +57,7 @@ class MtebEncoder:
     # ---- EncoderProtocol
 
     def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
-        **kwargs: Any,
+        self, inputs: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, prompt_type: Any = None, **kwargs: Any
     ) -> np.ndarray:
         """The vectors of the texts of a DataLoader, float32 (N, D)."""
         columns = inputs.dataset
@@ -85,33 +78,17 @@ class MtebEncoder:
         numbers = [number_of.setdefault(text, len(number_of)) for text in texts]
         distinct = list(number_of)
         vectors_ND = np.empty((len(distinct), self.model.model.embedding_dim), np.float32)
-        keys = self._keys(distinct, instruction, limit)
+        keys = [_key(f"{limit}\0{instruction}\0{text}") for text in distinct] if self.cache else []
         missing = self.cache.find(keys, vectors_ND) if self.cache else range(len(distinct))
         for start in range(0, len(missing), TEXTS_AT_ONCE):  # so that a killed run has kept most of a task
             rows = missing[start : start + TEXTS_AT_ONCE]
-            part_ND = self.model.encode(
-                [distinct[row] for row in rows],
-                instruction=instruction,
-                max_length=limit,
-                **self.options,
-            )
+            part_ND = self.model.encode([distinct[row] for row in rows], instruction, limit, **self.options)
             if not np.isfinite(part_ND).all():
                 raise UserError("found a vector that is not finite, the model is damaged")
             vectors_ND[rows] = part_ND
             if self.cache:
                 self.cache.add([keys[row] for row in rows], np.asarray(part_ND))
         return vectors_ND if len(distinct) == len(texts) else vectors_ND[numbers]
-
-    def _keys(self, texts: Sequence[str], instruction: str, limit: int) -> list[bytes]:
-        if self.cache is None:
-            return []
-        base = hashlib.blake2b(f"{limit}\0{instruction}\0".encode(), digest_size=KEY)
-        keys = []
-        for text in texts:
-            key = base.copy()
-            key.update(text.encode())
-            keys.append(key.digest())
-        return keys
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Cosine similarities of all pairs, (N, M)."""
@@ -178,6 +155,10 @@ def passage_texts(corpus: Any) -> list[str]:
         return [text.strip() for text in texts]
     titles = corpus["title"][:]
     return [f"{title} {text}".strip() if title else text.strip() for title, text in zip(titles, texts, strict=True)]
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=KEY).digest()
 
 
 def _unit(vectors_ND: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from gritlm.evaluation.benchmarks import all_tasks, quiet_mteb
 from gritlm.evaluation.models import BM25, Model
 from gritlm.evaluation.mteb_encoder import MtebEncoder
 from gritlm.evaluation.prompts import Prompts
-from gritlm.evaluation.trained_tasks import known_as
+from gritlm.evaluation.trained_on import known_as
 from gritlm.evaluation.vector_cache import VectorCache
 from gritlm.gritlm import GritLM
 from gritlm.models.hub import is_hub_name

@@ -12,7 +12,7 @@ from gritlm.evaluation.models import BM25, find_model
 from gritlm.evaluation.mteb_model import MTEB_BM25, Job, name_for_mteb
 from gritlm.evaluation.mteb_tasks import run_tasks
 from gritlm.evaluation.prompts import TEMPLATE, Prompts
-from gritlm.evaluation.trained_tasks import trained_tasks, training_sets
+from gritlm.evaluation.trained_on import trained_tasks, training_sets
 from gritlm.models.text import CONTRACT_FILE, TextContract
 
 SEED = 42  # mteb's own

@@ -18,7 +18,7 @@ from gritlm.errors import UserError
 from gritlm.evaluation.compressed import FLOAT_QUERIES
 from gritlm.evaluation.sets import EvaluationSet, SetResult, fingerprint
 from gritlm.evaluation.verdict import TITLES
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.strict_json import read_json_object
 
 FORMAT = 1
@@ -60,8 +60,7 @@ def write_results(path: str | Path, sets: Sequence[SetResult], about: dict[str, 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
-    with written_aside(Path(path)) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+    write_text(Path(path), text + "\n")
 
 
 def _strict(value: Any) -> Any:

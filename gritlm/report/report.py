@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gritlm.cli import verb_parser
 from gritlm.errors import UserError
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.report.page import make_page
 from gritlm.report.run import Run, read_run
 
@@ -35,9 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     args = parse(argv)
-    page = make_page(named(args.runs))
-    with written_aside(args.output) as aside:
-        aside.write_text(page, encoding="utf-8", errors="replace")
+    write_text(args.output, make_page(named(args.runs)), errors="replace")
     print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
     return 0
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from gritlm.evaluation.trained_tasks import trained_tasks, training_sets
+from gritlm.evaluation.models import Model
+from gritlm.evaluation.trained_on import find_training_data, trained_tasks, training_sets
 
 
 def write_run(folder, data, base, **more):
@@ -24,9 +25,11 @@ def test_the_sets_of_a_model_and_of_its_bases(tmp_path):
     (tmp_path / "bare").mkdir()
     assert "bare: found no run.json" in training_sets(tmp_path / "bare")[2]
     gone = write_run(tmp_path / "gone", tmp_path / "nowhere", "x")
-    assert "run.json: names no training data that is there" in training_sets(gone)[2]
+    assert "nowhere" in training_sets(gone)[2]
     (gone / "run.json").write_text("{")
     assert "not known" in training_sets(gone)[2]
+    records, (note,) = find_training_data(Model("gone", gone, {"kind": "gritlm"}))
+    assert not records and "no JSON" in note and "not known" in note, "an evaluation goes on"
 
 
 @pytest.mark.parametrize(

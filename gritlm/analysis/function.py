@@ -1,0 +1,1 @@
+"""The function level: linear probes."""

@@ -1,0 +1,1 @@
+"""The geometry level: CKA and nearest neighbours."""

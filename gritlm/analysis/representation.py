@@ -1,0 +1,1 @@
+"""The representation level: correlation of dimensions, orthogonal Procrustes."""

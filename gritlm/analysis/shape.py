@@ -1,0 +1,1 @@
+"""The shape of one model's space."""

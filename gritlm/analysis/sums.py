@@ -1,0 +1,1 @@
+"""Sums over the tokens of a pair of layers, in constant memory."""

@@ -1,0 +1,1 @@
+"""The texts of `gritlm hrsa`, and their labels."""

@@ -32,7 +32,7 @@ ROLES = {  # label, colour, dash, marker
 }
 OTHERS = (("c4", (0, (3, 1)), "P"), ("c5", (0, (1, 1)), "X"), ("c3", "-", "*"), ("c2", "-.", "<"))
 CHECKPOINT = re.compile(r"more:checkpoint-(\d+)")
-SETTINGS = {
+SETTINGS: Any = {
     **{"svg.fonttype": "none", "text.parse_math": False, "text.color": COLOURS["ink"], "font.size": 9},
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), COLOURS["soft"]),
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.formatter.useoffset": False},

@@ -27,6 +27,7 @@ VERBS = {
     "merge": "gritlm.serving.merge",
     "import": "gritlm.serving.import_checkpoint",
     "report": "gritlm.report.report",
+    "hrsa": "gritlm.analysis.hrsa",
     "verify-gradients": "gritlm.training.verify_gradients",
     "devices": "gritlm.devices",
     "quickstart": "gritlm.quickstart",

@@ -19,6 +19,7 @@ HELP = {
     "merge": "average or interpolate the weights of models, or of a run's last saves",
     "import": "convert a checkpoint of gritlm-re to a model folder, running nothing in it",
     "report": "draw a training run, or several side by side, on one HTML page",
+    "hrsa": "compare the states of two models, layer by layer: what did training change inside",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
     "devices": "list the GPUs that a run would use, and their free memory",
     "quickstart": "build the task made of this machine's own Python, and report on it",

@@ -11,7 +11,7 @@ FLOORS = (
     ("models", "cli", "strict_json"),
     ("data", "report", "gritlm", "devices"),
     ("evaluation",),
-    ("serving", "training", "curation", "quickstart"),
+    ("serving", "training", "curation", "analysis", "quickstart"),
     ("benchmark", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,1 @@
+"""From the states of two models to what differs between them."""

@@ -12,18 +12,19 @@ from gritlm.report.figures import Html, number, safe
 from gritlm.report.page import document, grid, paragraph, table
 
 ORDER = {  # names of metrics -> what moves them and what does not
-    "correlation": "A rotation or a permutation of dimensions lowers it. A shift or scaling of a dimension does not.",
-    "h_inv sparsity": "Mixing dimensions lowers it, down to a floor. A permutation of dimensions does not.",
+    "correlation": "A rotation or a permutation of dimensions lowers it. A scaling or a shift of dimensions does not.",
+    "h_inv sparsity": "A rotation and noise lower it, down to a floor. A permutation of dimensions does not.",
     "residual": "Noise and unequal scaling of dimensions raise it. A rotation or a permutation does not.",
     "mapped_cosine": "Noise and unequal scaling of dimensions lower it. A rotation or a permutation does not.",
-    "cka": "Noise and unequal scaling of dimensions lower it. A rotation, a permutation or one scale for all does not.",
+    "cka": "Noise and unequal scaling of dimensions lower it. A rotation, a permutation or a shift does not.",
     "cka_biased": "As unbiased CKA, but few texts and many dimensions raise it: unrelated states do not give 0.",
-    "knn_tokens knn_documents knn_mutual_documents knn_labels": "Noise lowers it. A rotation or permutation does not.",
+    "knn_tokens knn_documents knn_mutual_documents knn_labels": "Noise, unequal scaling and a common shift lower it. "
+    "A rotation or a permutation does not.",
     "probe": "Any change of coordinates lowers it, also a rotation or a permutation that loses nothing.",
-    "intrinsic_dimension effective_rank": "Noise raises it. A rotation or a permutation does not move it.",
-    "anisotropy": "A common shift of all states raises it. A rotation or a permutation does not move it.",
-    "alignment": "Noise raises it. A rotation or a permutation does not move it.",
-    "uniformity": "States that crowd together raise it. A rotation or a permutation does not move it.",
+    "intrinsic_dimension": "Noise raises it. A rotation, a permutation or a shift does not move it.",
+    "effective_rank": "Noise raises it; unequal scaling and a common shift lower it. A rotation does not move it.",
+    "anisotropy uniformity": "Unequal scaling and a common shift raise it. A rotation does not move it.",
+    "alignment": "Noise raises it, a common shift lowers it. A rotation or a permutation does not move it.",
 }
 MOVES = {name: text for names, text in ORDER.items() for name in names.split()}
 MODEL = ("name", "attention", "layers", "width", "path")
@@ -42,16 +43,18 @@ def write(folder: Path) -> Path:
     """
     models, metrics = read_part(folder / "request.json", about_models), read_metrics(folder)
     metrics.sort(key=lambda metric: [*MOVES, metric["metric"]].index(metric["metric"]))
+    shared = [why for why in reasons(metrics[0]) if all(why in reasons(metric) for metric in metrics)]
     parts: dict[str, list[Html]] = {level: [] for level in LEVELS}
     with written_aside(folder / "figures") as aside:
         aside.mkdir()
         for metric in metrics:
             drawn = [inline(figure, figure.write(aside)) for figure in figures_of(metric)]
-            parts[metric["level"]] += [*section(metric), grid(drawn)]
+            parts[metric["level"]] += [*section(metric, shared), grid(drawn)]
         shutil.rmtree(folder / "figures", ignore_errors=True)  # a folder is only renamed to a free name
     absent = ", ".join(name for name in MOVES if name not in [metric["metric"] for metric in metrics])
     tables = [overview(metrics, roles) for roles in (("pair", *CONTROLS), ("a", "b"))]
-    summary = [*models, paragraph(READING), *tables, paragraph(f"Not measured: {absent or 'none'}.")]
+    notes = [*map(paragraph, shared), paragraph(f"Not measured: {absent or 'none'}.")]
+    summary = [*models, paragraph(READING), *tables, *notes]
     sections = [("Summary", summary), *((f"Level: {level}", part) for level, part in parts.items())]
     with written_aside(folder / "index.html") as aside:
         page = document("Two models, layer by layer", sections, "gritlm hrsa")
@@ -98,9 +101,15 @@ def value_text(entry: Entry | None, interval: bool) -> str:
     return f"{entry['value']:.3g}" + (f" [{', '.join(bounds)}]" if len(bounds) == 2 else "")
 
 
-def section(metric: Metric) -> list[Html]:
-    """What a metric measures and what moves it, and why it or a comparison is not there."""
-    whys = {"": metric.get("why")} | {f"{label(r)}: ": part.get("why") for r, part in metric["comparisons"].items()}
+def section(metric: Metric, shown: list[str]) -> list[Html]:
+    """What a metric measures and what moves it, and the reasons that are not `shown` above."""
     text = f"{metric.get('about', '')} {MOVES.get(metric['metric'], '')} Unit: {metric.get('unit_of_analysis')}."
-    notes = [Html(f'<p class="notes">{safe(f"{name}{why}")}</p>') for name, why in whys.items() if why]
+    notes = [paragraph(why) for why in reasons(metric) if why not in shown]
     return [Html(f"<h3>{safe(metric['title'])}</h3>"), paragraph(text), *notes]
+
+
+def reasons(metric: Metric) -> list[str]:
+    """Why the metric or one of its comparisons cannot be had."""
+    whole, parts = metric.get("why"), metric["comparisons"].items()
+    some = [f"{label(role)}: {why}." for role, part in parts if (why := part.get("why")) and why != whole]
+    return [f"Cannot be had: {whole}.", *some] if whole else some

@@ -65,7 +65,7 @@ def write(folder: Path) -> Path:
 def inline(figure: Figure, svg: str) -> Html:
     """A figure of the page: matplotlib's SVG with the colours of the page, and no id that stands twice."""
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| xmlns(:\w+)?=\"[^\"]*\"", "", svg, flags=re.S)
-    svg = re.sub(r' id="[a-zA-Z_]+\d*_\d+"', "", svg[svg.index("<svg") :])
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg[svg.index("<svg") :])
     for name, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{name})")
     start = f'<svg class="plot" role="img" aria-label="{safe(figure.title)}"'

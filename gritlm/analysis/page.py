@@ -30,9 +30,8 @@ MOVES = {name: text for names, text in ORDER.items() for name in names.split()}
 MODEL = ("name", "attention", "layers", "width", "path")
 CONTROLS = ("ceiling", "unrelated", "shuffled", "random")
 READING = (
-    "Read the pair against its controls, not against 0 and 1. The ceiling is another seed of the same training: what "
-    "training changes by chance. The floors are an unrelated model, shuffled positions, random weights, and the value "
-    "by chance in closed form. Brackets and bands are 95% intervals over documents. They do not cover seeds."
+    "Read the pair between its controls, not between 0 and 1. The ceiling is another seed of the same training; the "
+    "floors have nothing of A but the texts. Brackets and bands are 95% intervals over documents, not over seeds."
 )
 
 

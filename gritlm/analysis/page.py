@@ -2,13 +2,14 @@
 
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from gritlm.analysis.figures import COLOURS, Figure, figures_of, label
 from gritlm.analysis.results import LAST, LEVELS, POOLED, Entry, Metric, at, read_metrics, read_part
 from gritlm.files import written_aside
-from gritlm.report.figures import Html, number, safe
+from gritlm.report.figures import Html, safe
 from gritlm.report.page import document, grid, paragraph, table
 
 ORDER = {  # names of metrics -> what moves them and what does not
@@ -83,20 +84,21 @@ def about_models(request: dict[str, Any]) -> list[Html]:
 def overview(metrics: list[Metric], roles: tuple[str, ...]) -> Html:
     """The values of all metrics at the last layer and of the pooled vector: the first role's with its interval."""
     rows = []
-    for metric in metrics:
-        for place in (LAST, POOLED):
-            cells = [value_text(at(metric, role, metric["k"], place), role == roles[0]) for role in roles]
-            if cells[0]:
-                p_value = metric["comparisons"][roles[0]].get("p_value")
-                of_k = f", k = {metric['k']}" if metric["k"] else ""
-                rows.append([f"{metric['title']}{of_k}, {place}", *cells, "" if p_value is None else number(p_value)])
-    return table(["", *map(label, roles), "p"], rows, "Values", numbers=True)
+    for metric, place in product(metrics, (LAST, POOLED)):
+        first, *others = (at(metric, role, metric["k"], place) for role in roles)
+        if first and first["value"] is not None:
+            name = metric["title"] + (f", k = {metric['k']}" if metric["k"] else "")
+            p_value = metric["comparisons"][roles[0]].get("p_value") if place == POOLED else None
+            tested = [value_text({"value": value}) for value in (first["floor"], p_value)]
+            cells = [value_text(entry and {"value": entry["value"]}) for entry in others]
+            rows.append([f"{name}, {place}", value_text(first), *cells, *tested])
+    return table(["", *map(label, roles), "by chance", "p"], rows, "Values", numbers=True)
 
 
-def value_text(entry: Entry | None, interval: bool) -> str:
+def value_text(entry: Entry | None) -> str:
     if not entry or entry["value"] is None:
         return ""
-    bounds = [f"{entry[key]:.3g}" for key in ("low", "high") if interval and entry[key] is not None]
+    bounds = [f"{entry[key]:.3g}" for key in ("low", "high") if entry.get(key) is not None]
     return f"{entry['value']:.3g}" + (f" [{', '.join(bounds)}]" if len(bounds) == 2 else "")
 
 

@@ -117,7 +117,11 @@ def test_the_page_names_what_cannot_be_had(results):
     (line,) = re.findall("Not measured: (.*?)[.]</p>", page)
     assert line.split(", ") == [name for name in MOVES if not (results / "metrics" / f"{name}.json").is_file()]
     assert MOVES["h_inv"] in page and MOVES["cka"] not in page
-    assert re.search(r"Title of correlation, last layer</th><td>0.614 \[0.6, 1\]</td>", page)
+    assert re.search(r"Title of correlation, last layer</th><td>0.614 \[0.6, 1\]</td>(<td></td>){6}</tr>", page)
+    assert re.search(
+        r"Title of correlation, pooled</th><td>0.471 \[0.6, 1\]</td>(<td></td>){5}<td>0.005</td></tr>", page
+    )
+    assert re.search(r"Title of h_inv, last layer</th><td>0.514 \[0.5, 0.9\]</td>(<td></td>){4}<td>0.1</td>", page)
 
 
 def test_the_colours_are_those_of_the_page(results):

@@ -19,8 +19,7 @@ ORDER = {  # names of metrics -> what moves them and what does not
     "mapped_cosine": "Noise and unequal scaling of dimensions lower it. A rotation or a permutation does not.",
     "cka": "Noise and unequal scaling of dimensions lower it. A rotation, a permutation or a shift does not.",
     "cka_biased": "As unbiased CKA, but few texts and many dimensions raise it: unrelated states do not give 0.",
-    "knn_tokens knn_documents knn_mutual_documents knn_labels": "Noise, unequal scaling and a common shift lower it. "
-    "A rotation or a permutation does not.",
+    "knn_tokens knn_documents knn_mutual_documents knn_labels": "Noise or a common shift lowers it, no rotation does.",
     "probe": "Any change of coordinates lowers it, also a rotation or a permutation that loses nothing.",
     "intrinsic_dimension": "Noise raises it. A rotation, a permutation or a shift does not move it.",
     "effective_rank": "Noise raises it; unequal scaling and a common shift lower it. A rotation does not move it.",
@@ -37,10 +36,7 @@ READING = (
 
 
 def write(folder: Path) -> Path:
-    """Draw a results folder anew: its figures/, and its index.html, whose path is returned.
-
-    A `UserError` names a damaged file, or says that there is none, or no matplotlib.
-    """
+    """Draw a results folder: figures/, and index.html, which is returned. A `UserError` names a damaged file."""
     models, metrics = read_part(folder / "request.json", about_models), read_metrics(folder)
     metrics.sort(key=lambda metric: [*MOVES, metric["metric"]].index(metric["metric"]))
     shared = [why for why in reasons(metrics[0]) if all(why in reasons(metric) for metric in metrics)]

@@ -14,7 +14,7 @@ from gritlm.analysis.page import MOVES, write
 from gritlm.analysis.results import read_metrics
 from gritlm.errors import UserError
 
-NAME = "evil <b>&\t$x_1$ \x07name"  # of a model, in legends, tables and file names
+NAME = "_evil <b>&\t$x_1$ name"  # of a model, in legends, tables and file names
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
 
 

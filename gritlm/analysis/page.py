@@ -109,4 +109,6 @@ def reasons(metric: Metric) -> list[str]:
     """Why the metric or one of its comparisons cannot be had."""
     whole, parts = metric.get("why"), metric["comparisons"].items()
     some = [f"{label(role)}: {why}." for role, part in parts if (why := part.get("why")) and why != whole]
+    entries = [entry for _, part in parts for of_k in part["series"].values() for entry in of_k]
+    some += dict.fromkeys(f"Not everywhere: {why}." for entry in entries if (why := entry.get("why")) and why != whole)
     return [f"Cannot be had: {whole}.", *some] if whole else some

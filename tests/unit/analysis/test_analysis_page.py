@@ -24,7 +24,7 @@ def entries(start: float, **more) -> list[dict]:
         {"layer": layer, "value": start - number / 7, "low": start - 0.3, "high": start + 0.1, "floor": None} | more
         for number, layer in enumerate((0, 1, 2, "pooled"))
     ]
-    rows[1] |= {"value": None, "low": None, "high": None}
+    rows[1] |= {"value": None, "low": None, "high": None, "why": "found 7 rows, wanted more"}
     return rows
 
 
@@ -113,6 +113,7 @@ def test_the_page_loads_nothing(results):
 def test_the_page_names_what_cannot_be_had(results):
     page = (results / "index.html").read_text()
     assert "Cannot be had: found widths 8 and 16, wanted the same." in page
+    assert page.count("Not everywhere: found 7 rows, wanted more.") == 3, "once for each metric"
     assert page.count("ceiling: another seed: --ceiling was not given.") == 1, "once for all metrics"
     (line,) = re.findall("Not measured: (.*?)[.]</p>", page)
     assert line.split(", ") == [name for name in MOVES if not (results / "metrics" / f"{name}.json").is_file()]

@@ -250,7 +250,8 @@ def main() -> None:
 
     def save() -> None:
         part = NUMBERS.with_suffix(".part")
-        part.write_text(json.dumps(numbers, indent=0, sort_keys=True) + "\n")
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in numbers.items())
+        part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         part.replace(NUMBERS)
 
     x, documents, labels = states()
@@ -262,7 +263,7 @@ def main() -> None:
                 save()
     if "floors" not in numbers:
         numbers["floors"] = floors()
-        save()
+    save()
     for level in LEVELS:
         draw_level(level, numbers)
     draw_floors(numbers["floors"])

@@ -17,6 +17,7 @@ from gritlm.cli import quieten
 from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
+from gritlm.models.cpu_linear import choose_products, use_products
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
@@ -75,6 +76,8 @@ class GritLMStep:
         embedder = workload.embedder(self.attn_implementation)
         if self.gradient_checkpointing:
             embedder.activation_checkpointing_enable()
+        if device.type == "cpu" and not workload.bf16:
+            use_products(embedder, choose_products(embedder)[0])
         if self.compiled and (problem := compile_layers(embedder, device, workload.bf16)):
             raise UserError(f"--torch_compile: {problem}")
         if workload.bf16:

@@ -38,7 +38,7 @@ def set_products(run: RunArguments, embedder: Embedder, checkpoint: str | None) 
             "linear layers: the checkpoint's run took %s from oneDNN, this one takes it from torch.mm and will not be "
             "bit-identical: %s",
             ", ".join(lost),
-            line or "another rank cannot use oneDNN",
+            line or "not every rank can use oneDNN",
         )
     elif able and recorded is None and line:
         log.info("linear layers: %s", line)

@@ -79,16 +79,17 @@ class CPULinear(nn.Linear):
         return _Linear.apply(rows_TI, self.weight, self.bias, self.fast).view(*input.shape[:-1], self.out_features)
 
 
-CLASSES: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: CPULinear}  # a layer of another class stays as it is
+CLASSES: dict[type[nn.Linear], type[CPULinear]] = {nn.Linear: CPULinear}  # a layer of another class stays as it is
 
 
 def use_products(model: nn.Module, directions: Collection[str]) -> None:
     """Take the products of these directions from oneDNN, in place. Parameters and their names stay the same."""
+    first, second, third = (name in directions for name in DIRECTIONS)
     for layer in list(_layers(model)):
         plain = next(name for name, fast in CLASSES.items() if type(layer) in (name, fast))
         layer.__class__ = CLASSES[plain] if directions else plain
-        if directions:
-            layer.fast = tuple(name in directions for name in DIRECTIONS)
+        if isinstance(layer, CPULinear):
+            layer.fast = first, second, third
 
 
 def products_of(model: nn.Module) -> list[str]:

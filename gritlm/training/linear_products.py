@@ -21,8 +21,9 @@ def set_products(run: RunArguments, embedder: Embedder, checkpoint: str | None) 
     args = run.training
     able = args.device.type == "cpu" and not args.bf16 and engine_name(args) == "ddp"
     recorded = read_manifest(checkpoint).get(ENTRY, []) if checkpoint else None
+    chosen: list[str] = []
     if not able:
-        chosen, line = [], "they are only used on a CPU, in float32, without FSDP and DeepSpeed"
+        line = "they are only used on a CPU, in float32, without FSDP and DeepSpeed"
     elif recorded is None:
         chosen, line = choose_products(embedder)
     else:

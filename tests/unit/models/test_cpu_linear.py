@@ -41,7 +41,7 @@ def gradients_of(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> l
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("out_width, in_width", [(64, 192), (192, 64), (80, 80)])
 @pytest.mark.parametrize("directions", [DIRECTIONS, DIRECTIONS[:1], DIRECTIONS[1:2], DIRECTIONS[2:]])
-@pytest.mark.parametrize("tokens", [3, 130])
+@pytest.mark.parametrize("tokens", [3, 1100])
 def test_values_of_float64(out_width, in_width, bias, directions, tokens):
     torch.manual_seed(0)
     layer = nn.Linear(in_width, out_width, bias)
@@ -59,7 +59,7 @@ def test_values_of_float64(out_width, in_width, bias, directions, tokens):
         wanted = gradients_of(exact, x.double(), gradient.double())
         for a, b in zip(gradients_of(layer, x, gradient), wanted, strict=True):
             assert a.shape == b.shape
-            assert relative(a.double(), b) < 1e-6
+            assert relative(a.double(), b) < 1e-5  # equal rows add up with a bias of the rounding
     use_products(layer, [])
     assert type(layer) is nn.Linear
 

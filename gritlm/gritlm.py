@@ -11,6 +11,7 @@ from tqdm import tqdm
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.chunks import ChunkConfig, make_chunks, to_device
+from gritlm.models.cpu_linear import choose_products, use_products
 from gritlm.models.families import is_causal
 from gritlm.models.folder import load_model_folder
 from gritlm.models.hub import model_folder
@@ -53,6 +54,8 @@ class GritLM:
         self.model.to(self.device)
         for weight in self.model.backbone.parameters():  # not the buffers: rotary frequencies stay in float32
             weight.data = weight.data.to(dtype)
+        if self.device.type == "cpu" and dtype == torch.float32:
+            use_products(self.model, choose_products(self.model, ["forward"])[0])
         attn = "cc" if is_causal(self.model.config) else "bb"
         probe_attention(self.model, self.model, self.device, attn, exact=dtype == torch.float32)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from gritlm.models.attention import PACKED, packed_attention
+from gritlm.models.cpu_linear import products_of, use_products
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
 from gritlm.models.tiny import one_layer
@@ -32,6 +33,7 @@ def compile_layers(embedder: Embedder, device: torch.device, bf16: bool = False,
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
     plain, compiled = _one_layer_model(embedder, device), _one_layer_model(embedder, device)
     compiled.load_state_dict(plain.state_dict())
+    use_products(compiled, products_of(embedder))
     _compile(compiled, options)
     wanted = _vectors_and_gradient(plain, bf16)
     try:

@@ -18,6 +18,7 @@ from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
 from gritlm.models.embedder import Embedder
+from gritlm.models.cpu_linear import choose_products, use_products
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
@@ -86,6 +87,8 @@ class GritLMStep:
         set_checkpointing(embedder, self.checkpointing)
         if self.compiled and self.checkpointing == "selective":
             raise UserError("--checkpointing selective with --torch_compile yes: no layer would be compiled")
+        if device.type == "cpu" and not workload.bf16:
+            use_products(embedder, choose_products(embedder)[0])
         if self.compiled and (problem := compile_layers(embedder, device, workload.bf16)):
             raise UserError(f"--torch_compile: {problem}")
         if workload.bf16:

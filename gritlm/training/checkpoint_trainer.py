@@ -16,6 +16,7 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
 from gritlm.distributed import ShardsUnsaved, barrier
+from gritlm.models.cpu_linear import products_of
 from gritlm.models.embedder import Embedder
 from gritlm.models.folder import save_model_folder
 from gritlm.training.checkpoints import (
@@ -107,6 +108,7 @@ class CheckpointTrainer(OptimizerTrainer):
             (staging / name).mkdir(parents=True)
         barrier()
         header = {"engine": engine_name(self.args), "ranks": self.args.world_size, "flags": self.run_settings}
+        header["onednn"] = products_of(self.embedder)
         try:
             served = self.write_checkpoint(staging / name)
             barrier()

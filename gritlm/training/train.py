@@ -40,6 +40,7 @@ from gritlm.training.environment import abandoned_builds
 from gritlm.training.evaluation import RunEvaluation, keep_results, steps_with_results, verdict
 from gritlm.training.evaluation_data import EvaluationData, gather_evaluation_data, given_sets
 from gritlm.training.flag_checks import parse
+from gritlm.training.linear_products import set_products
 from gritlm.training.monitors import end_with_torchrun
 from gritlm.training.objective import Objective, needs_projection, without_teacher
 from gritlm.training.optimizers import to_bfloat16
@@ -123,6 +124,7 @@ def train(run: RunArguments) -> int:
         embedder.add_teacher_projection(teacher.width)
     if run.tuning.bf16_weights:
         to_bfloat16(embedder.backbone)
+    set_products(run, embedder, checkpoint)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
     group_size, positives = slots(run.data, records)
     place = args.process_index, ranks

@@ -17,8 +17,8 @@ from gritlm.cli import quieten
 from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
-from gritlm.models.embedder import Embedder
 from gritlm.models.cpu_linear import choose_products, use_products
+from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step

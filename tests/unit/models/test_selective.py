@@ -20,9 +20,9 @@ def step(model, bf16: bool = False):
     memory.begin(model)
     assert memory.fits(len(ids))
     model.zero_grad()
-    with LiveBytes(*model.parameters()) as live, torch.autocast("cpu", enabled=bf16, cache_enabled=False):
-        with memory.watched():
-            vectors = model(ids, lengths, torch.zeros_like(lengths), ((2, 31), (1, 12), (1, 5)))
+    autocast = torch.autocast("cpu", enabled=bf16, cache_enabled=False)
+    with LiveBytes(*model.parameters()) as live, autocast, memory.watched():
+        vectors = model(ids, lengths, torch.zeros_like(lengths), ((2, 31), (1, 12), (1, 5)))
     kept = live.now
     vectors.pow(3).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]

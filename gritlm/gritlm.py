@@ -71,7 +71,7 @@ class GritLM:
         max_length: int | None = None,
         chunk_tokens: int | None = None,
         convert_to_tensor: bool = False,
-        show_progress: bool = False,
+        show_progress: bool | tqdm = False,
         *,
         batch_size: int | None = None,
         embed_instruction: bool | None = None,
@@ -89,7 +89,7 @@ class GritLM:
             chunk_tokens: tokens encoded at once, padding included. None is 16384 on a GPU, and 1024 on a CPU for all
                 but tiny models, or follows from `batch_size`.
             convert_to_tensor: return a tensor in place of an array.
-            show_progress: show a progress bar on stderr.
+            show_progress: show a progress bar on stderr; or a bar to advance, one for several calls.
             batch_size: used if `chunk_tokens` is None, which is then `batch_size * max_length`.
             embed_instruction: pool the instruction's tokens, too. None is the contract's choice.
             recast: accepted without effect. The original casts vectors to the model's dtype; these are always float32.
@@ -108,7 +108,9 @@ class GritLM:
         chunk_tokens = chunk_tokens or (batch_size * limit if batch_size else usual)
         chunking, pad_id = ChunkConfig(chunk_tokens, self.model.packed), self.text_tokenizer.tokenizer.pad_token_id
         vectors = torch.empty(len(items), self.model.embedding_dim)
-        with tqdm(total=len(items), desc="encoding", unit=" texts", disable=not show_progress) as progress:
+        own = tqdm(total=len(items), desc="encoding", unit=" texts", disable=show_progress is not True)
+        with own as bar:
+            progress = show_progress if isinstance(show_progress, tqdm) else bar
             for start in range(0, len(items), TEXTS_AT_ONCE):
                 tokens = self.text_tokenizer(items[start : start + TEXTS_AT_ONCE], limit, embed_instruction)
                 chunks, row_of_text = make_chunks(tokens, chunking, pad_id)

@@ -25,7 +25,9 @@ from gritlm.distributed import destroy_process_group
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["gritlm.training.train", "gritlm.training.verify_gradients", "gritlm.gritlm"])
+SERVER.set_forkserver_preload(
+    ["gritlm.training.train", "gritlm.training.verify_gradients", "gritlm.gritlm", "sentence_transformers"]
+)
 GRACE = 3  # seconds that the other ranks have to end when one has failed
 
 

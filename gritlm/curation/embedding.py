@@ -13,11 +13,12 @@ from gritlm.cli import quieten
 from gritlm.data.parallel import submit_in_order
 from gritlm.data.records import RecordSet
 from gritlm.data.rows import text_id
+from gritlm.data.vector_file import VectorFile, first_not_finite
 from gritlm.errors import UserError
 from gritlm.evaluation.models import Model
 from gritlm.evaluation.search import nearest
 from gritlm.evaluation.sets import Side
-from gritlm.files import write_text
+from gritlm.files import publish
 from gritlm.models.text import Text
 
 FLUSH_EVERY = 4096  # texts
@@ -148,24 +149,21 @@ def embed(encoder: Encoder, side: Side, texts: Texts, path: Path, name: str) -> 
     Raises:
         UserError: a vector is not finite.
     """
-    counter = path.with_suffix(".done")
-    done = int(counter.read_text(encoding="utf-8")) if counter.exists() else 0
-    vectors = np.load(path, mmap_mode="r+") if done else None
-    starts = range(done, len(texts), FLUSH_EVERY)
-    blocks = ([texts[i] for i in range(start, min(start + FLUSH_EVERY, len(texts)))] for start in starts)
-    with tqdm(total=len(texts), initial=done, desc=f"embedding {name}", unit=" texts", delay=2) as progress:
-        for start, part in zip(starts, encoder.encode_blocks(blocks, side), strict=True):
-            if not (finite := np.isfinite(part).all(axis=1)).all():
-                text = texts[start + int(np.flatnonzero(~finite)[0])].text
+    file = VectorFile(path, len(texts), -(-len(texts) // FLUSH_EVERY))
+    missing = [] if path.exists() else file.missing()
+    parts = [range(n * FLUSH_EVERY, min((n + 1) * FLUSH_EVERY, len(texts))) for n in missing]
+    blocks = ([texts[i] for i in part] for part in parts)
+    with tqdm(total=sum(map(len, parts)), desc=f"embedding {name}", unit=" texts", delay=2) as progress:
+        for number, part, vectors in zip(missing, parts, encoder.encode_blocks(blocks, side), strict=True):
+            if (bad := first_not_finite(vectors)) is not None:
+                text = texts[part[bad]].text
                 raise UserError(f"{name}: found a vector that is not finite, of {text[:60]!r}; the model is damaged")
-            if vectors is None:
-                vectors = np.lib.format.open_memmap(path, "w+", np.float32, (len(texts), part.shape[1]))
-            vectors[start : start + len(part)] = part
-            vectors.flush()
-            write_text(counter, str(start + len(part)))
+            file.write(number, part[0], vectors)
             progress.update(len(part))
-    assert vectors is not None, "wanted at least one text"
-    return vectors
+    if not path.exists():
+        publish(file.path, path)
+        file.remove()
+    return np.load(path, mmap_mode="r+")
 
 
 def nearest_passages(

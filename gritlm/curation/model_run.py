@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gritlm.cli import home_expanded
-from gritlm.curation.embedding import Encoder, Passages, Texts, embed, queries_of
+from gritlm.curation.embedding import FLUSH_EVERY, Encoder, Passages, Texts, embed, queries_of
 from gritlm.data.folders import describe_folder
 from gritlm.data.labels import unread_notes
 from gritlm.data.records import RecordSet, load_records
@@ -72,7 +72,7 @@ class ModelRun:
     def embed(self, records: RecordSet, texts: Texts, side: Side, kind: str) -> np.ndarray:
         """The vectors of texts of a data set. A file of vectors is named by the model and the texts."""
         assert self.encoder is not None
-        about: list[object] = [self.encoder.model.identity, side, self.encoder.keep_instruction]
+        about: list[object] = [self.encoder.model.identity, side, self.encoder.keep_instruction, FLUSH_EVERY]
         if self.encoder.keep_instruction and side == "passage":  # the ids are without instructions
             about.append(records.fingerprint())
         key = hashlib.sha256(json.dumps(about).encode() + texts.ids.tobytes()).hexdigest()[:16]

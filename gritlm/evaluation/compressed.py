@@ -6,7 +6,6 @@ Shape suffixes: Q queries, N passages, D full width, W width kept.
 from typing import Any, NamedTuple
 
 import numpy as np
-from sentence_transformers import quantize_embeddings
 
 FLOAT_QUERIES = "metrics of float32 queries"  # of a result: only the passages are quantised
 BITS = {"float32": 32, "int8": 8, "binary": 1}
@@ -42,6 +41,8 @@ def quantise(vectors_NW: np.ndarray, precision: str, ranges_2W: np.ndarray) -> n
     """
     if precision == "float32":
         return vectors_NW
+    from sentence_transformers import quantize_embeddings  # takes two seconds to import
+
     parts = []
     for start in range(0, len(vectors_NW), TILE):
         part = vectors_NW[start : start + TILE]

@@ -118,6 +118,7 @@ class GritLM:
                 for chunk in chunks:
                     rows.append(self.model(**to_device(chunk, self.device)).float().cpu())
                     progress.update(len(rows[-1]))
+                progress.update(len(tokens) - sum(map(len, rows)))  # equal texts are encoded once
                 vectors[start : start + len(tokens)] = torch.cat(rows)[row_of_text]
         result = vectors[0] if isinstance(texts, str) else vectors
         return result if convert_to_tensor else result.numpy()

@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
         if (value := getattr(arguments, flag)) is not None and value < 1:
             raise UserError(f"--{flag} {value}: wanted 1 or more")
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and arguments.processes:
+        raise UserError(f"--processes: found {ranks} ranks of torchrun, which need no such flag")
     if arguments.output.exists():
         if rank > 0:  # the first rank says so, or has found all blocks in OUT.partial
             return 0

@@ -8,8 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Container, Iterator
-from functools import partial
+from collections.abc import Callable, Container, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -80,14 +79,12 @@ def encode_texts(args: argparse.Namespace, rank: int, ranks: int) -> None:
     Raises:
         UserError: the input, the model or an option is wrong; or an unfinished OUT is of another call.
     """
-    others, gpus = [], torch.cuda.device_count()
-    if ranks == 1 and (ranks := args.processes or max(gpus, 1)) > 1:
+    others = []
+    if ranks == 1 and (ranks := args.processes or max(torch.cuda.device_count(), 1)) > 1:
         context = multiprocessing.get_context("spawn")  # a fork could not use CUDA
         others = [context.Process(target=_start_rank, args=(args, n, ranks), daemon=True) for n in range(1, ranks)]
     for process in others:
         process.start()
-    if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % gpus)
     blocks = Blocks(args.input)
     file = VectorFile(args.output, blocks.bounds[-1], len(blocks.bounds) - 1)
     ranges = args.output.with_name(f"{args.output.name}.ranges.npy")
@@ -95,37 +92,19 @@ def encode_texts(args: argparse.Namespace, rank: int, ranks: int) -> None:
         raise UserError(f"{ranges} exists; nothing is overwritten, name another file")
     if args.precision == "int8" and file.rows < 2:
         raise UserError("--precision int8: found one text, wanted two or more, whose vectors give the ranges")
-    request = {name: getattr(args, name) for name in ("side", "instruction", "chunk_tokens", "precision", "width")}
-    request |= {"texts": blocks.fingerprint, "gritlm": __version__, "torch": torch.__version__, "GPU": gpus > 0}
-    request |= {"model files": fingerprint(Path(model_folder(args.model, DECODER)), file.folder)}
-    path = file.folder / "request.json"
-    if rank > 0:
-        _wait(path, file)
-    before = _unfinished(path, request) if path.exists() else None
-    model = GritLM(args.model)
-    products = before["products"] if before else products_of(model.model)
-    use_products(model.model, products)  # as the first start measured them; others round otherwise
-    options = {} if args.instruction is None else {"instruction": args.instruction}
-    encode = partial(model.encode_queries if args.side == "query" else model.encode_corpus, **options)
-    full = np.asarray(encode(["a"])).shape[1]  # an instruction that does not fit is an error here
-    if (width := args.width or full) > full:
-        raise UserError(f"--width {width}: found vectors of {full} dimensions, wanted no more")
-    if rank == 0:
-        write_text(path, json.dumps(request | {"products": products}, indent=2) + "\n")
+    encode = _load(args, file, blocks.fingerprint, rank)
     own = [number for number in file.missing() if number % ranks == rank]
     total = int(np.diff(blocks.bounds)[own].sum())
     with tqdm(total=total, desc="encoding", unit=" texts", disable=rank > 0) as progress:
         for number, rows in zip(own, blocks.read(own), strict=True):
-            texts = [text for _, text in rows]
-            vectors = np.asarray(encode(texts, chunk_tokens=args.chunk_tokens, show_progress=progress))
-            start = blocks.bounds[number]
-            file.write(number, start, _stored(cut(vectors, width), args.precision, file, start))
+            vectors, start = encode([text for _, text in rows], progress), blocks.bounds[number]
+            file.write(number, start, _stored(vectors, args.precision, file, start))
     if rank == 0:
         while file.missing():  # of other ranks
             if failed := [process.exitcode for process in others if process.exitcode]:
                 raise SystemExit(failed[0])  # it has said why
             time.sleep(POLL)
-        print(_finish(args.precision, file, blocks, width, ranges))
+        print(_finish(args.precision, file, blocks, encode(["a"]).shape[1], ranges))
 
 
 def _start_rank(args: argparse.Namespace, rank: int, ranks: int) -> None:
@@ -134,14 +113,33 @@ def _start_rank(args: argparse.Namespace, rank: int, ranks: int) -> None:
     raise SystemExit(run_verb(lambda _: encode_texts(args, rank, ranks), []))
 
 
-def _unfinished(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The request that an earlier start wrote. Raises UserError where it was another one."""
-    before = read_json_object(str(path))
-    for name, now in request.items():
-        if before.get(name) != now:
-            found = f"found an unfinished call with {name} {before.get(name)}, now {now}"
-            raise UserError(f"{path.parent}: {found}; repeat that call, name another OUT, or remove the folder")
-    return before
+def _load(args: argparse.Namespace, file: VectorFile, texts: str, rank: int) -> Callable[..., np.ndarray]:
+    """Load the model with the options of the call, once it is clear that these are those of an unfinished OUT."""
+    if gpus := torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % gpus)
+    request = {name: getattr(args, name) for name in ("side", "instruction", "chunk_tokens", "precision", "width")}
+    request |= {"texts": texts, "gritlm": __version__, "torch": torch.__version__, "GPU": gpus > 0}
+    request |= {"model files": fingerprint(Path(model_folder(args.model, DECODER)), file.folder)}
+    path = file.folder / "request.json"
+    if rank > 0:
+        _wait(path, file)
+    before = read_json_object(str(path)) if path.exists() else request
+    for name in request:
+        if before.get(name) != request[name]:
+            found = f"found an unfinished call with {name} {before.get(name)}, now {request[name]}"
+            raise UserError(f"{file.folder}: {found}; repeat that call, name another OUT, or remove the folder")
+    model = GritLM(args.model)
+    products = before.get("products", products_of(model.model))
+    use_products(model.model, products)  # as the first start measured them; others round otherwise
+    options = {"chunk_tokens": args.chunk_tokens}
+    options |= {} if args.instruction is None else {"instruction": args.instruction}
+    encode = model.encode_queries if args.side == "query" else model.encode_corpus
+    full = np.asarray(encode(["a"], **options)).shape[1]  # an instruction that does not fit is an error here
+    if args.width and args.width > full:
+        raise UserError(f"--width {args.width}: found vectors of {full} dimensions, wanted no more")
+    if rank == 0:
+        write_text(path, json.dumps(request | {"products": products}, indent=2) + "\n")
+    return lambda part, bar=False: cut(np.asarray(encode(part, show_progress=bar, **options)), args.width or full)
 
 
 def _wait(path: Path, file: VectorFile) -> None:
@@ -154,13 +152,12 @@ def _wait(path: Path, file: VectorFile) -> None:
 
 def _stored(vectors_NW: np.ndarray, precision: str, file: VectorFile, start: int) -> np.ndarray:
     """The vectors as they are stored. int8 takes the ranges of the first block, which the first rank encodes first."""
-    floats = vectors_NW.astype("float16" if precision == "float16" else "float32")
+    with np.errstate(over="ignore"):
+        floats = vectors_NW.astype("float16" if precision == "float16" else "float32")
     if (bad := first_not_finite(floats)) is not None:
         raise RankError(f"text {start + bad} (from 0): found a vector that is not finite in {floats.dtype}")
     if precision == "binary":
-        from sentence_transformers import quantize_embeddings
-
-        return quantize_embeddings(floats, "binary")
+        return (np.packbits(floats > 0, axis=1) - 128).astype(np.int8)
     if precision != "int8":
         return floats
     path = file.folder / "ranges.npy"
@@ -176,17 +173,20 @@ def _finish(precision: str, file: VectorFile, blocks: Blocks, width: int, ranges
     if precision == "int8":
         shutil.copyfile(file.folder / "ranges.npy", ranges)
         about += f"; int8 between the ranges of the first {blocks.bounds[1]} vectors, which are in {ranges}"
-    if file.target.suffix.lower() != ".parquet":
+    if file.target.suffix.lower() == ".parquet":
+        _write_parquet(file, blocks)
+    else:
         publish(file.path, file.target)
-        file.remove()
-        return about
+    file.remove()
+    return about
+
+
+def _write_parquet(file: VectorFile, blocks: Blocks) -> None:
     vectors = np.load(file.path, mmap_mode="r")
     kind = pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
     schema = pa.schema({"id": pa.string(), "vector": kind})
     with written_aside(file.target) as aside, pq.ParquetWriter(aside, schema) as writer:
-        for start, rows in zip(blocks.bounds, blocks.read([*range(file.blocks)]), strict=False):
+        for start, rows in zip(blocks.bounds, blocks.read(range(file.blocks)), strict=False):
             flat = pa.array(vectors[start : start + len(rows)].ravel())
             columns = [[key for key, _ in rows], pa.FixedSizeListArray.from_arrays(flat, type=kind)]
             writer.write_table(pa.table(columns, schema))
-    file.remove()
-    return about

@@ -22,7 +22,7 @@ from gritlm.evaluation.verdict import holm
 from gritlm.files import written_aside
 from gritlm.strict_json import read_json_object
 
-EXAMPLES = """example:
+EXAMPLES = """examples:
   gritlm study-table outputs/study --pair sft Qwen3-0.6B-Base Qwen3-0.6B --seeds 1 2 3 --benchmark BRIGHT BRIGHT"""
 MEAN = "Mean(Task)"
 FREE = {"seed", "model_name_or_path", "base's config and tokenizer", "base's weights"}  # in which runs may differ

@@ -48,7 +48,7 @@ def test_equivalent_where_the_90_percent_interval_lies_within_the_margin():
 
 
 def test_no_more_than_five_percent_are_wrongly_called_equivalent():
-    """At a true difference of the margin. Control: "no significant difference" read as equivalence is wrong far more."""
+    """At a true difference of the margin. Control: to read "no significant difference" as equivalence is far worse."""
     rng, margin, wrong, naive = np.random.default_rng(1), 1.0, 0, 0
     for values in rng.normal(margin, 0.5, (1000, 3)):
         found = paired_test(values.tolist(), margin)

@@ -37,6 +37,11 @@ def make_page(runs: dict[str, Run]) -> str:
         ("Texts", texts(runs)),
         ("To repeat", [part for name, run in runs.items() for part in to_repeat(name, run, len(runs) > 1)]),
     ]
+    return document(title, sections, "gritlm report")
+
+
+def document(title: str, sections: Iterable[tuple[str, Sequence[Html]]], made_by: str) -> str:
+    """A whole page that loads nothing. Sections without parts are left out."""
     body = "".join(
         f"<section><h2>{name}</h2>{''.join(filter(None, parts))}</section>" for name, parts in sections if any(parts)
     )
@@ -44,9 +49,10 @@ def make_page(runs: dict[str, Run]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         f"<title>{safe(title)}</title><style>{STYLE}</style></head><body><main><h1>{safe(title)}</h1>{body}"
-        f"<footer>Made by gritlm report on {time.strftime('%Y-%m-%d %H:%M')}.</footer></main></body></html>\n"
+        f"<footer>Made by {made_by} on {time.strftime('%Y-%m-%d %H:%M')}.</footer></main></body></html>\n"
     )
 
 

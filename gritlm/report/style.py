@@ -19,6 +19,7 @@ figure>svg{display:block;width:100%;height:auto;max-width:40rem}
 svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
 svg path:not([fill]){fill:none}
 svg path{stroke-width:1.75;stroke-linejoin:round}
+svg.plot :is(path,line){stroke-width:1}figure>svg.plot{max-width:28rem}
 svg .axis{stroke:var(--soft);stroke-width:1}
 svg .grid{stroke:var(--line);stroke-width:1}
 .key{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem 1rem;margin:.4rem 0 0;padding:0;font-size:.875rem}

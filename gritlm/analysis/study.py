@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gritlm.analysis.equivalence import LEVEL, paired_test
+from gritlm.analysis.results import LAST, at, read_metrics
 from gritlm.cli import verb_parser
 from gritlm.errors import UserError
 from gritlm.evaluation.results import read_results, write_json
@@ -148,24 +149,12 @@ def compare(args: argparse.Namespace, pair: list[str], folder: str, title: str) 
 
 def read_inside(folder: Path, pair: str) -> list[dict[str, Any]]:
     """What gritlm hrsa found of a pair in the last layer, before and after training: a row for each metric."""
-    rows = []
-    for metric in INSIDE:
-        row: dict[str, Any] = {"pair": pair, "metric": metric}
-        for when in ("before", "after"):
-            if (path := folder / when / "metrics" / f"{metric}.json").is_file():
-                found = read_json_object(str(path), wanted="a metric of gritlm hrsa").get("comparisons") or {}
-                row[when] = _last_layer(found.get("pair"))
-                row[f"ceiling {when}"] = _last_layer(found.get("ceiling"))
-        rows += [row] * (len(row) > 2)
-    return rows
-
-
-def _last_layer(comparison: dict[str, Any] | None) -> dict[str, Any]:
-    """The last token layer, of a metric with numbers of neighbours at the middle one."""
-    layers = (comparison or {}).get("layers") or []
-    if series := (comparison or {}).get("series"):
-        layers = list(series.values())[len(series) // 2]
-    return next((entry for entry in reversed(layers) if entry.get("layer") != "pooled"), {})
+    rows: dict[str, dict[str, Any]] = {name: {} for name in INSIDE}
+    for when in ("before", "after"):
+        for metric in read_metrics(folder / when) if (folder / when).is_dir() else ():
+            for role in ("pair", "ceiling", "shuffled") if metric["metric"] in rows else ():
+                rows[metric["metric"]][f"{role} {when}"] = at(metric, role, metric["k"], LAST)
+    return [{"pair": pair, "metric": name} | row for name, row in rows.items() if row]
 
 
 # ---- for people
@@ -186,10 +175,15 @@ def describe(rows: list[dict[str, Any]], inside: list[dict[str, Any]], args: arg
         lines.append("A smallest margin of 0: the seeds differ in nothing, so they say nothing of chance.")
     lines += _markdown(COLUMNS, [_cells(row) for row in rows])
     if inside:
-        lines += ["", "gritlm hrsa, last layer, base against reasoning model; ceiling: the base with another seed."]
-        columns = ("before", "after", "ceiling after")
-        cells = [[row["pair"], row["metric"], *(_interval(row.get(key)) for key in columns)] for row in inside]
-        lines += _markdown(("pair", "metric", *columns), cells)
+        lines += ["", "gritlm hrsa, last layer: base against reasoning model, the base with another seed, and chance."]
+        shown = {
+            "before": "pair before",
+            "after": "pair after",
+            "ceiling": "ceiling after",
+            "shuffled": "shuffled after",
+        }
+        cells = [[row["pair"], row["metric"], *(_interval(row.get(key)) for key in shown.values())] for row in inside]
+        lines += _markdown(("pair", "metric", *shown), cells)
     return lines
 
 

@@ -98,7 +98,8 @@ def study(tmp_path):
         layers += [{"layer": "pooled", "value": 0.2}]
         path = tmp_path / "hrsa" / "far" / when / "metrics" / "h_inv.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"comparisons": {"pair": {"layers": layers}, "ceiling": {"layers": layers[:1]}}}))
+        found = {"pair": {"layers": layers}, "ceiling": {"layers": layers[:1]}}
+        path.write_text(json.dumps({"level": "representation", "comparisons": found}))
     return tmp_path
 
 
@@ -119,7 +120,7 @@ def test_the_table_has_differences_by_seed_and_both_tests(study, capsys):
     assert [row["p_difference"] for row in tasks] == pytest.approx([0, raw], abs=1e-12)
     markdown = (study / "table.md").read_text()
     assert "| far | data/own | Mean(Task) of 2 | 41.00 ± 0.50 | 31.10 ± 0.55 | -9.90 [-10.02, -9.78] |" in markdown
-    assert "| far | h_inv | 0.950 [0.800, 0.970] | 0.900 [0.800, 0.970] | 0.100 |" in markdown
+    assert "| far | h_inv | 0.950 [0.800, 0.970] | 0.900 [0.800, 0.970] | 0.100 | - |" in markdown
     assert f"| {' | '.join(COLUMNS)} |" in markdown and markdown in capsys.readouterr().out
     header, *lines = [line.split("\t") for line in (study / "table.tsv").read_text().splitlines()]
     assert [dict(zip(header, line, strict=True))["mean"] for line in lines] == [str(r["mean"]) for r in [mean, *tasks]]
@@ -183,10 +184,12 @@ def test_what_is_wrong_is_one_line(study):
         path.unlink()
     refused(r"far-3/own: found no result of gritlm evaluate")
     write_run(study, "far-3", SCORES["far-3"])
-    (study / "hrsa/far/after/metrics/h_inv.json").write_text("[]")
-    refused(r"h_inv.json: found list, wanted a metric of gritlm hrsa")
-    (study / "hrsa/far/after/metrics/h_inv.json").unlink()
-    assert table(study)["inside"][0].get("after") is None, "control"
+    metric = study / "hrsa/far/after/metrics/h_inv.json"
+    whole = metric.read_text()
+    metric.write_text(whole[:40])
+    refused(r"h_inv.json: damaged")
+    metric.write_text(whole)
+    table(study)  # control
 
 
 # ---- scripts/study.sh, with a stand-in for Python that says how it is called

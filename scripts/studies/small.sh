@@ -10,6 +10,6 @@ BENCHMARKS=("$task/eval")
 HRSA_TEXTS=$task/held_out/corpus.jsonl
 HRSA_FLAGS=(--text_column text)
 TRAIN_FLAGS=(
-  --global_batch_size 64 --train_group_size 1 --query_max_len 64 --passage_max_len 64 --max_steps 40
-  --learning_rate 1e-3 --temperature 0.05 --save_strategy no
+  --global_batch_size 64 --train_group_size 1 --query_max_len 32 --passage_max_len 32 --max_steps 40
+  --learning_rate 4e-3 --temperature 0.05 --save_strategy no
 )

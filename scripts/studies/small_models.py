@@ -17,7 +17,7 @@ from gritlm.files import written_aside
 from gritlm.models.tiny import TINY, build_tokenizer
 
 LENGTH, BATCH, VOCABULARY = 128, 16, 4096
-SMALL = TINY | {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = TINY | {"num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def train(model: PreTrainedModel, texts: list[str], tokenizer, steps: int, rate: float) -> None:
@@ -60,6 +60,7 @@ def main(task: Path, steps: int) -> None:
             if name == "base-lm":
                 build_tokenizer(aside, forward, VOCABULARY)
                 model = Qwen3ForCausalLM(Qwen3Config(vocab_size=VOCABULARY, eos_token_id=0, **SMALL))
+                torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)  # see gritlm/models/tiny.py
             else:
                 model = Qwen3ForCausalLM.from_pretrained(task / "base-lm")
             tokenizer = AutoTokenizer.from_pretrained(aside if name == "base-lm" else task / "base-lm")

@@ -182,7 +182,12 @@ def panels(path: Path, titles: list[str], draw: Callable, columns: int = 2) -> N
             keys |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         canvas.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=3, frameon=False)
         canvas.savefig(path, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = re.sub(r' id="[a-z]\w*_\d+"| clip-path="[^"]*"| transform="rotate\(-0 [^"]*"|<!--.*?-->', "", path.read_text(), flags=re.S)
+    text = re.sub(
+        r' id="[a-z]\w*_\d+"| clip-path="[^"]*"| transform="rotate\(-0 [^"]*"|<!--.*?-->',
+        "",
+        path.read_text(),
+        flags=re.S,
+    )
     text = re.sub(r"\d+\.\d{2,}(?=[^<]*>)", lambda found: f"{float(found[0]):.1f}", text)
     text = text.replace("; stroke-linejoin: miter", "").replace(", sans-serif; text", "; text")
     text = re.sub(r"(?<=[\dz])\n(?=[LMz\"])", "", re.sub(r"\s*\n\s*", "\n", text))
@@ -195,7 +200,9 @@ def draw_level(level: str, numbers: dict) -> None:
     def draw(axes, name: str) -> None:
         for number, (change, (colour, dash, marker)) in enumerate(LOOK.items()):
             values = [numbers[f"{change} {t}"][name] for t in STRENGTHS]
-            axes.plot(STRENGTHS, values, color=colour, linestyle=dash, marker=marker, label=change, markevery=(number % 4, 4))
+            axes.plot(
+                STRENGTHS, values, color=colour, linestyle=dash, marker=marker, label=change, markevery=(number % 4, 4)
+            )
         axes.set_xlabel("strength", fontsize=8)
 
     panels(ROOT / "assets" / f"study_{level}.svg", list(LEVELS[level]), draw)
@@ -243,7 +250,8 @@ def main() -> None:
 
     def save() -> None:
         part = NUMBERS.with_suffix(".part")
-        part.write_text(json.dumps(numbers, indent=0, sort_keys=True) + "\n")
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in numbers.items())
+        part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         part.replace(NUMBERS)
 
     x, documents, labels = states()
@@ -255,7 +263,7 @@ def main() -> None:
                 save()
     if "floors" not in numbers:
         numbers["floors"] = floors()
-        save()
+    save()
     for level in LEVELS:
         draw_level(level, numbers)
     draw_floors(numbers["floors"])

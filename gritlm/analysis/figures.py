@@ -77,9 +77,7 @@ class Figure:
 
 def label(role: str) -> str:
     """The name of a comparison in a legend."""
-    name = ROLES[role][0] if role in ROLES else role.removeprefix("more:")
-    printable = "".join(c if c.isprintable() else " " for c in name).lstrip("_") or "more"
-    return printable if len(printable) <= 26 else f"{printable[:12]}…{printable[-13:]}"
+    return ROLES[role][0] if role in ROLES else role.removeprefix("more:").lstrip("_")[-26:]
 
 
 def looks(metric: Metric) -> dict[str, dict[str, Any]]:
@@ -153,8 +151,7 @@ def histogram(metric: Metric, layer: int | str) -> Figure:
         for role, bars in found.items():
             look = {key: value for key, value in looks(metric)[role].items() if key != "marker"}
             axes.stairs(np.array(bars["counts"]) / sum(bars["counts"]), bars["edges"], linewidth=1.5, **look)
-        used = [row[side] for row in rows if row["count"] for side in ("from", "to")]
-        axes.set(xlim=(min(used, default=0), max(used, default=1)), xlabel="value", ylabel="share of dimensions")
+        axes.set(xlabel="value", ylabel="share of dimensions")
 
     return Figure(f"{metric['metric']}.histogram.{layer}", f"{metric['title']}, histogram, layer: {layer}", rows, draw)
 

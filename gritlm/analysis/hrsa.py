@@ -6,6 +6,7 @@ weights), intervals over documents.
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import shutil
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from gritlm.analysis.page import write
 
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("found no matplotlib, wanted it for the figures: pip install 'gritlm[study]'")
     study = Study(args)
     study.check_folder()
     print("\n".join(study.heading()), flush=True)

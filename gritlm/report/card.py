@@ -128,7 +128,7 @@ def _introduction(folder: Path, facts: CardFacts, bases: Sequence[Base]) -> list
         f"{'Causal' if causal else 'Bidirectional'} {config.get('model_type')} backbone, {contract.pooling_method} "
         f"pooling, {'normalised' if contract.normalized else 'not normalised'}, {width} dimensions"
         f"{', ' + str(config['dtype']) if config.get('dtype') else ''}. "
-        f"Trained with gritlm{f', step {facts.step}' if facts.step is not None else ''}."
+        f"Trained with gritlm{f', step {facts.step}' if facts.step is not None else ''}{_adapter(facts.run)}."
         f"{f' After training: {facts.changed}.' if facts.changed else ''}",
         "",
         f"- Base: {'; '.join(dict.fromkeys(base.called for base in bases))}.",
@@ -138,6 +138,12 @@ def _introduction(folder: Path, facts: CardFacts, bases: Sequence[Base]) -> list
         + (f" Older versions ignore `is_causal` in config.json{silently}." if decoder else ""),
         f"- `AutoTokenizer.from_pretrained` needs `{options}`; sentence-transformers passes it by itself.",
     ]
+
+
+def _adapter(run: Run | None) -> str:
+    flags = run.flags if run else {}
+    kind = "QLoRA" if flags.get("qlora") else "LoRA" if flags.get("lora") else ""
+    return f", as {kind} of rank {flags.get('lora_r')}, which is merged into the base" if kind else ""
 
 
 def _usage(folder: Path, facts: CardFacts) -> list[str]:

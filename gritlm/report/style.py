@@ -32,7 +32,7 @@ th,td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;border-bott
 th{font-weight:600}
 tbody th{font-weight:400;color:var(--soft)}
 td{overflow-wrap:anywhere;min-width:9rem;font-variant-numeric:tabular-nums}
-.numbers :is(td,thead th){white-space:nowrap;min-width:0}
+.numbers :is(td,thead th){min-width:0}.numbers td{white-space:nowrap}.numbers tbody th{min-width:9rem}
 .numbers :is(td,thead th):not(:first-child){text-align:right}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:.6rem .75rem;margin:0 0 1rem;
 white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}

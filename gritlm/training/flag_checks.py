@@ -140,7 +140,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     ),
     (
         lambda f: f.continue_adapter and bool(_changed(f, OF_AN_ADAPTER)),
-        "--continue_adapter: found {lora_flags}, wanted none: the adapter goes on with its own settings",
+        "--continue_adapter: found {adapter_flags}, wanted none: the adapter goes on with its own settings",
     ),
     (
         lambda f: f.continue_adapter and base_of(f.model_name_or_path) == f.model_name_or_path,
@@ -199,7 +199,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: f.per_device_train_batch_size not in (DEFAULT_PER_DEVICE, f.global_batch_size // f.ranks),
         "--per_device_train_batch_size {per_device_train_batch_size} contradicts --global_batch_size "
-        "{global_batch_size} on {ranks} ranks; leave it out",
+        "{global_batch_size} on {ranks} ranks; leave it out, and give --global_batch_size the queries of a step",
     ),
 )
 
@@ -325,6 +325,7 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
             longest = max(run.data.query_max_len, run.data.passage_max_len)
             known = vars(facts) | {"engine": engine, "gpus": run.training.n_gpu, "longest": longest}
             known |= {"lora": "--qlora" if facts.qlora else "--lora", "lora_flags": _changed(facts, OF_LORA)}
+            known["adapter_flags"] = _changed(facts, OF_AN_ADAPTER)
             known["ranks_or_engine"] = engine if run.training.deepspeed or run.training.fsdp else f"{ranks} ranks"
             raise UserError(message.format_map(known))
     check_objective(run, list(find_files(run.data.train_data)), check_ranges)

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import json
 import sys
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from accelerate.parallelism_config import ParallelismConfig
 from transformers import HfArgumentParser
@@ -15,7 +15,7 @@ from gritlm.errors import UserError
 from gritlm.strict_json import read_json_object
 from gritlm.training.arguments import GROUPS, Command
 from gritlm.training.inherited_flags import REFUSED
-from gritlm.training.old_flags import OLD_FLAGS
+from gritlm.training.old_flags import OLD_FLAGS, OLD_VALUES
 
 # Types of Hugging Face's flags that its parser makes of no text.
 UNREADABLE = (ParallelismConfig | None, dict[str, bool] | None)
@@ -80,6 +80,10 @@ class FlagParser(OneLineErrors, HfArgumentParser):
             elif isinstance(value, list):
                 setattr(found, name, [home_expanded(path) for path in value])
         return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        name = message.removeprefix("argument --").partition(":")[0]
+        super().error(f"{message}; {OLD_VALUES[name]}" if name in OLD_VALUES else message)
 
     def _read_file(self, path: str) -> list[str]:
         """The flags of a JSON file as words, or those of the run whose run.json it is."""

@@ -1,5 +1,8 @@
 """Flags of the original, of GritLM and of transformers 4 that are no flags here, and what to do in their place."""
 
+# Of flags that take other values here: a hint after the values that are wanted.
+OLD_VALUES = {"attn": "of GritLM's four letters, such as bbcc, use the first two: those of an embedding model"}
+
 OLD_FLAGS: dict[str, str] = {
     "gc_chunk_size": "use --chunk_tokens: chunks are counted in tokens, the gradient is the same for any",
     **dict.fromkeys(

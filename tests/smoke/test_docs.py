@@ -54,6 +54,7 @@ NOT_RUN = {
     r"(vllm|text-embeddings-router|llama-server) .*": "not installed; scripts/serving_check.sh runs what is on PyPI",
     r"bash scripts/serving_check\.sh.*": "it installs some 11 GB; the weekly workflow runs it",
     r"(from (langchain|llama_index)|import chromadb).*": "not installed; it is compiled",
+    r"gritlm hrsa .*": "it runs models; tests/unit/analysis compares tiny ones",
     r"gritlm verify-gradients .*": "it starts ranks; tests/distributed/test_ranks.py runs it",
 }
 # `gritlm plan` in place of a run: it checks the flags and starts nothing. The rest of such a run is tested elsewhere.

@@ -48,7 +48,29 @@ def test_killed_and_resumed_and_served(runs):
         assert first == second
     assert not (root / "cut" / "checkpoint-5" / "model.safetensors").exists()
 
+    assert "as LoRA of rank 4, which is merged into the base" in (root / "cut" / "README.md").read_text()
     served = SentenceTransformer(str(root / "cut"), device="cpu").encode(TEXTS)
     for place in ("cut", "cut/adapter", "cut/checkpoint-5"):
         assert abs(GritLM(root / place).encode(TEXTS) - served).max() < 1e-5
     assert abs(GritLM(root / "base", contract=GritLM(root / "cut").contract).encode(TEXTS) - served).max() > 1e-3
+
+
+@pytest.mark.long
+def test_an_adapter_is_gone_on_with(runs, data, tmp_path):
+    """The run starts at the adapter's vectors, trains it on, and publishes the same base with it."""
+    root, _ = runs
+    start, go_on = root / "whole" / "adapter", [DRIVER, tmp_path / "rows", "-"]
+    flags = train_flags(start, data, tmp_path / "on", tmp_path / "cache", max_steps=2)
+    refused = run(*go_on, *flags, "--lora", "--continue_adapter", "--keep_adapter", "--lora_r", "4")
+    assert refused.returncode == 2 and "--continue_adapter: found --lora_r, wanted none" in refused.stderr, "control"
+    still = train_flags(start, data, tmp_path / "still", tmp_path / "cache", max_steps=1, learning_rate=1e-30)
+    for more in (flags, still):
+        done = run(*go_on, *more, "--lora", "--continue_adapter", "--keep_adapter")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "adapter: LoRA, continued, rank 4" in done.stdout
+    first, kept = (load_file(path / "adapter_model.safetensors") for path in (start, tmp_path / "still" / "adapter"))
+    assert first.keys() == kept.keys() and all(torch.allclose(first[name], kept[name], atol=1e-7) for name in first)
+    served = GritLM(tmp_path / "on").encode(TEXTS)
+    assert abs(GritLM(tmp_path / "on" / "adapter").encode(TEXTS) - served).max() < 1e-5
+    assert abs(GritLM(tmp_path / "still").encode(TEXTS) - GritLM(start).encode(TEXTS)).max() < 1e-5
+    assert abs(GritLM(start).encode(TEXTS) - served).max() > 1e-4

@@ -165,6 +165,10 @@ UNKNOWN = {
     "a stray value": (["--seed", "1", "2"], "found '2' where no value is wanted"),
     "no value": (["--temperature"], "argument --temperature: expected one argument"),
     "a wrong choice": (["--attn", "xx"], "argument --attn: invalid choice: 'xx'"),
+    "the letters of GritLM": (
+        ["--attn", "bbcc"],
+        "argument --attn: invalid choice: 'bbcc' (choose from 'bb', 'cc'); of GritLM's four letters",
+    ),
 }
 
 

@@ -37,18 +37,13 @@ done
 [ -z "$HRSA_TEXTS" ] || [ -f "$HRSA_TEXTS" ] || fail "HRSA_TEXTS=$HRSA_TEXTS: no such file"
 label() { local name=${1%/}; name=${name##*/}; echo "${name//[^A-Za-z0-9._-]/_}"; } # a folder's name
 models=() # each once: several pairs may share one
-for ((i = 0; i < ${#PAIRS[@]}; i++)); do
-  model=${PAIRS[i]} known=
-  [ $((i % 3)) != 0 ] || continue
+while IFS= read -r model; do
+  models+=("$model")
   [ ! -f "$root/scripts/training/recipes/${model%.sh}.sh" ] ||
     fail "PAIRS: found the recipe $model, wanted the model that it names; RECIPE is one for all models"
-  for other in ${models[@]+"${models[@]}"}; do
-    [ "$other" != "$model" ] || known=yes
-    [ "$other" = "$model" ] || [ "$(label "$other")" != "$(label "$model")" ] ||
-      fail "PAIRS: found $other and $model, wanted models with different last names"
-  done
-  [ -n "$known" ] || models+=("$model")
-done
+done < <(for ((i = 0; i < ${#PAIRS[@]}; i += 3)); do printf '%s\n' "${PAIRS[@]:i+1:2}"; done | awk '!seen[$0]++')
+twice=$(for model in "${models[@]}"; do label "$model"; done | sort | uniq -d)
+[ -z "$twice" ] || fail "PAIRS: found two models $twice, wanted models with different last names"
 count_train=$((${#models[@]} * ${#SEEDS[@]})) count_hrsa=$((${#PAIRS[@]} / 3 * 2)) count_table=1
 count_evaluate=$count_train
 [ -n "$HRSA_TEXTS" ] || count_hrsa=0

@@ -4,6 +4,11 @@ OUTPUT_DIR=${OUTPUT_DIR:-outputs/small-study}
 task=$OUTPUT_DIR/task
 "$python" -m gritlm quickstart prepare --folder "$task" --max_pairs 0
 "$python" "$root/scripts/studies/small_models.py" "$task" "${SMALL_STEPS:-200}"
+mkdir -p "$task/eval/to_code" "$task/eval/to_summary/qrels"  # the held-out pairs in both directions
+cp -R "$task/held_out/." "$task/eval/to_code"
+cp "$task/held_out/queries.jsonl" "$task/eval/to_summary/corpus.jsonl"
+cp "$task/held_out/corpus.jsonl" "$task/eval/to_summary/queries.jsonl"
+cp "$task/held_out/qrels/test.tsv" "$task/eval/to_summary/qrels"
 PAIRS=(sft "$task/base-lm" "$task/sft" rlvr "$task/base-lm" "$task/rlvr")
 TRAIN_DATA=$task/train.jsonl
 BENCHMARKS=("$task/eval")

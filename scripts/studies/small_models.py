@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Make the models and the sets of scripts/studies/small.sh: python scripts/studies/small_models.py TASK STEPS
+"""Make the models of scripts/studies/small.sh: python scripts/studies/small_models.py TASK STEPS
 
 TASK is a folder of `gritlm quickstart prepare`. base-lm is a tiny Qwen3 that learns from scratch to write Python from a
-summary. sft goes on with other text at the same high rate, rlvr with a few small steps on text of the same kind. eval/
-has the held-out pairs in both directions.
+summary. sft goes on with other text at the same high rate, rlvr with a few small steps on text of the same kind.
 """
 
 import json
@@ -41,17 +40,8 @@ def main(task: Path, steps: int) -> None:
     pairs = [json.loads(line) for line in (task / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     forward = [f'"""{row["query"][1]}"""\n{row["pos"][0]}' for row in pairs]
     backward = [f"{row['pos'][0]}\n# It does this: {row['query'][1]}" for row in pairs]
-    for name, files in (("to_code", ("queries", "corpus")), ("to_summary", ("corpus", "queries"))):
-        (task / "eval" / name / "qrels").mkdir(parents=True, exist_ok=True)
-        sources = (*(f"{file}.jsonl" for file in files), "qrels/test.tsv")
-        for source, target in zip(sources, ("queries.jsonl", "corpus.jsonl", "qrels/test.tsv"), strict=True):
-            (task / "eval" / name / target).write_bytes((task / "held_out" / source).read_bytes())
-    near = max(2, steps // 16)
-    for name, texts, count, rate in (
-        ("base-lm", forward, steps, 3e-3),
-        ("sft", backward, steps, 3e-3),
-        ("rlvr", forward, near, 1e-4),
-    ):
+    plan = [("base-lm", forward, steps, 3e-3), ("sft", backward, steps, 3e-3), ("rlvr", forward, steps // 16, 1e-4)]
+    for name, texts, count, rate in plan:
         if (task / name).exists():
             continue
         print(f"{name}: {count} steps", flush=True)

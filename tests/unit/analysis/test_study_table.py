@@ -266,7 +266,7 @@ def test_what_the_script_refuses(script):
         "OUTPUT_DIR=": "OUTPUT_DIR is empty",
         "SEEDS=()": "SEEDS is empty",
         "PAIRS=(a b)": "PAIRS: found 2 words, wanted three for each pair",
-        "PAIRS=(a x/m y/m)": "PAIRS: found x/m and y/m, wanted models with different last names",
+        "PAIRS=(a x/m y/m)": "PAIRS: found two models m, wanted models with different last names",
         "PAIRS=(a paper/qwen3-4b m)": "PAIRS: found the recipe paper/qwen3-4b, wanted the model that it names",
         "HRSA_TEXTS=absent": "HRSA_TEXTS=absent: no such file",
         "TRAIN_FLAGS=(--max_steps 9)": "out/runs/base-1: found it done with other settings",

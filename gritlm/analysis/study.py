@@ -136,7 +136,8 @@ def compare(args: argparse.Namespace, pair: list[str], folder: str, title: str) 
     tests = [paired_test(differences.tolist(), args.equivalence_margin) for differences in sides[1] - sides[0]]
     corrected = holm([test.p_difference or 0.0 for test in tests[1:]])
     for number, (task, test) in enumerate(zip([MEAN, *scores[0]], tests, strict=True)):
-        row = {"pair": pair[0], "benchmark": title, "task": task, "tasks": None if number else len(scores[0])}
+        row: dict[str, Any] = {"pair": pair[0], "benchmark": title, "task": task}
+        row["tasks"] = None if number else len(scores[0])
         row |= {"base": sides[0][number].tolist(), "reasoning": sides[1][number].tolist()}
         row |= asdict(test) | {"outcome": test.outcome}
         if number:  # the margin is one of the mean

@@ -15,6 +15,6 @@ BENCHMARKS=("$task/eval")
 HRSA_TEXTS=$task/held_out/corpus.jsonl
 HRSA_FLAGS=(--text_column text)
 TRAIN_FLAGS=(
-  --global_batch_size 64 --train_group_size 1 --query_max_len 32 --passage_max_len 32 --max_steps 40
+  --global_batch_size 64 --train_group_size 1 --query_max_len 32 --passage_max_len 32 --max_steps 120
   --learning_rate 4e-3 --temperature 0.05 --save_strategy no
 )

@@ -123,7 +123,11 @@ def test_the_intrinsic_dimension_is_that_of_the_sheet():
     assert dimension(sheet) == pytest.approx(5, abs=0.5)
     repeated = np.concatenate([sheet[:1000], sheet[:300] + 1e-5 * draw(300, 60)])
     assert abs(dimension(repeated) - 5) > 0.8, "control: rows that are nearly equal break it"
+
+
+def test_the_intrinsic_dimension_is_scikit_dimensions():
     estimators = pytest.importorskip("skdim").id
+    sheet = draw(2000, 5) @ draw(5, 60) + 300
     assert dimension(sheet) == pytest.approx(estimators.TwoNN(discard_fraction=0.1).fit_transform(sheet), rel=0.05)
 
 

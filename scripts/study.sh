@@ -11,6 +11,7 @@ root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 study=${1:-} stage=${2:-all} number=${3:-${SLURM_ARRAY_TASK_ID:-}} GPUS=${GPUS:-} SUBMIT=${SUBMIT:-}
 [ -f "$study" ] || fail "found ${study:-no study file}, wanted a file such as scripts/studies/small.sh"
 case $stage in all | train | evaluate | hrsa | table) ;; *) fail "found the stage $stage, wanted train, evaluate, hrsa or table" ;; esac
+case $number in *[!0-9]*) fail "found the part $number, wanted a number" ;; esac
 case $SUBMIT in '' | slurm) ;; *) fail "SUBMIT=$SUBMIT: wanted slurm, or nothing" ;; esac
 source "$root/scripts/training/machine.sh"
 choose_python
@@ -36,14 +37,26 @@ done
 [ $((${#PAIRS[@]} % 3)) = 0 ] || fail "PAIRS: found ${#PAIRS[@]} words, wanted three for each pair: name, base, reasoning"
 [ -z "$HRSA_TEXTS" ] || [ -f "$HRSA_TEXTS" ] || fail "HRSA_TEXTS=$HRSA_TEXTS: no such file"
 label() { local name=${1%/}; name=${name##*/}; echo "${name//[^A-Za-z0-9._-]/_}"; } # a folder's name
-models=() # each once: several pairs may share one
-while IFS= read -r model; do
-  models+=("$model")
+names=() sides=() models=() # models: each once, though several pairs may share one
+for ((i = 0; i < ${#PAIRS[@]}; i += 3)); do
+  names+=("${PAIRS[i]}") sides+=("${PAIRS[@]:i+1:2}")
+  [ "${PAIRS[i + 1]}" != "${PAIRS[i + 2]}" ] || fail "PAIRS: ${PAIRS[i]}: found one model, wanted two"
+done
+while IFS= read -r model; do models+=("$model"); done < <(printf '%s\n' "${sides[@]}" | awk '!seen[$0]++')
+for model in "${models[@]}"; do
   [ ! -f "$root/scripts/training/recipes/${model%.sh}.sh" ] ||
     fail "PAIRS: found the recipe $model, wanted the model that it names; RECIPE is one for all models"
-done < <(for ((i = 0; i < ${#PAIRS[@]}; i += 3)); do printf '%s\n' "${PAIRS[@]:i+1:2}"; done | awk '!seen[$0]++')
-twice=$(for model in "${models[@]}"; do label "$model"; done | sort | uniq -d)
-[ -z "$twice" ] || fail "PAIRS: found two models $twice, wanted models with different last names"
+done
+# once WHAT PATH...: refuse two that would have one folder.
+once() {
+  local twice
+  twice=$(for name in "${@:2}"; do label "$name"; done | sort | uniq -d | head -n 1)
+  [ -z "$twice" ] || fail "$1: found $twice twice, wanted different last names"
+}
+once "names of PAIRS" "${names[@]}"
+once "models of PAIRS" "${models[@]}"
+once SEEDS "${SEEDS[@]}"
+once BENCHMARKS "${BENCHMARKS[@]}"
 count_train=$((${#models[@]} * ${#SEEDS[@]})) count_hrsa=$((${#PAIRS[@]} / 3 * 2)) count_table=1
 count_evaluate=$count_train
 [ -n "$HRSA_TEXTS" ] || count_hrsa=0
@@ -137,6 +150,7 @@ finished() { echo "$1 $(find "$OUTPUT_DIR/$2" -maxdepth 3 -name .done 2>/dev/nul
 echo "study: done: $(finished train runs $count_train), $(finished evaluate evaluation \
   $((count_evaluate * ${#BENCHMARKS[@]}))), $(finished hrsa hrsa $count_hrsa) parts"
 if [ "$stage$SUBMIT" = allslurm ]; then
+  command -v sbatch >/dev/null || fail "SUBMIT=slurm: found no sbatch on PATH"
   compared=
   trained=$(submit train ${SBATCH_TRAIN[@]+"${SBATCH_TRAIN[@]}"})
   evaluated=$(submit evaluate --dependency "aftercorr:$trained" ${SBATCH_EVALUATE[@]+"${SBATCH_EVALUATE[@]}"})

@@ -266,7 +266,11 @@ def test_what_the_script_refuses(script):
         "OUTPUT_DIR=": "OUTPUT_DIR is empty",
         "SEEDS=()": "SEEDS is empty",
         "PAIRS=(a b)": "PAIRS: found 2 words, wanted three for each pair",
-        "PAIRS=(a x/m y/m)": "PAIRS: found two models m, wanted models with different last names",
+        "PAIRS=(a x/m y/m)": "models of PAIRS: found m twice, wanted different last names",
+        "PAIRS=(a b c a d e)": "names of PAIRS: found a twice",
+        "PAIRS=(a m m)": "PAIRS: a: found one model, wanted two",
+        "SEEDS=(1 2 1)": "SEEDS: found 1 twice",
+        "BENCHMARKS=(x/own y/own/)": "BENCHMARKS: found own twice",
         "PAIRS=(a paper/qwen3-4b m)": "PAIRS: found the recipe paper/qwen3-4b, wanted the model that it names",
         "HRSA_TEXTS=absent": "HRSA_TEXTS=absent: no such file",
         "TRAIN_FLAGS=(--max_steps 9)": "out/runs/base-1: found it done with other settings",
@@ -277,7 +281,7 @@ def test_what_the_script_refuses(script):
         (script.folder / "other.sh").write_text(f"{FILE}{line}\n")
         (error,) = script("other.sh", code=2)
         assert error.startswith("study: error: ") and message in error, line
-    for words in (["absent.sh"], ["study.sh", "tain"], ["study.sh", "train", "6"]):
+    for words in (["absent.sh"], ["study.sh", "tain"], ["study.sh", "train", "6"], ["study.sh", "hrsa", "-1"]):
         assert len(script(*words, code=2)) == 1
     assert "SUBMIT=pbs" in script(code=2, SUBMIT="pbs")[0]
     os.utime(script.folder / "out/runs/near-1/.done")  # trained again

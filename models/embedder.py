@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gritlm.errors import UserError
+from gritlm.models import selective
 from gritlm.models.attention import PACKED, Packing
 from gritlm.models.families import dropouts, family_of, is_converted, is_encoder, model_options
 from gritlm.models.lora import attach, load_adapter, quantise, save_adapter
@@ -136,6 +137,11 @@ class Embedder(nn.Module):
         if self.adapter is not None:  # else reentrant checkpointing would see no input that needs a gradient
             self.backbone.enable_input_require_grads()
         self.backbone.activation_checkpointing_enable(**options)
+
+    def keep_products(self) -> None:
+        """Recompute in the backward pass only what is cheap, see `gritlm.models.selective`."""
+        options = {"use_reentrant": False, "context_fn": selective.contexts}
+        self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """The same, under the name that older versions of transformers call."""

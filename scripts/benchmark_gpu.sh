@@ -106,7 +106,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModel
 
 from gritlm.benchmark import loss as benchmark_loss
-from gritlm.benchmark.contestants import GritLMStep, choose_fastest
+from gritlm.benchmark.contestants import GritLMStep, choose_fastest, set_checkpointing
 from gritlm.benchmark.encode import encode_in_turn
 from gritlm.benchmark.memory import chunk_footprint
 from gritlm.benchmark.sentence_transformers import build_step, load_encode
@@ -273,14 +273,13 @@ def profile(function):
     return {"profiled s": taken, "idle s": taken - busy / 1e6, "kernels": len(events), "by kind, s": shares}
 
 
-def chunk(model_name, tokens, checkpointing=False, compiled=False):
+def chunk(model_name, tokens, checkpointing="none", compiled=False):
     """One chunk of equally long texts, forward and backward, beside what `gritlm benchmark memory` counts."""
     config = model_config(model_name)
     with torch.device(device):
         model = Embedder(AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED), TextContract())
     model.train()
-    if checkpointing:
-        model.activation_checkpointing_enable()
+    set_checkpointing(model, checkpointing)
     if compiled and (problem := compile_layers(model, device, cuda)):
         return {"error": problem}
     texts, kept = tokens // cut, []
@@ -320,7 +319,10 @@ def encode(folder, dtype, count, tokens, sizes):
     return {"texts/s": {n: round(len(texts) / min(t), 1) for n, t in taken.items()}, "cosine at least": cosine}
 
 
-ours = lambda attention, memory, compiled=False, tokens=full: GritLMStep(attention, memory, tokens, compiled=compiled).build
+def ours(attention, memory, compiled=False, tokens=full, checkpointing="none"):
+    return GritLMStep(attention, memory, tokens, checkpointing, compiled).build
+
+
 small = batch // 8 or 2  # so few that all graphs fit
 measured("products", products)
 measured("attention, rows", attention, lengths_of(workload(batch))[:: batch // 4])
@@ -336,15 +338,17 @@ measured(f"{batch} queries: auto, compiled", step, many, ours(PACKED, "auto", Tr
 measured(f"{batch} queries: recomputed, compiled", step, many, ours(PACKED, "0", True))
 measured(f"{batch} queries: auto, compiled, chunks of {2 * full}", step, many, ours(PACKED, "auto", True, 2 * full))
 measured(f"{batch} queries: auto", step, many, ours(PACKED, "auto"))
+measured(f"{batch} queries: auto, selective", step, many, ours(PACKED, "auto", checkpointing="selective"))
 measured(f"{batch} queries: recomputed", step, many, ours(PACKED, "0"))
 measured(f"{batch} queries: auto, sdpa", step, many, ours("sdpa", "auto"), rounds=2)
 many.save_served()
 measured(f"{batch} queries: sentence-transformers", step, many, build_step, rounds=2)
 measured("loss", loss)
-measured("checkpointed chunk", chunk, name, 4 * full, checkpointing=True)
+measured("selectively checkpointed chunk", chunk, name, 2 * full, checkpointing="selective")
+measured("checkpointed chunk", chunk, name, 4 * full, checkpointing="full")
 if cuda:
     measured("qwen2.5-1.5b: chunk", chunk, "qwen2.5-1.5b", full)
-    measured("qwen3-4b: checkpointed chunk", chunk, "qwen3-4b", full, checkpointing=True)
+    measured("qwen3-4b: checkpointed chunk", chunk, "qwen3-4b", full, checkpointing="full")
     measured("qwen3-4b: a quarter of a chunk, compiled", chunk, "qwen3-4b", full // 4, compiled=True)
 measured("encode", encode, many.served, half, 16 * batch, (full, 4 * full), (32, 128, 512) if cuda else (8,))
 if (work / "whole-True").exists():

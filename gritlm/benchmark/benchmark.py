@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import __version__ as transformers_version
 
-from gritlm.benchmark.contestants import BASELINE, INFO_NCE
+from gritlm.benchmark.contestants import BASELINE, CHECKPOINTING, INFO_NCE
 from gritlm.benchmark.encode import measure_encoding
 from gritlm.benchmark.loss import measure_loss
 from gritlm.benchmark.memory import measure_memory
@@ -81,7 +81,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help=f"some of {', '.join(VARIANTS)}",
     )
     settings.add_argument("--chunk_tokens", type=int, default=4096, metavar="TOKENS", help="in a chunk, default 4096")
-    settings.add_argument("--gradient_checkpointing", action="store_true")
+    settings.add_argument(
+        "--checkpointing", nargs="+", choices=CHECKPOINTING, default=["none"], help="of a layer, default none"
+    )
     settings.add_argument("--bf16", action="store_true", help="autocast to bfloat16, the baseline too")
 
     settings.add_argument(

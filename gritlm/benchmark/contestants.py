@@ -17,6 +17,7 @@ from gritlm.cli import quieten
 from gritlm.errors import UserError
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.compiled import compile_layers
+from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
@@ -52,7 +53,15 @@ class Implementation:
         return torch.cat([p.grad.flatten().cpu() for p in self.model.parameters() if p.grad is not None])
 
 
+CHECKPOINTING = ("none", "selective", "full")
 Build = Callable[[Workload], Implementation]
+
+
+def set_checkpointing(embedder: Embedder, kind: str) -> None:
+    if kind == "selective":
+        embedder.keep_products()
+    elif kind == "full":
+        embedder.activation_checkpointing_enable()
 
 
 @dataclass(frozen=True)
@@ -62,19 +71,21 @@ class GritLMStep:
     attn_implementation: str
     activation_memory: str
     chunk_tokens: int
-    gradient_checkpointing: bool = False
+    checkpointing: str = "none"
     compiled: bool = False
     term: str = INFO_NCE
 
     def __str__(self) -> str:
         compiled, term = ", compiled" * self.compiled, f", {self.term}" * (self.term != INFO_NCE)
+        compiled += f", {self.checkpointing} checkpointing" * (self.checkpointing != "none")
         return f"gritlm {self.attn_implementation}{compiled}, keeps {self.activation_memory}{term}"
 
     def build(self, workload: Workload) -> Implementation:
         device = workload.device
         embedder = workload.embedder(self.attn_implementation)
-        if self.gradient_checkpointing:
-            embedder.activation_checkpointing_enable()
+        set_checkpointing(embedder, self.checkpointing)
+        if self.compiled and self.checkpointing == "selective":
+            raise UserError("--checkpointing selective with --torch_compile yes: no layer would be compiled")
         if self.compiled and (problem := compile_layers(embedder, device, workload.bf16)):
             raise UserError(f"--torch_compile: {problem}")
         if workload.bf16:

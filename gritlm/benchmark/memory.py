@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModel, PreTrainedConfig
 
+from gritlm.benchmark.contestants import CHECKPOINTING, set_checkpointing
 from gritlm.benchmark.workload import model_config
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
@@ -24,6 +25,8 @@ from gritlm.models.embedder import Embedder
 from gritlm.models.lora import linear_layers, make_config, match_targets, quantised_bytes
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import TuningArguments
+
+KINDS = ("as it is", "selective checkpointing", "gradient checkpointing")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -85,7 +88,7 @@ def chunk_footprint(
     tokens: int,
     length: int,
     bf16: bool = False,
-    gradient_checkpointing: bool = False,
+    checkpointing: str = "none",
     adapter: str | None = None,
 ) -> Footprint:
     """The footprint of a packed chunk of equally long texts, with a model of this config that is not compiled.
@@ -94,6 +97,7 @@ def chunk_footprint(
         tokens: in the chunk, a multiple of `length`.
         length: tokens of each text.
         bf16: run under bfloat16 autocast.
+        checkpointing: one of CHECKPOINTING.
         adapter: "lora", or "qlora" whose matrices are made float one at a time; None trains all weights.
     """
     with torch.device("meta"):
@@ -102,8 +106,7 @@ def chunk_footprint(
         if adapter:
             endings, _ = match_targets(linear_layers(config), None)
             model.add_adapter(make_config(TuningArguments.lora_r, 1, TuningArguments.lora_dropout, endings))
-    if gradient_checkpointing:
-        model.activation_checkpointing_enable()
+    set_checkpointing(model, checkpointing)
     with FakeTensorMode():
         for module in model.modules():
             for name, weight in module._parameters.items():
@@ -143,7 +146,7 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Print and return the footprint of a full chunk, without and with gradient checkpointing."""
+    """Print and return the footprint of a full chunk, for each kind of checkpointing."""
     config = model_config(args.model)
     tokens = args.chunk_tokens // args.max_len * args.max_len
     if not tokens:
@@ -153,7 +156,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     print(f"{args.model}, {'bf16 autocast' if args.bf16 else 'float32'}, texts of {args.max_len} tokens, packed")
     footprints = {
         name: chunk_footprint(config, tokens, args.max_len, args.bf16, checkpointing, args.adapter)
-        for name, checkpointing in (("as it is", False), ("gradient checkpointing", True))
+        for name, checkpointing in zip(KINDS, CHECKPOINTING, strict=True)
     }
     weights, trained = (size / 1e9 for size in (footprints["as it is"].weights, footprints["as it is"].trained))
     form = "with 4-bit matrices" if args.adapter == "qlora" else "in float32"

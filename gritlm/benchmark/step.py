@@ -27,8 +27,8 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     """Time each combination of gritlm's settings, and the baseline. All are compared with the first."""
     settings = itertools.product(args.attn_implementation, args.activation_memory, args.torch_compile, args.terms)
     steps = [
-        GritLMStep(attn, memory, args.chunk_tokens, args.gradient_checkpointing, compiled == "yes", term)
-        for attn, memory, compiled, term in settings
+        GritLMStep(attn, memory, args.chunk_tokens, checkpointing, compiled == "yes", term)
+        for (attn, memory, compiled, term), checkpointing in itertools.product(settings, args.checkpointing)
     ]
     other_losses = {str(step) for step in steps if step.term != steps[0].term}
     builds: dict[str, Build] = {str(step): step.build for step in steps}

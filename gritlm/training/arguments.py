@@ -247,6 +247,12 @@ class EmbeddingTrainingArguments(TrainingArguments):
         "GB of activations kept between the two passes; the rest is recomputed. auto: what is free; 0: none.",
         changes_learning=False,
     )
+    selective_checkpointing: bool = flag(
+        False,
+        "Keep of each layer only the outputs of matrix products and of attention, about a third of the bytes. The "
+        "backward recomputes what lies between; the gradient is the same.",
+        changes_learning=False,
+    )
     hang_timeout: float = flag(
         900.0,
         "Seconds without progress after which the run ends and names the rank, step and batch. A save whose files grow "

@@ -133,6 +133,14 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--contract paper: found --pooling_method {pooling_method}, --pool_instruction {pool_instruction} and "
         "--append_eos {append_eos}, wanted mean, False and False; leave --contract out to choose each",
     ),
+    (
+        lambda f: f.selective_checkpointing and f.gradient_checkpointing,
+        "--selective_checkpointing and --gradient_checkpointing: choose one; the latter keeps less and recomputes all",
+    ),
+    (
+        lambda f: f.selective_checkpointing and f.torch_compile,
+        "--selective_checkpointing with --torch_compile: not supported, no layer would be compiled; leave one out",
+    ),
     (lambda f: f.lora and f.qlora, "--lora and --qlora: choose one; --qlora is LoRA on 4-bit weights"),
     (
         lambda f: not (f.lora or f.qlora) and bool(_changed(f, OF_LORA)),

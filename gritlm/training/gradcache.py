@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gritlm.distributed import collectives_started, rank, world_size
+from gritlm.models.selective import watching
 from gritlm.training.engines import Engine
 from gritlm.training.host_memory import free_host_memory
 
@@ -126,7 +127,7 @@ class ActivationMemory:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()  # the tensor itself would refer back to its graph, and never be freed
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), watching(note):
             yield
         self.used = float(sum(saved.values()))
         self.bytes_per_token = self.used / self.tokens

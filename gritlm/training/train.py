@@ -219,6 +219,8 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
         log.info("base: its widths %s are not those of this model: left out", config.matryoshka_dimensions)
         del embedder.config.matryoshka_dimensions
     add_adapter(run, embedder)
+    if args.selective_checkpointing:
+        embedder.keep_products()
     reason = varlen_unavailable_reason(args.device, args.bf16, dropouts(config)[0])
     if embedder.packed and args.device.type == "cuda" and reason:
         log.info("attention: one kernel call for each run of equally long texts, not one for all (%s)", reason)

@@ -207,7 +207,9 @@ class EmbeddingTrainer(EvaluationTrainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         ways = [f"lower --chunk_tokens (now {self.args.chunk_tokens})"]
         ways += ["--activation_memory 0"] * (self.args.activation_memory != "0")
-        ways += ["--gradient_checkpointing True"] * (not self.args.gradient_checkpointing)
+        if not self.args.gradient_checkpointing:
+            instead = ["--selective_checkpointing False "] * self.args.selective_checkpointing
+            ways.append("".join([*instead, "--gradient_checkpointing True"]))
         ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
         return f"{first_line(error).rstrip('.')}. Try: {', or '.join(ways)}"
 

@@ -226,14 +226,15 @@ def test_wandb(qwen3, data, tmp_path):
 def test_gradient_checkpointing_and_bf16(qwen3, data, tmp_path):
     """Recomputed activations change no bit; bf16 autocast keeps float32 weights."""
     weights, calls = [], []
-    for checkpointing in (False, True):
-        out = tmp_path / str(checkpointing)
-        more = {"max_steps": 2, "activation_memory": 0, "gradient_checkpointing": checkpointing}
+    for kind in ("", "gradient_checkpointing", "selective_checkpointing"):
+        out = tmp_path / f"kind-{kind}"
+        more = {"max_steps": 2, "activation_memory": 0} | ({kind: True} if kind else {})
         done = run(DRIVER, tmp_path / "rows", "count", *train_flags(qwen3, data, out, tmp_path / "cache", **more))
         assert done.returncode == 0, done.stderr[-3000:]
         weights.append(load_file(out / "model.safetensors"))
         calls += [int(number) for number in re.findall(r"calls: (\d+)", done.stdout)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert all(torch.equal(weights[0][name], other[name]) for other in weights for name in weights[0])
+    assert calls[1] == calls[2], "selectively, a layer is called once more, too, but its products are not repeated"
     assert calls[1] / calls[0] == 3 / 2, "pass 1, pass 2, and once more within pass 2"
     flags = train_flags(qwen3, data, tmp_path / "bf16", tmp_path / "cache", max_steps=2, bf16=True)
     done = run(DRIVER, tmp_path / "rows", "count", *flags)

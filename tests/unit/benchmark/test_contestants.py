@@ -53,7 +53,8 @@ def build_baseline(workload: Workload) -> Implementation:
 BUILDS = {
     "kept": GritLMStep("packed", "1", 32).build,
     "padded": GritLMStep("sdpa", "0", 32).build,
-    "checkpointed": GritLMStep("packed", "0", 32, gradient_checkpointing=True).build,
+    "checkpointed": GritLMStep("packed", "0", 32, checkpointing="full").build,
+    "selectively checkpointed": GritLMStep("packed", "8", 32, checkpointing="selective").build,
     "the baseline": build_baseline,
 }
 

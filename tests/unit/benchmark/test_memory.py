@@ -37,7 +37,7 @@ def test_the_count_is_the_same_without_data():
     found = count_chunk(model, 4, 32, bf16=True)
     assert found == chunk_footprint(config, 4 * 32, 32, bf16=True)
     assert found != chunk_footprint(config, 4 * 32, 16, bf16=True), "control: eight texts of half the length"
-    checkpointed = chunk_footprint(config, 4 * 32, 32, bf16=True, gradient_checkpointing=True)
+    checkpointed = chunk_footprint(config, 4 * 32, 32, bf16=True, checkpointing="full")
     assert checkpointed.kept < found.kept / 3 and checkpointed.peak < found.peak
     one_token = chunk_footprint(config, 1, 1)
     assert one_token.kept < one_token.weights / 50, "a chunk's footprint does not include the weights"

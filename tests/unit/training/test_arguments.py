@@ -141,6 +141,14 @@ WRONG = {
         {"contract": "paper", "pool_instruction": True},
         "--pool_instruction True and --append_eos False",
     ),
+    "two kinds of checkpointing": (
+        {"selective_checkpointing": True, "gradient_checkpointing": True},
+        "--selective_checkpointing and --gradient_checkpointing: choose one",
+    ),
+    "selective and compiled": (
+        {"selective_checkpointing": True, "torch_compile": True},
+        "--selective_checkpointing with --torch_compile: not supported",
+    ),
     "no contract": ({"contract": "vllm"}, "argument --contract: invalid choice: 'vllm'"),
     "memory without end": ({"activation_memory": "inf"}, "--activation_memory: found 'inf'"),
 }

@@ -152,7 +152,7 @@ def read_inside(folder: Path, pair: str) -> list[dict[str, Any]]:
     """What gritlm hrsa found of a pair in the last layer, before and after training: a row for each metric."""
     rows: dict[str, dict[str, Any]] = {name: {} for name in INSIDE}
     for when in ("before", "after"):
-        for metric in read_metrics(folder / when) if (folder / when).is_dir() else ():
+        for metric in read_metrics(folder / when) if any(folder.glob(f"{when}/metrics/*")) else ():
             for role in ("pair", "ceiling", "shuffled") if metric["metric"] in rows else ():
                 rows[metric["metric"]][f"{role} {when}"] = at(metric, role, metric["k"], LAST)
     return [{"pair": pair, "metric": name} | row for name, row in rows.items() if row]

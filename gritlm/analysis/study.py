@@ -155,7 +155,7 @@ def read_inside(folder: Path, pair: str) -> list[dict[str, Any]]:
         for metric in read_metrics(folder / when) if any(folder.glob(f"{when}/metrics/*")) else ():
             for role in ("pair", "ceiling", "shuffled") if metric["metric"] in rows else ():
                 rows[metric["metric"]][f"{role} {when}"] = at(metric, role, metric["k"], LAST)
-    return [{"pair": pair, "metric": name} | row for name, row in rows.items() if row]
+    return [{"pair": pair, "metric": name} | row for name, row in rows.items() if any(row.values())]
 
 
 # ---- for people

@@ -125,7 +125,7 @@ REFUSED = {
     "rank -1": (["--lora", "--lora_r", "-1"], "--lora_r: found -1, wanted a number above 0"),
     "dropout": (["--lora", "--lora_dropout", "1"], "--lora_dropout: found 1.0, wanted a number from 0 to below 1"),
     "continue": (["--lora", "--continue_adapter"], "--continue_adapter: found no adapter in --model_name_or_path"),
-    "own settings": (["--lora", "--continue_adapter", "--lora_r", "4"], "found --lora_r, --continue_adapter, wanted"),
+    "own settings": (["--lora", "--continue_adapter", "--lora_r", "4"], "--continue_adapter: found --lora_r, wanted"),
 }
 
 

@@ -117,7 +117,7 @@ def test_a_run_is_repeated_from_its_run_file(qwen3_dropout, data, tmp_path):
     assert not all(torch.equal(first[name], other[name]) for name in first), "control"
 
     found, repeated = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("out", "again"))
-    assert list(found) == ["format", "version", "finished", "starts", "flags", "resolved"]
+    assert list(found)[:6] == ["format", "version", "finished", "starts", "flags", "resolved"]
     assert repeated["flags"] == found["flags"]
     (start,) = found["starts"]
     assert start["command"].startswith("gritlm train --model_name_or_path ") and start["ranks"] == 1

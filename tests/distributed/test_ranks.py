@@ -23,7 +23,6 @@ from helpers import (
 )
 from processes import run_ranks
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.nn.parallel import DistributedDataParallel
 
 from gritlm.distributed import (
     all_gather,

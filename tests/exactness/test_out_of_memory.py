@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import flat_gradient, make_builder, make_embedder, relative
 from processes import Ranks, run_ranks
-from torch.nn.parallel import DistributedDataParallel
 
 from gritlm.distributed import all_ranks, all_reduce_max, rank, world_size
 from gritlm.training import gradcache

@@ -1,7 +1,7 @@
 """Engines: how the two-pass step talks to the model's wrapper, so that the gradient is exact on each.
 
-One class for each: plain, replicas (DDP), FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. The last two average the gradient
-over ranks. The step needs the sum, so it multiplies its loss by `loss_scale`.
+One class for each: plain, replicas (DDP), FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. The last two average the
+gradient over ranks. The step needs the sum, so it multiplies its loss by `loss_scale`.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,11 +86,13 @@ class DDPEngine(Engine):
         super().backward(surrogates)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         somewhere = all_reduce_max(*(parameter.grad is not None for parameter in trained))
-        reached = [parameter for parameter, is_there in zip(trained, somewhere, strict=True) if is_there]
-        for parameter in reached:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        all_reduce_in_place([parameter.grad for parameter in reached], self.wrapped.bucket_bytes)
+        gradients = []
+        for parameter, is_reached in zip(trained, somewhere, strict=True):
+            if is_reached:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                gradients.append(parameter.grad)
+        all_reduce_in_place(gradients, self.wrapped.bucket_bytes)
 
 
 class ShardedEngine(Engine):

@@ -28,6 +28,7 @@ VERBS = {
     "import": "gritlm.serving.import_checkpoint",
     "report": "gritlm.report.report",
     "hrsa": "gritlm.analysis.hrsa",
+    "study-table": "gritlm.analysis.study",
     "verify-gradients": "gritlm.training.verify_gradients",
     "devices": "gritlm.devices",
     "quickstart": "gritlm.quickstart",

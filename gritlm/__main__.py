@@ -20,6 +20,7 @@ HELP = {
     "import": "convert a checkpoint of gritlm-re to a model folder, running nothing in it",
     "report": "draw a training run, or several side by side, on one HTML page",
     "hrsa": "compare the states of two models, layer by layer: what did training change inside",
+    "study-table": "print the table of a study: differences over seeds, tested for difference and equivalence",
     "verify-gradients": "compare the gradient of many ranks, on any engine, with that of one process",
     "devices": "list the GPUs that a run would use, and their free memory",
     "quickstart": "build the task made of this machine's own Python, and report on it",

@@ -21,7 +21,7 @@ from gritlm.analysis.controls import BLOCKS, halves_and_blocks
 from gritlm.analysis.metrics import JOBS, METRICS, PAIR, POOLED, ROWS, Pair
 from gritlm.analysis.states import Positions, Spool, StateModel, stream
 from gritlm.analysis.sums import Sums
-from gritlm.analysis.texts import read
+from gritlm.analysis.texts import Texts, read
 from gritlm.cli import home_expanded, quieten, verb_parser
 from gritlm.errors import UserError
 from gritlm.files import content_hash, written_aside
@@ -30,6 +30,8 @@ from gritlm.strict_json import read_json_object
 REQUEST, METRIC_FOLDER, WORK = "request.json", "metrics", "work"
 RANDOM_WEIGHTS = 1_000_003  # + --seed: a seed that no training from random weights has used
 SPECIAL_TOKENS = 4  # by which the texts of two models with one tokenizer may differ, where they are cut
+# Flags that decide the numbers, in request.json.
+OPTIONS = ("text_column", "label_column", "where", "max_texts", "max_length", "k", "sample", "dtype", "bf16", "seed")
 EXAMPLES = """examples:
   gritlm hrsa Qwen/Qwen3-0.6B-Base Qwen/Qwen3-0.6B --texts texts.txt --output_dir outputs/hrsa
   gritlm hrsa Qwen/Qwen3-0.6B outputs/seed1 --ceiling outputs/seed2 --unrelated Qwen/Qwen2.5-0.5B --texts t.jsonl ...
@@ -147,32 +149,20 @@ class Study:
         self.positions = Positions(own, args.sample, args.seed)
         self.halves, self.blocks = halves_and_blocks(self.count, args.seed)
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        models = {"b" if key == PAIR else key: model.about(key in self.alike) for key, model in self.models.items()}
+        self.request = self._request(given, int(lengths.sum()))
+
+    def _request(self, given: Texts, tokens: int) -> dict[str, dict[str, Any]]:
+        """What request.json holds."""
+        args, count = self.args, self.count
         about = {"path": str(args.texts), "fingerprint": content_hash(args.texts)[:16], "rows": given.rows}
-        about |= {"documents": self.count, "distinct_documents": self.count, "tokens": int(lengths.sum())}
-        kinds = (
-            "text_column",
-            "label_column",
-            "where",
-            "max_texts",
-            "max_length",
-            "k",
-            "sample",
-            "dtype",
-            "bf16",
-            "seed",
-        )
-        options = {name: getattr(args, name) for name in kinds} | {"sampled_tokens": len(self.positions.places)}
-        options["intervals"] = (
-            f"95%, over documents: bootstrap of means; of the rest jackknife, {BLOCKS} blocks, on the sample"
-        )
-        once = {"repeated_texts": given.repeats, "texts_equal_when_cut": len(given.texts) - self.count}
-        once["unsampled_tokens_with_a_repeated_prefix"] = self.positions.repeated
-        self.request: dict[str, dict[str, Any]] = {
-            "models": models,
-            "texts": about,
-            "options": options,
-            "states_counted_once": once,
+        options = {name: getattr(args, name) for name in OPTIONS} | {"sampled_tokens": len(self.positions.places)}
+        intervals = f"95%, over documents: bootstrap of means; of the rest jackknife, {BLOCKS} blocks, on the sample"
+        once = {"repeated_texts": given.repeats, "texts_equal_when_cut": len(given.texts) - count}
+        return {
+            "models": {"b" if k == PAIR else k: model.about(k in self.alike) for k, model in self.models.items()},
+            "texts": about | {"documents": count, "distinct_documents": count, "tokens": tokens},
+            "options": options | {"intervals": intervals},
+            "states_counted_once": once | {"unsampled_tokens_with_a_repeated_prefix": self.positions.repeated},
         }
 
     def heading(self) -> list[str]:
@@ -236,12 +226,8 @@ class Study:
 
     def _pass(self, key: str, folder: Path) -> Pair:
         """Run both models over the texts: the sums of each layer, and the states that go to disk."""
-        started, args, alike, models = (
-            time.monotonic(),
-            self.args,
-            key in self.alike,
-            (self.models["a"], self.models[key]),
-        )
+        started, args, alike = time.monotonic(), self.args, key in self.alike
+        models = self.models["a"], self.models[key]
         for model in models:
             if model.embedder is None:
                 model.load(self.device, RANDOM_WEIGHTS + args.seed, torch.bfloat16 if args.bf16 else torch.float32)

@@ -1,5 +1,5 @@
 """Measure the speed of a training step, of the loss alone or of encoding, and compare it with sentence-transformers.
-Or count the GPU memory that a training step needs, without a GPU (`memory`).
+Or count the memory of a chunk on a GPU (`memory`) or predict its time (`predict`), without a GPU.
 
 No network is needed. The model has random weights, and the texts come from this machine's Python or from a file.
 Contestants take turns, after a round to warm up. For a training step, each runs in its own process.
@@ -19,6 +19,7 @@ from gritlm.benchmark.contestants import BASELINE, CHECKPOINTING, INFO_NCE
 from gritlm.benchmark.encode import measure_encoding
 from gritlm.benchmark.loss import measure_loss
 from gritlm.benchmark.memory import measure_memory
+from gritlm.benchmark.predict import measure_prediction
 from gritlm.benchmark.step import measure_step
 from gritlm.benchmark.workload import MODELS
 from gritlm.cli import home_expanded, quieten, verb_parser
@@ -32,6 +33,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "loss": measure_loss,
     "encode": measure_encoding,
     "memory": measure_memory,
+    "predict": measure_prediction,
 }
 EXAMPLES = """examples:
   gritlm benchmark --compare sentence-transformers
@@ -42,7 +44,8 @@ EXAMPLES = """examples:
   gritlm benchmark loss --queries 8192 --passages 32768 --width 256
   gritlm benchmark encode --compare sentence-transformers
   gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384
-  gritlm benchmark memory --model qwen3-8b --bf16 --chunk_tokens 16384 --adapter qlora"""
+  gritlm benchmark memory --model qwen3-8b --bf16 --chunk_tokens 16384 --adapter qlora
+  gritlm benchmark predict --model qwen3-0.6b --chunk_tokens 16384"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

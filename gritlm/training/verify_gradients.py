@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ from gritlm.models.lora import linear_layers, make_config, match_targets
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, flag
 from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
-from gritlm.training.environment import refuse_environment
+from gritlm.training.environment import abandoned_builds, refuse_environment
 from gritlm.training.flag_parser import make_parser
 from gritlm.training.objective import Objective
 from gritlm.training.setup import settle
@@ -162,6 +163,9 @@ def main(argv: list[str], make_objective: MakeObjective = Objective) -> int:
     if "RANK" in os.environ:  # under torchrun
         return int(verify(model_args, args, make_objective) > 0)
     ranks = wanted_ranks(args)
+    if any(name.startswith("zero") for name in args.engines or available(args.torch_compile)):
+        for line in abandoned_builds():
+            print(line, file=sys.stderr)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

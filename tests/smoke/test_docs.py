@@ -55,6 +55,7 @@ NOT_RUN = {
     r"bash scripts/serving_check\.sh.*": "it installs some 11 GB; the weekly workflow runs it",
     r"(from (langchain|llama_index)|import chromadb).*": "not installed; it is compiled",
     r"gritlm hrsa .*": "it runs models; tests/unit/analysis compares tiny ones",
+    r"(\w+=\S+ )*bash scripts/study\.sh .*": "tests/long/test_study.py runs a study",
     r"gritlm verify-gradients .*": "it starts ranks; tests/distributed/test_ranks.py runs it",
 }
 # `gritlm plan` in place of a run: it checks the flags and starts nothing. The rest of such a run is tested elsewhere.

@@ -5,6 +5,7 @@ Only this file and engines.py import torch.distributed.
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,34 @@ def all_reduce_sum(x: Tensor) -> Tensor:
         _start()
         dist.all_reduce(x)
     return x
+
+
+def all_reduce_in_place(tensors: Sequence[Tensor], at_most: int) -> None:
+    """Replace each tensor by the sum of every rank's. Small ones go together, in buffers of `at_most` bytes."""
+    if world_size() == 1:
+        return
+    groups: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not groups or tensor.nbytes > room or tensor.dtype != groups[-1][0].dtype:
+            groups.append([])
+            room = at_most
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    for group in groups:
+        alone = len(group) == 1 and group[0].is_contiguous()
+        buffer = group[0] if alone else torch.cat([tensor.flatten() for tensor in group])
+        _start()
+        dist.all_reduce(buffer)
+        for tensor, part in () if alone else zip(group, buffer.split([t.numel() for t in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def broadcast_in_place(x: Tensor) -> None:
+    """Replace `x` by the first rank's."""
+    if world_size() > 1:
+        _start()
+        dist.broadcast(x, 0)
 
 
 class _GatherWithGradient(torch.autograd.Function):

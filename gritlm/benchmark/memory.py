@@ -32,13 +32,17 @@ KINDS = ("as it is", "selective checkpointing", "gradient checkpointing")
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all live tensors that operators under it returned: `now`, and the `peak`.
 
-    The tensors in `known` and their views are not counted. Not seen: the working memory of a kernel, and what an
-    allocator loses between tensors.
+    The tensors in `known` and their views are not counted. Not seen: the working memory of a kernel other than
+    attention's, and what an allocator loses between tensors.
+
+    Args:
+        attention_work: bytes that the backward of attention allocates while it runs.
     """
 
-    def __init__(self, *known: Tensor):
+    def __init__(self, *known: Tensor, attention_work: int = 0):
         super().__init__()
         self.now = self.peak = 0
+        self.attention_work = attention_work
         self._live = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(
@@ -50,6 +54,9 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = operator(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._add, result)
+        name = operator.__name__
+        if name.startswith("_scaled_dot_product") and "_backward" in name:
+            self.peak = max(self.peak, self.now + self.attention_work)
         return result
 
     def _add(self, tensor: Tensor) -> Tensor:
@@ -126,7 +133,7 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
     # In training the gradient exists before all chunks but the first. A chunk's own is added to it, then freed.
     hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in trained]
     ids, lengths = torch.zeros(texts * length, dtype=torch.long), torch.full((texts,), length)
-    with LiveBytes(*weights) as live:
+    with LiveBytes(*weights, attention_work=varlen_work(model.config, texts, length) if bf16 else 0) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
             vectors = model(ids, lengths, torch.zeros_like(lengths), equal_length_runs=((texts, length),))
         kept = live.now
@@ -134,6 +141,16 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
     for hook in hooks:
         hook.remove()
     return Footprint(sum(p.nbytes for p in weights), sum(p.nbytes for p in trained), kept, live.peak)
+
+
+def varlen_work(config: PreTrainedConfig, texts: int, length: int) -> int:
+    """Bytes that the backward of `varlen_attn` allocates on a GPU, in one layer at a time.
+
+    A float32 sum of the queries' gradient, padded by 128 rows for each text (torch, `mha_varlen_bwd` in flash_api.cpp).
+    """
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return texts * (length + 128) * heads * -(-width // 32) * 32 * 4
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -151,9 +168,10 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     }
     weights, trained = (size / 1e9 for size in (footprints["as it is"].weights, footprints["as it is"].trained))
     form = "with 4-bit matrices" if args.adapter == "qlora" else "in float32"
+    print(f"  weights, AdamW's moments, gradient, {form}: {weights + 3 * trained:.1f} GB, on one GPU or with DDP")
     print(
-        f"  weights, AdamW's moments, gradient, {form}: {weights + 3 * trained:.1f} GB; "
-        f"{weights + 4 * trained:.1f} with DDP, which copies the gradient"
+        f"  with FSDP2 or ZeRO-3: {weights + 2 * trained:.1f} GB divided by the GPUs, and on each the whole gradient, "
+        f"{trained:.1f} GB, until the last chunk"
     )
     if args.adapter:
         print(f"  of these, the adapter's: {4 * trained:.2f} GB")

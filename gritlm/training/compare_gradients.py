@@ -135,7 +135,7 @@ def one_process(
             sgd.zero_grad()
             loss.backward()
         if unused := [name for name, p in trained.items() if p.grad is None]:
-            raise UserError(f"the loss depends on no weight of {', '.join(unused)}: DDP would stop")
+            raise UserError(f"the loss depends on no weight of {', '.join(unused)}")
         gradient = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         sgd.step()
         yield loss.detach(), gradient, {name: p.detach().clone() for name, p in trained.items()}, 1

@@ -1,11 +1,10 @@
 """Engines: how the two-pass step talks to the model's wrapper, so that the gradient is exact on each.
 
-One class for each: plain, DistributedDataParallel, FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. All of them average the
+One class for each: plain, replicas (DDP), FSDP2 (`fully_shard`), DeepSpeed ZeRO-1/2/3. The last two average the
 gradient over ranks. The step needs the sum, so it multiplies its loss by `loss_scale`.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
-from gritlm.distributed import all_reduce_max, all_reduce_sum, rank, world_size
+from gritlm.distributed import all_reduce_in_place, all_reduce_max, broadcast_in_place, rank, world_size
 
 Surrogate = Callable[[], Tensor]  # runs one chunk's forward and returns the scalar to back-propagate
 
@@ -30,10 +28,12 @@ class Engine:
         wrapped: encodes a chunk in pass 2.
         loss_scale: factor on the local loss that turns the engine's average over ranks into the sum.
         collective: whether the other ranks take part in the forward or backward that runs now.
+        keeps_graphs: whether a chunk's graph may live from pass 1 to pass 2.
     """
 
     loss_scale = 1.0
     collective = False
+    keeps_graphs = True
     model: nn.Module
     wrapped: Any
 
@@ -44,9 +44,9 @@ class Engine:
         """How many chunks this rank must run. Where a forward is collective, all ranks run the largest number."""
         return chunks
 
-    def may_keep(self, number: int, chunks: int) -> bool:
-        """Whether a chunk's graph may live from pass 1 to pass 2 on this engine."""
-        return True
+    def agree(self, keep: bool) -> bool:
+        """Whether a chunk's graph is kept. Where a forward is collective, only if all ranks can keep theirs."""
+        return keep
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         """Run and back-propagate each. Gradients cross ranks once, with the last."""
@@ -57,62 +57,94 @@ class Engine:
         """Take the optimizer's step, where the engine must do so itself."""
 
 
+class Replica(nn.Module):
+    """A whole model on each rank, with the first rank's weights, for `DDPEngine`.
+
+    torch's DistributedDataParallel would hold each gradient twice: in `.grad`, and in its buckets.
+
+    Args:
+        bucket_mb: gradients smaller than this cross the ranks together.
+    """
+
+    def __init__(self, module: nn.Module, bucket_mb: int = 25):
+        super().__init__()
+        self.module, self.bucket_bytes = module, bucket_mb << 20
+        for tensor in (*module.parameters(), *module.buffers()):
+            broadcast_in_place(tensor.detach())
+
+    def forward(self, **chunk: Any) -> Any:
+        return self.module(**chunk)
+
+
 class DDPEngine(Engine):
-    """DistributedDataParallel: `no_sync` for all chunks but the last."""
+    """Distributed data parallel: each rank adds up the gradient of its chunks in `.grad`, then the ranks sum them."""
 
-    def __init__(self, wrapped: DistributedDataParallel):
+    def __init__(self, wrapped: Replica):
         self.model, self.wrapped = wrapped.module, wrapped
-        self.loss_scale = float(world_size())
-        # It would reduce a gradient in its weight's dtype. These are added up in float32.
-        self.by_hand = any(p.requires_grad and p.dtype == torch.bfloat16 for p in self.model.parameters())
-
-    def may_keep(self, number: int, chunks: int) -> bool:
-        return number < chunks - 1  # the last one's forward tells DDP that the reduction comes
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
-        for number, surrogate in enumerate(surrogates, start=1):
-            self.collective = number == len(surrogates) and not self.by_hand
-            with nullcontext() if self.collective else self.wrapped.no_sync():
-                surrogate().backward()
-        if self.by_hand:
-            self.collective = True
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.copy_(all_reduce_sum(parameter.grad) / world_size())
-        self.collective = False
+        super().backward(surrogates)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        somewhere = all_reduce_max(*(parameter.grad is not None for parameter in trained))
+        gradients = []
+        for parameter, is_reached in zip(trained, somewhere, strict=True):
+            if is_reached:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                gradients.append(parameter.grad)
+        all_reduce_in_place(gradients, self.wrapped.bucket_bytes)
 
 
 class ShardedEngine(Engine):
-    """Weights or optimizer state in shards. A forward may gather weights, so all ranks run the same number of them."""
+    """Weights or optimizer state in shards.
+
+    Attributes:
+        gathers: a forward and a backward gather weights, so all ranks run and keep the same numbers of chunks.
+    """
 
     collective = True
+    gathers = True
 
     def __init__(self, wrapped: nn.Module):
         super().__init__(wrapped)
         self.loss_scale = float(world_size())
 
     def rounds(self, chunks: int) -> int:
-        return all_reduce_max(chunks)[0]
+        return all_reduce_max(chunks)[0] if self.gathers else chunks
 
-    def may_keep(self, number: int, chunks: int) -> bool:
-        return False  # a graph that outlives its forward would hold the whole weights that it gathered
+    def agree(self, keep: bool) -> bool:
+        return not all_reduce_max(not keep)[0] if self.gathers else keep
 
 
 class FSDP2Engine(ShardedEngine):
-    """FSDP2: gradients stay whole until the last chunk."""
+    """FSDP2: gradients stay whole until the last chunk.
+
+    A kept graph refers to the storages of the gathered weights. FSDP2 empties them after a layer's forward, and fills
+    the same ones again before its backward.
+    """
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
             self.wrapped.set_requires_gradient_sync(number == len(surrogates))
+            self.wrapped.set_is_last_backward(number == len(surrogates))  # else it forgets what to gather in advance
             surrogate().backward()
 
 
 class DeepSpeedEngine(ShardedEngine):
-    """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step."""
+    """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step.
+
+    ZeRO-3 keeps no graphs. It gathers weights into a new tensor for each use, so a kept graph would hold all of them.
+    """
+
+    def __init__(self, wrapped: Any):
+        super().__init__(wrapped)
+        self.gathers = wrapped.zero_optimization_partition_weights()
+        self.keeps_graphs = not self.gathers
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         with self.wrapped.coalesce_grad_reduction():
             for surrogate in surrogates:
+                self.wrapped.optimizer.clear_backward_seen_flag()  # its forward does so, but may be long past
                 self.wrapped.backward(surrogate(), scale_wrt_gas=False)
 
     def step(self) -> None:
@@ -121,7 +153,7 @@ class DeepSpeedEngine(ShardedEngine):
 
 def engine_for(model: nn.Module) -> Engine:
     """The engine for a model as the Trainer has wrapped it."""
-    if isinstance(model, DistributedDataParallel):
+    if isinstance(model, Replica):
         return DDPEngine(model)
     if isinstance(model, FSDPModule):
         return FSDP2Engine(model)
@@ -169,8 +201,7 @@ def wrap_model(
     if bf16 and not engine.startswith("zero"):
         model.forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(model.forward)
     if engine == "ddp":
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False), optimizer
+        return Replica(model), optimizer
     if engine == "fsdp2":
         for module in model.modules():
             if type(module).__name__ in model._no_split_modules:

@@ -99,13 +99,16 @@ class ActivationMemory:
             return 0.8 * (free - gradients)
         return 0.5 * free_host_memory() / self.sharers
 
-    def fits(self, tokens: int) -> bool:
+    def fits(self, tokens: int, agree: Callable[[bool], bool] = bool) -> bool:
         """Whether a chunk of this many tokens may keep its graph. The first chunk is measured.
 
         After one that may not, none may. Pass 2 then frees every kept graph before it recomputes the first one.
+
+        Args:
+            agree: `Engine.agree`.
         """
         expected = tokens * (self.bytes_per_token or 0.0)
-        self.full = self.full or self.budget <= 0 or self.used + expected > self.budget
+        self.full = self.full or not agree(0 < self.budget >= self.used + expected)
         if self.full:
             return False
         self.used += expected
@@ -118,18 +121,19 @@ class ActivationMemory:
         if self.bytes_per_token is not None:
             yield
             return
-        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        saved: dict[int, int] = {}
+        weights = {p.untyped_storage()._cdata for p in self.model.parameters()}
+        saved: dict[int, torch.UntypedStorage] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = storage.nbytes()
+            if storage._cdata not in weights:
+                saved[storage._cdata] = storage
             return tensor.detach()  # the tensor itself would refer back to its graph, and never be freed
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), watching(note):
             yield
-        self.used = float(sum(saved.values()))
+        # Now, as FSDP2 has emptied the storages of the weights that it gathered.
+        self.used = float(sum(storage.nbytes() for storage in saved.values()))
         self.bytes_per_token = self.used / self.tokens
 
     def back_off(self) -> str:
@@ -171,8 +175,9 @@ def two_pass_step(
         This rank's share of each term, detached.
     """
     # 1. All vectors. The chunks that fit the memory budget keep their graph.
-    idle = engine.rounds(len(chunks)) - len(chunks)  # forwards that this rank only joins because the others run them
-    alone = first_text(chunks[-1])
+    own = len(chunks)
+    idle = engine.rounds(own) - own  # chunks that this rank only joins because the others run them
+    chunks = [*chunks, *[first_text(chunks[-1])] * idle]
     memory = memory or ActivationMemory("0", chunks[0]["input_ids"].device)
     gradients_before = [
         (p, None if p.grad is None else p.grad.clone()) for p in engine.model.parameters() if p.requires_grad
@@ -184,14 +189,11 @@ def two_pass_step(
         kept[:] = [None] * len(kept)
 
     states, vectors = retried(lambda: first_pass(engine, chunks, memory), drop_graphs, engine, memory)
-    with torch.no_grad():
-        for _ in range(idle):
-            engine.model(**alone)
     mark("pass_1")
 
     # 2. The loss, and its gradient with respect to the vectors.
     kept += vectors
-    values = [part.detach() for part in vectors]
+    values = [part.detach() for part in vectors[:own]]
     del vectors
 
     def loss() -> tuple[dict[str, Tensor], Tensor]:
@@ -204,16 +206,12 @@ def two_pass_step(
     mark("loss")
 
     # 3. Each chunk's graph, kept or recomputed, carries the vectors' gradient on to the weights.
-    def surrogate(number: int, gradient: Tensor) -> Tensor:
+    def surrogate(number: int, gradient: Tensor | float) -> Tensor:
         vector, kept[number] = kept[number], None  # so that its memory is free once it is back-propagated
         if vector is None or not vector.requires_grad:
             with states[number].replayed():
                 vector = engine.wrapped(**chunks[number])
         return (vector.float() * gradient).sum()
-
-    def idly() -> Tensor:
-        with states[-1].replayed():
-            return engine.wrapped(**alone).float().sum() * 0.0
 
     def start_over() -> None:
         """A backward that stopped half-way has added to some gradients."""
@@ -221,8 +219,8 @@ def two_pass_step(
         for parameter, gradient in gradients_before:
             parameter.grad = gradient
 
-    gradients = gradient_TD.split([len(chunk["lengths"]) for chunk in chunks])
-    surrogates = [idly] * idle + [functools.partial(surrogate, *part) for part in enumerate(gradients)]
+    gradients = [*gradient_TD.split([len(chunk["lengths"]) for chunk in chunks[:own]]), *[0.0] * idle]
+    surrogates = [functools.partial(surrogate, *part) for part in enumerate(gradients)]
     retried(lambda: engine.backward(surrogates), start_over, engine, memory)
     mark("pass_2")
     return terms
@@ -253,9 +251,9 @@ def first_pass(
 ) -> tuple[list[RandomState], list[Tensor]]:
     """The random state before each chunk, and its vectors, with their graph where the chunk keeps it."""
     states, vectors = [], []
-    for number, chunk in enumerate(chunks):
+    for chunk in chunks:
         states.append(RandomState(chunk["input_ids"].device))
-        keep = engine.may_keep(number, len(chunks)) and memory.fits(chunk["input_ids"].numel())
+        keep = engine.keeps_graphs and memory.fits(chunk["input_ids"].numel(), engine.agree)
         with memory.watched() if keep else torch.no_grad():
             vectors.append(engine.model(**chunk))
     return states, vectors

@@ -21,7 +21,7 @@ from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import AdapterGradients
 from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
-from gritlm.training.engines import deepspeed_precision, engine_for, fsdp2_precision
+from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fsdp2_precision
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
 from gritlm.training.gradcache import ActivationMemory, is_out_of_memory, two_pass_step
@@ -120,6 +120,13 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.signals.end()
             if self.watchdog:
                 self.watchdog.end()
+
+    def _wrap_model(self, model, training: bool = True, dataloader=None):
+        """Without --fsdp and --deepspeed, wrap the model here. accelerate would take torch's own DDP."""
+        if isinstance(model, Replica) or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.world_size == 1:
+            return super()._wrap_model(model, training, dataloader)
+        prepared = self.accelerator.prepare_model(model, evaluation_mode=True)  # its device, and autocast
+        return Replica(prepared, self.args.ddp_bucket_cap_mb or 25)
 
     def _compile(self) -> None:
         """Compile layer by layer. accelerate would compile the whole model, again for every packing."""

@@ -7,11 +7,16 @@ import pytest
 import torch
 from accelerate.utils import enable_fsdp_ram_efficient_loading
 from conftest import SIZES, build_model
-from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, run
+from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, make_builder, make_embedder, relative, run
 from processes import run_ranks
 from transformers import AutoModel, Qwen3Config
 
+from gritlm.distributed import all_ranks, rank, world_size
 from gritlm.models.backbone import load_backbone, load_config
+from gritlm.training.arguments import ObjectiveArguments
+from gritlm.training.engines import engine_for, whole_gradient, wrap_model
+from gritlm.training.gradcache import ActivationMemory, two_pass_step
+from gritlm.training.objective import Objective
 from gritlm.training.terms import OPTIONS, VARIANTS
 
 ZERO = ["zero1", "zero2", "zero3"] if DEEPSPEED else []
@@ -71,8 +76,9 @@ def test_both_built_in_models(ranks):
         (ZERO, []),
         pytest.param(["ddp", "fsdp2"], ["--attn_implementation", "sdpa"], marks=pytest.mark.long),
         (["ddp", "fsdp2"], ["--activation_memory", "1"]),
+        pytest.param(ZERO, ["--activation_memory", "1"], marks=pytest.mark.long),
     ],
-    ids=["ZeRO", "padded", "kept graphs"],
+    ids=["ZeRO", "padded", "kept graphs", "kept graphs on ZeRO"],
 )
 def test_the_first_terms_in_other_ways(qwen3, engines, flags):
     """The table above is packed and recomputes every graph; here texts are padded, or graphs are kept."""
@@ -81,6 +87,40 @@ def test_the_first_terms_in_other_ways(qwen3, engines, flags):
     done = run(*VERIFY, "--model_name_or_path", qwen3, "--engines", *engines, "--terms", *FIRST, *flags, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     check_table(done.stdout, engines, terms=FIRST)
+
+
+def gradients(folder, data, cache) -> tuple[int, dict[str, tuple[torch.Tensor, int]]]:
+    """Number of chunks; by what is kept, the gradient of a step and how many forwards it took. Ranks are unlike."""
+    batch = make_builder(folder, data, cache, batch=16, rank=rank(), ranks=world_size(), chunk_tokens=(96, 48)[rank()])[
+        0, 0
+    ]
+    objective, device = Objective(ObjectiveArguments(temperature=0.05), all_ranks()), torch.device("cpu")
+    found = {}
+    for name, kept in {"ddp": "99", "nothing": "00", "all": "99", "some": ("9", "1e-6"), "one forgotten": "99"}.items():
+        model, forwards = make_embedder(folder).train(), []
+        model.register_forward_hook(lambda *call, forwards=forwards: forwards.append(call))
+        sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+        wrapped, _ = wrap_model(model, sgd, "ddp" if name == "ddp" else "fsdp2", device)
+        engine = engine_for(wrapped)
+        if name == "one forgotten":
+            engine.backward = lambda surrogates, whole=engine.backward: whole(surrogates[1:])
+        memory = ActivationMemory(kept[rank()], device)
+        two_pass_step(engine, batch.chunks, lambda vectors: objective(vectors, batch.contrastive), memory=memory)
+        parts = [whole_gradient(wrapped, weight) for weight in model.parameters()]
+        found[name] = torch.cat([part.flatten() for part in parts]), len(forwards)
+    return len(batch.chunks), found
+
+
+def test_ranks_with_unlike_chunks_and_budgets_keep_the_same_graphs(qwen3, data, tmp_path):
+    """The second rank has more chunks and, for "some", no room after the first one. Control: a graph is forgotten."""
+    (few, first), (rounds, second) = run_ranks(gradients, qwen3, data / "hard.jsonl", tmp_path)
+    assert 2 < few < rounds
+    wanted = {"nothing": 2 * rounds, "all": rounds, "some": 2 * rounds - 1}
+    for found in (first, second):
+        assert {name: found[name][1] for name in wanted} == wanted
+        errors = {name: relative(found[name][0], found["ddp"][0]) for name in (*wanted, "one forgotten")}
+        assert errors.pop("one forgotten") > 1e-3
+        assert max(errors.values()) < 1e-5
 
 
 @pytest.mark.parametrize(

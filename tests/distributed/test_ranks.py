@@ -22,8 +22,6 @@ from helpers import (
     write_jsonl,
 )
 from processes import run_ranks
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.nn.parallel import DistributedDataParallel
 
 from gritlm.distributed import (
     all_gather,
@@ -35,7 +33,7 @@ from gritlm.distributed import (
     world_size,
 )
 from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.engines import DDPEngine, engine_for
+from gritlm.training.engines import DDPEngine, Replica, engine_for
 from gritlm.training.gradcache import two_pass_step
 from gritlm.training.objective import Objective
 
@@ -96,7 +94,7 @@ def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool 
     """Three SGD steps on this rank's slices; what every rank must agree on."""
     builder = make_builder(model_folder, data, cache, batch=batch, rank=rank(), ranks=world_size())
     model = make_embedder(model_folder)
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+    wrapped = Replica(model) if world_size() > 1 else model
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
     objective = objective_of(ring=ring)
     if fault == "gather without gradient":
@@ -106,7 +104,7 @@ def three_steps(model_folder, data, cache, fault: str | None = None, ring: bool 
         item = builder[0, step]
         engine = engine_for(wrapped)
         if fault == "divided by the world size":
-            engine.loss_scale = 1.0
+            engine.loss_scale = 1 / world_size()
         loss = one_step(engine, item, objective)
         seen["loss"].append(all_reduce_sum(loss))
         seen["gradient"].append(flat_gradient(model).clone())
@@ -190,25 +188,25 @@ def count_collectives(model_folder, data, cache, batch: int) -> dict:
         return call
 
     builder = make_builder(model_folder, data, cache, batch=batch, rank=rank(), ranks=world_size())
-    model = DistributedDataParallel(make_embedder(model_folder), broadcast_buffers=False)
-    model.register_comm_hook(None, default_hooks.allreduce_hook)  # as DDP does it, but called from Python
+    model = Replica(make_embedder(model_folder))
     engine = engine_for(model)
     assert isinstance(engine, DDPEngine)
     names = {"all_gather_single": 1, "reduce_scatter_single": 1, "all_reduce": 0, "batch_isend_irecv": 0}
-    for step in range(2):  # the first step also arranges DDP's buckets
+    for step in range(2):
         item = builder[0, step]
         calls.clear()
         with pytest.MonkeyPatch.context() as patch:
             for name, given in names.items():
                 patch.setattr(dist, name, counted(name, given))
             one_step(engine, item, objective_of())
-    weights = sum(p.nbytes for p in model.parameters())
+    weights, tensors = sum(p.nbytes for p in model.parameters()), len([*model.parameters()])
     return {
         "calls": calls,
         "chunks": len(item.chunks),
         "slots": len(item.contrastive.text_of_slot_S),
         "known": item.contrastive.known_positives_BK.shape[1],
         "weights": weights,
+        "tensors": tensors,
     }
 
 
@@ -228,6 +226,7 @@ def test_one_gather_and_one_reduction_a_step(qwen3, data, tmp_path, ranks, batch
                 ("all_reduce", 8),  # how many known positives a query has at most
                 ("all_gather_single", slots * 3 * 8),  # of each passage: its text, its tokens, its query
                 ("all_gather_single", slots * width * 4),  # their vectors
+                ("all_reduce", 8 * found["tensors"]),  # which weights have a gradient
                 ("all_reduce", found["weights"]),  # the weights' gradient
                 ("reduce_scatter_single", ranks * slots * width * 4),  # the gradient of all ranks' vectors
             ]
@@ -255,3 +254,26 @@ def test_the_trainer_gives_one_curve_on_one_and_two_ranks(qwen3, data, tmp_path)
         assert whole.dataset != MIXED
     wanted = {"tokens_per_second", "real_token_share", "time_share/pass_1", "grad_norm", "info_nce", "loss/hard"}
     assert wanted <= set().union(*log_of(tmp_path / "2"))
+
+
+def summed_gradients() -> list[list[torch.Tensor | None]]:
+    """Of a weight that both ranks use, a transposed one, one that only the second uses, and one that none does."""
+    found = []
+    for bucket_bytes in (1, 50, 10**6):
+        module = torch.nn.ParameterList([torch.full((2, 3), float(rank())) for _ in range(4)])
+        replica = Replica(module)
+        assert not any(weight.any() for weight in module), "the first rank's weights"
+        replica.bucket_bytes = bucket_bytes
+        module[1].grad = torch.ones(3, 2).t()
+        used = list(module)[: 2 + rank()]
+        loss = sum(weight.sum() for weight in used) * (rank() + 1)
+        engine_for(replica).backward([lambda loss=loss: loss.clone()])
+        found.append([weight.grad for weight in module])
+    return found
+
+
+def test_ranks_sum_the_gradients_of_all_weights_that_any_of_them_uses():
+    for found in run_ranks(summed_gradients):
+        for gradients in found:
+            seen = [None if gradient is None else gradient.unique().tolist() for gradient in gradients]
+            assert seen == [[3.0], [5.0], [2.0], None]

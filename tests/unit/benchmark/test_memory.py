@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel
 
 from gritlm.benchmark.benchmark import main
-from gritlm.benchmark.memory import PACKED, LiveBytes, chunk_footprint, count_chunk
+from gritlm.benchmark.memory import PACKED, LiveBytes, chunk_footprint, count_chunk, varlen_work
 from gritlm.benchmark.workload import model_config
 from gritlm.errors import UserError
 from gritlm.models.embedder import Embedder
@@ -29,6 +29,19 @@ def test_bytes_are_counted_while_they_live():
         assert (live.now, live.peak) == (4000, 8000)
         b += 1
         assert (live.now, live.peak) == (4000, 8000), "in place"
+
+
+def test_the_working_memory_of_attention_is_part_of_the_peak():
+    config = model_config("tiny")
+    heads, width = config.num_attention_heads, config.head_dim
+    assert varlen_work(config, 4, 8) == 4 * (8 + 128) * heads * (width + -width % 32) * 4
+    query, key, value = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+    peaks = []
+    for work in (0, 10**9):
+        with LiveBytes(attention_work=work) as live:
+            torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+        peaks.append(live.peak)
+    assert 10**9 < peaks[1] < 10**9 + 2 * peaks[0] < 11 * 10**8
 
 
 def test_the_count_is_the_same_without_data():

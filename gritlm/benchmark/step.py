@@ -22,9 +22,14 @@ from gritlm.benchmark.contestants import (
 from gritlm.benchmark.workload import Workload, make_workload, matrix_rate, useful_flops
 from gritlm.models.chunks import ChunkConfig
 
+AT_ONCE = 6
+
 
 def measure_step(args: argparse.Namespace) -> dict[str, Any]:
-    """Time each combination of gritlm's settings, and the baseline. All are compared with the first."""
+    """Time each combination of gritlm's settings, and the baseline. All are compared with the first.
+
+    They take turns in groups of at most `AT_ONCE`, which each have the first, since every contestant holds its process.
+    """
     settings = itertools.product(args.attn_implementation, args.activation_memory, args.torch_compile, args.terms)
     steps = [
         GritLMStep(attn, memory, args.chunk_tokens, checkpointing, compiled == "yes", term)
@@ -32,16 +37,34 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
     ]
     other_losses = {str(step) for step in steps if step.term != steps[0].term}
     builds: dict[str, Build] = {str(step): step.build for step in steps}
-    with make_workload(args) as workload, ExitStack() as stack:
+    with make_workload(args) as workload:
         if args.compare:
             from gritlm.benchmark.sentence_transformers import build_step
 
             workload.save_served()
             builds[BASELINE] = build_step
+        first, *others = builds.items()
+        groups = [[first, *others[start : start + AT_ONCE - 1]] for start in range(0, len(others) or 1, AT_ONCE - 1)]
+        reports = [measure_group(dict(group), other_losses, workload, args) for group in groups]
+    contestants: dict[str, Any] = {}
+    for found in reports:  # the first one's figures are those of the first group
+        contestants |= {name: figures for name, figures in found["contestants"].items() if name not in contestants}
+    return reports[0] | {"contestants": contestants}
+
+
+def measure_group(
+    builds: dict[str, Build], other_losses: set[str], workload: Workload, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Time contestants in turn.
+
+    Args:
+        other_losses: names of those whose gradient is not the first's.
+    """
+    with ExitStack() as stack:
         contestants = [stack.enter_context(closing(Contestant(*item, workload))) for item in builds.items()]
         for contestant in contestants:
             contestant.wait_until_built()
-        if args.compare:
+        if BASELINE in builds:
             choose_baseline_setting(contestants[-1])
         rate = time_in_turn(contestants, workload, args.rounds)
         compare_gradients([c for c in contestants if c.name not in other_losses], workload)

@@ -118,7 +118,7 @@ def test_goes_on_with_another_number_of_ranks(go, qwen3, tmp_path, engine, ranks
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", ["", *(engine for engine in CASES if engine != "zero1")])  # zero2 is like it
+@pytest.mark.parametrize("engine", ["", *(case for case in CASES if case.values != ("zero1",))])  # zero2 is like it
 def test_lora_resumed_bit_for_bit(go, qwen3, tmp_path, engine):
     """With the adapter's dropout. Checkpoints hold no frozen weight; the best step's adapter is the one published."""
     more = {"eval_held_out": 8, "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss"}

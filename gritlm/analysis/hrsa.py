@@ -278,12 +278,12 @@ class Study:
 
 
 def _rows(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of layers of a comparison; where there are several k, of the first."""
+    """One row for each layer of a comparison. A metric with several k gives the rows of the first k."""
     return next(iter(body["series"].values())) if body.get("series") else body["layers"] or []
 
 
 def table(metrics: dict[str, dict[str, Any]]) -> list[str]:
-    """The values of the first, the middle and the last layer, and of the pooled vectors: a line each comparison."""
+    """One line for each comparison: the values of the first, middle and last layer, and of the pooled vectors."""
     lines = [f"{'':34}{'first':>9}{'middle':>9}{'last':>9}{'pooled':>9}"]
     for name, metric in metrics.items():
         for key, body in metric["comparisons"].items():

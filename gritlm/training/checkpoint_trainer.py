@@ -36,6 +36,7 @@ from gritlm.training.checkpoints import (
     rotate_checkpoints,
 )
 from gritlm.training.engines import load_trained_weights, whole_weights
+from gritlm.training.linear_products import ONEDNN
 from gritlm.training.monitors import FiniteWatch, Watchdog
 from gritlm.training.optimizers import OptimizerTrainer
 from gritlm.training.run_folder import add_card
@@ -108,7 +109,7 @@ class CheckpointTrainer(OptimizerTrainer):
             (staging / name).mkdir(parents=True)
         barrier()
         header = {"engine": engine_name(self.args), "ranks": self.args.world_size, "flags": self.run_settings}
-        header["onednn"] = products_of(self.embedder)
+        header[ONEDNN] = products_of(self.embedder)
         try:
             served = self.write_checkpoint(staging / name)
             barrier()

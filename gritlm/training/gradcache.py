@@ -108,7 +108,7 @@ class ActivationMemory:
             agree: `Engine.agree`.
         """
         expected = tokens * (self.bytes_per_token or 0.0)
-        self.full = self.full or not agree(0 < self.budget >= self.used + expected)
+        self.full = self.full or not agree(self.budget > 0 and self.used + expected <= self.budget)
         if self.full:
             return False
         self.used += expected

@@ -10,7 +10,7 @@ from gritlm.training.checkpoints import engine_name, read_manifest
 from gritlm.training.run_folder import update_run_file
 from gritlm.training.run_log import log
 
-ENTRY = "onednn"  # of run.json and of a checkpoint's manifest: the directions, a list
+ONEDNN = "onednn"  # of run.json and of a checkpoint's manifest: the directions, a list
 
 
 def set_products(run: RunArguments, embedder: Embedder, checkpoint: str | None) -> None:
@@ -20,7 +20,7 @@ def set_products(run: RunArguments, embedder: Embedder, checkpoint: str | None) 
     """
     args = run.training
     able = args.device.type == "cpu" and not args.bf16 and engine_name(args) == "ddp"
-    recorded = read_manifest(checkpoint).get(ENTRY, []) if checkpoint else None
+    recorded = read_manifest(checkpoint).get(ONEDNN, []) if checkpoint else None
     chosen: list[str] = []
     if not able:
         line = "they are only used on a CPU, in float32, without FSDP and DeepSpeed"
@@ -45,4 +45,4 @@ def set_products(run: RunArguments, embedder: Embedder, checkpoint: str | None) 
         log.info("linear layers: %s", line)
         if agreed != chosen:
             log.info("linear layers: oneDNN only for %s, where all ranks gain", ", ".join(agreed) or "nothing")
-    update_run_file(Path(args.output_dir or ""), **{ENTRY: agreed})
+    update_run_file(Path(args.output_dir or ""), **{ONEDNN: agreed})

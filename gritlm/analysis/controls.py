@@ -51,6 +51,6 @@ def expected_jaccard(k: int, candidates: int) -> float:
 
 
 def halves_and_blocks(documents: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each document, whether it is in the second half (bool), and its block (int). Halves are equal in a block."""
+    """For each document, whether it is in the second half (bool), and its block (int)."""
     order = np.random.default_rng(seed).permutation(documents)
     return order % 2 == 1, order // 2 % BLOCKS

@@ -1,7 +1,7 @@
 """`gritlm benchmark predict`: the time of a chunk on a GPU, from what it computes and moves, counted without a GPU.
 
 The model's code runs on tensors that have shapes and no data. Products and attention take the time of their arithmetic.
-All other operators take the time of their memory traffic. The speeds are those of `GPUS`. Operators are not fused, so the
+All other operators take the time of their memory traffic. The speeds are those of `GPUS`. Operators are not fused: the
 prediction is of layers that are not compiled.
 """
 

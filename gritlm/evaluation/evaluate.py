@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--prompts", type=home_expanded, metavar="FILE", help="JSON file with the instruction of each set or task")
     add("--instruction_template", help=f"what an instruction is put into, default {TEMPLATE!r}")
     add("--seed", type=int, default=42, help="seed of the bootstrap and of mteb's tasks, default 42, as mteb's")
-    add("--chunk_tokens", type=int, help="tokens encoded at once, default 16384, and 1024 or more on a CPU")
+    add("--chunk_tokens", type=int, help="tokens encoded at once, default 16384, and 1024 to 4096 on a CPU")
     # For sets of your own only.
     stored = "also search with vectors stored like this, quantised as sentence-transformers does"
     add("--precisions", nargs="+", choices=BITS, help=f"{stored}; with --truncate_dim default all")

@@ -19,6 +19,7 @@ from gritlm.evaluation.measure import RANKED, measure, rank
 from gritlm.evaluation.sets import EvaluationSet, RetrievalSet, SetResult, Side
 from gritlm.files import content_hash
 from gritlm.gritlm import GritLM
+from gritlm.models.cpu_linear import choose_products, use_products
 from gritlm.models.families import FAMILIES, is_encoder
 from gritlm.models.hub import ANY_MODEL, model_folder
 from gritlm.models.text import CONTRACT_FILE, TextContract
@@ -210,6 +211,8 @@ def _load_sentence_transformer(found: Model) -> EncodeTexts:
         model = SentenceTransformer(str(found.folder))
     except Exception as error:  # the library, transformers and a model's own code raise anything
         raise UserError(f"{found.name}: cannot be loaded: {first_line(error)}") from error
+    use_products(model, choose_products(model, ["forward"])[0])
+    chunk_tokens = found.chunk_tokens or (4096 if model.device.type == "cpu" else 16384)
     similarity = model.similarity_fn_name or "cosine"
     if similarity not in ("cosine", "dot"):
         raise UserError(f"{found.name}: found a model that compares by {similarity}, wanted cosine or dot")
@@ -225,7 +228,7 @@ def _load_sentence_transformer(found: Model) -> EncodeTexts:
         return (model.encode_query if side == "query" else model.encode_document)(
             texts,
             prompt=instruction,
-            batch_size=max(1, (found.chunk_tokens or 16384) // (limits[side] or 512)),
+            batch_size=max(1, chunk_tokens // (limits[side] or 512)),
             normalize_embeddings=similarity == "cosine",
             show_progress_bar=found.show_progress and sys.stderr.isatty(),
         )

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from gritlm.analysis.controls import expected_jaccard, mean_interval, permutation_p
 from gritlm.analysis.representation import NOISE, TIED, hsic
+from gritlm.analysis.sums import over_rows
 
 BLOCK_ROWS = 1024  # rows whose similarities with all are held at once
+BLOCK_LAYERS = 4  # of a model, held at once
 
 
 def distinct(*sides: np.ndarray) -> np.ndarray:
@@ -111,7 +113,7 @@ def cka_p_value(x_ND: Tensor, y_NE: Tensor, seed: int) -> float:
 def all_layers(a: np.ndarray, b: np.ndarray, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """CKA, unbiased and biased, and the mean correlation, of each layer of a with each of b: rows of a, by metric.
 
-    Two layers are in memory at a time. Rows are centred, so that most sums of the estimate are zero.
+    A few layers of a and one of b are in memory. Rows are centred, so that most sums of the estimate are zero.
     """
 
     def centred(layer: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,22 +125,24 @@ def all_layers(a: np.ndarray, b: np.ndarray, device: torch.device, dtype: torch.
         return rows, squares.sum(1), spread.where(spread > NOISE * len(rows) ** 0.5 * mean.abs(), torch.nan)
 
     def both(x: tuple[Tensor, ...], y: tuple[Tensor, ...]) -> tuple[float, float, Tensor]:
-        products = (x[0].T @ y[0]).double()
+        products = over_rows(x[0], y[0]).double()
         squares, fourth, zero = products.square().sum(), x[1] @ y[1], products.new_zeros(1)
         unbiased = hsic(squares - fourth, zero, zero, x[1].sum(), y[1].sum(), fourth, len(x[0]))
         return unbiased, float(squares), products.diagonal()
 
     found: dict[str, Any] = {name: np.full((len(a), len(b)), np.nan) for name in ("cka", "cka_biased", "correlation")}
     own_b = [both(y, y) for y in map(centred, b)]
-    for row, x in enumerate(map(centred, a)):
-        own_a = both(x, x)
+    for start in range(0, len(a), BLOCK_LAYERS):
+        held = [(row, x, both(x, x)) for row, x in enumerate(map(centred, a[start : start + BLOCK_LAYERS]), start)]
         for column, y in enumerate(map(centred, b)):
-            values = both(x, y)
-            for number, name in enumerate(("cka", "cka_biased")):
-                one, other = float(own_a[number]), float(own_b[column][number])
-                found[name][row, column] = values[number] / (one * other) ** 0.5 if one > 0 and other > 0 else np.nan
-            if a.shape[2] == b.shape[2]:
-                found["correlation"][row, column] = float((values[2] / (x[2] * y[2])).nanmean())
+            for row, x, own_a in held:
+                values = both(x, y)
+                for number, name in enumerate(("cka", "cka_biased")):
+                    one, other = float(own_a[number]), float(own_b[column][number])
+                    cell = values[number] / (one * other) ** 0.5 if one > 0 and other > 0 else np.nan
+                    found[name][row, column] = cell
+                if a.shape[2] == b.shape[2]:
+                    found["correlation"][row, column] = float((values[2] / (x[2] * y[2])).nanmean())
     names = {"rows": list(range(len(a))), "columns": list(range(len(b))), "sampled": a.shape[1]}
     matrices = {
         name: names | {"values": [[None if v != v else v for v in row] for row in values.tolist()]}

@@ -156,10 +156,11 @@ def _measure_layer(pair: Pair, x: np.ndarray, y: np.ndarray, documents: np.ndarr
         found[SHUFFLED] = measure(shuffled, (x_TD, y_TE, second_T))
     left_out = []
     if pair.key not in FLOORS:
+        whole = Sums(pair.dtype).add(*rows)
         for block in range(BLOCKS):
-            kept = torch.from_numpy(blocks != block).to(pair.device)
-            part = rows[0][kept], rows[1][kept], second_T[kept]
-            left_out.append(measure(Sums(pair.dtype).add(*part), part, detail=False))
+            own = torch.from_numpy(blocks == block).to(pair.device)
+            part, kept = ([side[chosen] for side in rows] for chosen in (own, ~own))
+            left_out.append(measure(whole.without(*part), tuple(kept), detail=False))
     for key, metrics in found.items():
         cosines = metrics["mapped_cosine"].pop("cosines", None)
         if key == pair.key:

@@ -4,8 +4,39 @@ Products are computed in the dtype of the rows and added up in float64. float32 
 its first mean. Shape suffixes: T rows, D and E the widths of the layers.
 """
 
+import functools
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from gritlm.models.cpu_linear import choose_products, product_over_tokens
+
+
+@functools.cache
+def _onednn_is_faster(width: int, other_width: int) -> bool:
+    return bool(choose_products(nn.Linear(other_width, width), ["weight gradient"])[0])
+
+
+def over_rows(x_TD: Tensor, y_TE: Tensor) -> Tensor:
+    """x'y, (D, E), in the dtype of the rows: by oneDNN where that is faster on this CPU."""
+    float32_on_cpu = x_TD.device.type == "cpu" and x_TD.dtype == torch.float32
+    if float32_on_cpu and len(x_TD) and _onednn_is_faster(x_TD.shape[1], y_TE.shape[1]):
+        return product_over_tokens(x_TD, y_TE)
+    return x_TD.T @ y_TE
+
+
+class _Rows:
+    """Rows of a layer, as they are and in float64, and their squares."""
+
+    def __init__(self, rows_TD: Tensor):
+        self.rows_TD, self.wide_TD = rows_TD, rows_TD.double()
+        self.squares_TD = self.wide_TD.square()
+        self.squared_T = self.squares_TD.sum(1)
+
+    @staticmethod
+    def halves(values_TD: Tensor, first: int) -> Tensor:
+        """The sums over the first rows and over the others, (2, D)."""
+        return torch.stack([values_TD[:first].sum(0), values_TD[first:].sum(0)])
 
 
 class Sums:
@@ -29,17 +60,28 @@ class Sums:
         """Add rows. `second_T`, bool: whether a row is of the second half of the documents."""
         self.shifts = self.shifts or [rows.double().mean(0).to(self._dtype) for rows in (x_TD, y_TE)]
         order_T, first = second_T.int().argsort(stable=True), int((~second_T).sum())
-        x, y = ((rows.to(self._dtype) - shift)[order_T] for rows, shift in zip((x_TD, y_TE), self.shifts, strict=True))
-        _accumulate(self.parts, _one_side("x", x, first) | _one_side("y", y, first) | _both_sides(x, y, first))
+        x, y = (
+            _Rows((rows.to(self._dtype) - shift)[order_T])
+            for rows, shift in zip((x_TD, y_TE), self.shifts, strict=True)
+        )
+        one_side = _one_side("x", x, first) | _one_side("y", y, first)
+        _accumulate(self.parts, one_side | _both_sides(x, y, first))
         if self._shuffle is not None:
             orders = (
                 torch.randperm(first, generator=self._shuffle),
-                torch.randperm(len(x) - first, generator=self._shuffle),
+                torch.randperm(len(order_T) - first, generator=self._shuffle),
             )
-            _accumulate(
-                self._shuffled, _both_sides(x, y[torch.cat([orders[0], first + orders[1]]).to(y.device)], first)
-            )
+            order_T = torch.cat([orders[0], first + orders[1]]).to(order_T.device)
+            _accumulate(self._shuffled, _both_sides(x, _Rows(y.rows_TD[order_T]), first))
         return self
+
+    def without(self, x_TD: Tensor, y_TE: Tensor, second_T: Tensor) -> "Sums":
+        """The sums without these rows, which were added before."""
+        left_out = Sums(self._dtype)
+        left_out.shifts = self.shifts
+        left_out.add(x_TD, y_TE, second_T)
+        left_out.parts = {name: self.parts[name] - value for name, value in left_out.parts.items()}
+        return left_out
 
     def total(self, name: str) -> Tensor:
         """A sum that is kept by half, over both."""
@@ -61,19 +103,18 @@ def _accumulate(parts: dict[str, Tensor], more: dict[str, Tensor]) -> None:
         parts[name] = parts[name].add_(value) if name in parts else value.double()
 
 
-def _one_side(name: str, rows_TD: Tensor, first: int) -> dict[str, Tensor]:
+def _one_side(name: str, rows: _Rows, first: int) -> dict[str, Tensor]:
     """The sums of one layer. The first `first` rows are of the first half."""
-    rows = rows_TD.double()
-    squared_T, halves = rows.square().sum(1), (rows[:first], rows[first:])
-    found = {name: torch.stack([half.sum(0) for half in halves]), 2 * name.upper(): rows_TD.T @ rows_TD}
-    found[2 * name] = torch.stack([half.square().sum(0) for half in halves])
-    return found | {f"{2 * name}_own": squared_T @ rows, f"{2 * name}_fourth": squared_T.square().sum()}
+    found = {name: rows.halves(rows.wide_TD, first), 2 * name: rows.halves(rows.squares_TD, first)}
+    found[2 * name.upper()] = over_rows(rows.rows_TD, rows.rows_TD)
+    own, fourth = rows.squared_T @ rows.wide_TD, rows.squared_T.square().sum()
+    return found | {f"{2 * name}_own": own, f"{2 * name}_fourth": fourth}
 
 
-def _both_sides(x_TD: Tensor, y_TE: Tensor, first: int) -> dict[str, Tensor]:
+def _both_sides(x: _Rows, y: _Rows, first: int) -> dict[str, Tensor]:
     """The sums of pairs of rows."""
-    x, y = x_TD.double(), y_TE.double()
-    x_squared_T, y_squared_T = x.square().sum(1), y.square().sum(1)
-    products = torch.stack([x_TD[half].T @ y_TE[half] for half in (slice(first), slice(first, None))])
-    found = {"count": torch.tensor([first, len(x) - first], device=x.device), "XY": products}
-    return found | {"xy_own": y_squared_T @ x, "yx_own": x_squared_T @ y, "xy_fourth": x_squared_T @ y_squared_T}
+    halves = (slice(first), slice(first, None))
+    products = torch.stack([over_rows(x.rows_TD[half], y.rows_TD[half]) for half in halves])
+    count = torch.tensor([first, len(x.rows_TD) - first], device=x.rows_TD.device)
+    found = {"count": count, "XY": products, "xy_fourth": x.squared_T @ y.squared_T}
+    return found | {"xy_own": y.squared_T @ x.wide_TD, "yx_own": x.squared_T @ y.wide_TD}

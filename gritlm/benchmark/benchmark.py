@@ -1,5 +1,6 @@
 """Measure the speed of a training step, of the loss alone or of encoding, and compare it with sentence-transformers.
-Or count the memory of a chunk on a GPU (`memory`) or predict its time (`predict`), without a GPU.
+Or count the memory of a chunk on a GPU (`memory`) or predict its time (`predict`), without a GPU. Or measure the sums
+of `gritlm hrsa`.
 
 No network is needed. The model has random weights, and the texts come from this machine's Python or from a file.
 Contestants take turns, after a round to warm up. For a training step, each runs in its own process.
@@ -17,6 +18,7 @@ from transformers import __version__ as transformers_version
 
 from gritlm.benchmark.contestants import BASELINE, CHECKPOINTING, INFO_NCE
 from gritlm.benchmark.encode import measure_encoding
+from gritlm.benchmark.hrsa import measure_hrsa
 from gritlm.benchmark.loss import measure_loss
 from gritlm.benchmark.memory import measure_memory
 from gritlm.benchmark.predict import measure_prediction
@@ -34,6 +36,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "encode": measure_encoding,
     "memory": measure_memory,
     "predict": measure_prediction,
+    "hrsa": measure_hrsa,
 }
 EXAMPLES = """examples:
   gritlm benchmark --compare sentence-transformers
@@ -45,7 +48,8 @@ EXAMPLES = """examples:
   gritlm benchmark encode --compare sentence-transformers
   gritlm benchmark memory --model qwen3-4b --bf16 --chunk_tokens 16384
   gritlm benchmark memory --model qwen3-8b --bf16 --chunk_tokens 16384 --adapter qlora
-  gritlm benchmark predict --model qwen3-0.6b --chunk_tokens 16384"""
+  gritlm benchmark predict --model qwen3-0.6b --chunk_tokens 16384
+  gritlm benchmark hrsa --layers 24 --width 1024 --tokens 1000000 --sample 20000"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -60,7 +64,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--group", type=int, default=4, metavar="N", help="passages per query, default 4")
     add("--max_len", type=int, default=512, metavar="TOKENS", help="limit per text, default 512")
     add("--passages", type=int, metavar="N", help="loss: passages in all, default 4 per query")
-    add("--width", type=int, default=256, metavar="N", help="loss: width of a vector, default 256")
+    add("--width", type=int, default=256, metavar="N", help="loss, hrsa: width of a vector, default 256")
+    add("--layers", type=int, default=24, metavar="N", help="hrsa: layers of each model, default 24")
+    add("--tokens", type=int, default=100_000, metavar="N", help="hrsa: tokens that are streamed, default 100000")
+    add("--sample", type=int, default=20_000, metavar="N", help="hrsa: tokens that are held, default 20000")
 
     add = parser.add_argument_group("gritlm's settings (several values make several contestants)").add_argument
     add("--attn_implementation", nargs="+", default=["packed"], metavar="NAME", help="default packed")

@@ -237,3 +237,12 @@ def test_the_benchmark_of_the_loss_and_of_encoding(tmp_path):
     baseline = [found for name, found in contestants.items() if name.startswith("sentence-transformers")]
     assert baseline
     assert min(found["min_cosine"] for found in baseline) > 0.9999
+
+
+def test_the_benchmark_of_the_sums_of_hrsa(tmp_path):
+    flags = ["hrsa", "--layers", "2", "--width", "16", "--tokens", "8192", "--json", str(tmp_path / "hrsa")]
+    assert benchmark.main([*flags, "--sample", "5000"]) == 0
+    found = json.loads((tmp_path / "hrsa").read_text())
+    assert all(found[name]["seconds"] > 0 for name in ("streamed", "all", "held"))
+    with pytest.raises(UserError, match="--sample of 4096 or more"):
+        benchmark.main([*flags, "--sample", "100"])

@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from gritlm.analysis import sums
 from gritlm.analysis.controls import jackknife
 from gritlm.analysis.geometry import all_layers, cka_p_value
 from gritlm.analysis.representation import Rotation, cka, correlations, floors, h_inv, measure, sparsity
@@ -59,6 +60,29 @@ def test_streamed_sums_are_those_of_all_rows(dtype):
     rho = np.array([np.corrcoef(x[:, j], y[:, j])[0, 1] for j in range(16)])
     assert np.allclose(correlations(streamed), rho, atol=tolerance)
     assert abs(dense_cka(x.numpy(), y.numpy(), True) - dense_cka(x.numpy(), y.numpy(), False)) > 1e-3, "control"
+
+
+def test_sums_without_some_rows_are_those_of_the_others():
+    x, y = related()
+    rows, kept = (x, y, halves(len(x))), torch.arange(len(x)) % 10 > 1
+    others = [side[kept] for side in rows]
+    found, wanted = Sums().add(*rows).without(*(side[~kept] for side in rows)), Sums().add(*others)
+    for metric in (cka, lambda sums: h_inv(Rotation(sums).matrix), lambda sums: float(correlations(sums).mean())):
+        assert metric(found) == pytest.approx(metric(wanted), rel=1e-9)
+        assert metric(Sums().add(*rows)) != pytest.approx(metric(wanted), rel=1e-9), "control"
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_products_over_rows_are_those_of_float64(onednn, monkeypatch):
+    monkeypatch.setattr(sums, "_onednn_is_faster", lambda *widths: onednn)
+    used = []
+    product = sums.product_over_tokens
+    monkeypatch.setattr(sums, "product_over_tokens", lambda *pair: (used.append(pair), product(*pair))[1])
+    x, y = draw(3000, 64), draw(3000, 96, 1)
+    found = sums.over_rows(x.float(), y.float())
+    assert bool(used) == onednn
+    assert (found - x.T @ y).norm() < 1e-6 * (x.T @ y).norm()
+    assert torch.equal(sums.over_rows(x, y), x.T @ y), "float64 stays torch's"
 
 
 def test_a_large_mean_takes_nothing_from_float32():

@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT, run, write_jsonl
 
 from gritlm.benchmark import benchmark
+from gritlm.errors import UserError
 
 SCRIPT = "scripts/training/train_embonly.sh"
 OLDEST_BASH = shutil.which("bash3.2") or shutil.which("bash4.2") or "bash"  # build one, and name it so, to test it

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gritlm.analysis.controls import BLOCKS, halves_and_blocks
+from gritlm.analysis.controls import BLOCKS, halves_and_blocks, jackknife
 from gritlm.analysis.metrics import JOBS, METRICS, PAIR, POOLED, ROWS, Pair
 from gritlm.analysis.states import Positions, Spool, StateModel, stream
 from gritlm.analysis.sums import Sums
@@ -267,6 +267,7 @@ class Study:
         found |= {
             flag: {"why": f"--{flag} was not given"} for flag in ("ceiling", "unrelated") if flag not in self.models
         }
+        _set_minus_ceiling(found)
         empty = {"layers": None, "matrix": None, "histograms": None, "why": None, "p_value": None}
         found = {key: empty | body for key, body in found.items()}
         first = found.get(PAIR, found.get("a", empty))
@@ -275,6 +276,20 @@ class Study:
         why = None if any(row["value"] is not None for row in rows) else next(filter(None, whys), None)
         about = METRICS[name]._asdict() | {"unit_of_analysis": first.get("unit")}
         return {"metric": name} | about | {"comparisons": found, "why": why}
+
+
+def _set_minus_ceiling(found: dict[str, dict[str, Any]]) -> None:
+    """Give each layer of the pair its difference to the ceiling, from the same blocks of documents left out."""
+    rows = {key: {row["layer"]: row for row in body.get("layers") or []} for key, body in found.items()}
+    left_out = {key: {layer: row.pop("left_out", None) for layer, row in own.items()} for key, own in rows.items()}
+    for layer, row in rows.get(PAIR, {}).items():
+        ceiling = rows.get("ceiling", {}).get(layer, {}).get("value")
+        parts = left_out[PAIR][layer], left_out.get("ceiling", {}).get(layer)
+        if None not in (row["value"], ceiling, *parts):
+            pairs = [None if None in both else both[0] - both[1] for both in zip(*parts, strict=True)]
+            difference = row["value"] - ceiling
+            low, high = jackknife(difference, pairs)
+            row["minus_ceiling"] = {"value": difference, "low": low, "high": high}
 
 
 def _rows(body: dict[str, Any]) -> list[dict[str, Any]]:

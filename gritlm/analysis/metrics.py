@@ -165,7 +165,8 @@ def _measure_layer(pair: Pair, x: np.ndarray, y: np.ndarray, documents: np.ndarr
         cosines = metrics["mapped_cosine"].pop("cosines", None)
         if key == pair.key:
             for name, row in metrics.items():
-                row["low"], row["high"] = jackknife(row["value"], [part[name]["value"] for part in left_out])
+                row["left_out"] = [part[name]["value"] for part in left_out]
+                row["low"], row["high"] = jackknife(row["value"], row["left_out"])
         if cosines is not None:
             interval = mean_interval(cosines.cpu().numpy(), documents[halves], pair.seed)
             metrics["mapped_cosine"] |= {"low": interval[0], "high": interval[1], "rows": len(cosines)}

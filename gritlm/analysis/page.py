@@ -28,7 +28,7 @@ ORDER = {  # names of metrics -> what moves them and what does not
 }
 MOVES = {name: text for names, text in ORDER.items() for name in names.split()}
 MODEL = ("name", "attention", "layers", "width", "path")
-CONTROLS = ("ceiling", "unrelated", "shuffled", "random")
+PAIR, CONTROLS = "pair", ("ceiling", "unrelated", "shuffled", "random")
 READING = (
     "Read the pair between its controls, not between 0 and 1. The ceiling is another seed of the same training; the "
     "floors have nothing of A but the texts. Brackets and bands are 95% intervals over documents, not over seeds."
@@ -48,7 +48,7 @@ def write(folder: Path) -> Path:
             parts[metric["level"]] += [*section(metric, shared), grid(drawn)]
         shutil.rmtree(folder / "figures", ignore_errors=True)  # a folder is only renamed to a free name
     absent = ", ".join(name for name in MOVES if name not in [metric["metric"] for metric in metrics])
-    tables = [overview(metrics, roles) for roles in (("pair", *CONTROLS), ("a", "b"))]
+    tables = [overview(metrics, roles) for roles in ((PAIR, *CONTROLS), ("a", "b"))]
     notes = [*map(paragraph, shared), paragraph(f"Not measured: {absent or 'none'}.")]
     summary = [*models, paragraph(READING), *tables, *notes]
     sections = [("Summary", summary), *((f"Level: {level}", part) for level, part in parts.items())]
@@ -87,8 +87,10 @@ def overview(metrics: list[Metric], roles: tuple[str, ...]) -> Html:
             p_value = metric["comparisons"][roles[0]].get("p_value") if place == POOLED else None
             tested = [value_text({"value": value}) for value in (first["floor"], p_value)]
             cells = [value_text(entry and {"value": entry["value"]}) for entry in others]
+            cells += [value_text(first.get("minus_ceiling"))] if roles[0] == PAIR else []
             rows.append([f"{name}, {place}", value_text(first), *cells, *tested])
-    return table(["", *map(label, roles), "by chance", "p"], rows, "Values", numbers=True)
+    differs = ["pair - ceiling"] if roles[0] == PAIR else []
+    return table(["", *map(label, roles), *differs, "by chance", "p"], rows, "Values", numbers=True)
 
 
 def value_text(entry: Entry | None) -> str:

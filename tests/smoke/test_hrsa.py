@@ -36,6 +36,7 @@ def place(tmp_path_factory, qwen3) -> Path:
     """Texts, a near model, and another one: an encoder with another tokenizer, width and number of layers."""
     folder, rng = tmp_path_factory.mktemp("hrsa"), random.Random(0)
     near(qwen3, folder / "near")
+    near(qwen3, folder / "further", 0.05)
     build_family(folder / "bert", "bert", hidden_size=40, num_hidden_layers=3)
     rows = [{"text": words(rng, 6, 30), "kind": rng.choice("xy"), "length": rng.random()} for _ in range(80)]
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
@@ -58,7 +59,8 @@ def flags(place: Path, a: Path, b: Path, out: str, *more: str) -> list[str]:
 
 
 def whole(place: Path, model: Path) -> tuple[str, ...]:
-    more = ("--unrelated", str(place / "bert"), "--label_column", "kind", "--more", f"itself={model}")
+    controls = ("--unrelated", str(place / "bert"), "--ceiling", str(place / "further"))
+    more = (*controls, "--label_column", "kind", "--more", f"itself={model}")
     return *more, "--sample", "250"
 
 
@@ -83,7 +85,7 @@ def test_every_metric_is_there_with_its_controls(done, place):
     for name, metric in done.items():
         keys = {"a", "b"} if name in metrics.SHAPE else {"pair", "shuffled"}
         assert keys | {"unrelated", "random", "more:itself", "ceiling"} == metric["comparisons"].keys()
-        assert metric["why"] is None and metric["comparisons"]["ceiling"]["why"] == "--ceiling was not given"
+        assert metric["why"] is None
         for key in keys:
             body = metric["comparisons"][key]
             rows = body["layers"] or body["series"]["3"]
@@ -114,6 +116,20 @@ def test_values_lie_between_floor_and_ceiling(done):
         == done["knn_documents"]["comparisons"]["pair"]["p_value"]
         == 1 / 200
     )
+
+
+def test_the_difference_to_the_ceiling_has_an_interval(done):
+    """The pair stayed closer than what is given as the ceiling."""
+    for name, sign in (("correlation", 1), ("cka", 1), ("residual", -1)):
+        own = done[name]["comparisons"]
+        for layer in (1, 2):
+            row, ceiling = (next(r for r in own[key]["layers"] if r["layer"] == layer) for key in ("pair", "ceiling"))
+            found = row["minus_ceiling"]
+            assert found["value"] == pytest.approx(row["value"] - ceiling["value"])
+            low, high = sorted([sign * found["low"], sign * found["high"]])
+            assert 0 < low < sign * found["value"] < high
+            assert high - low < row["high"] - row["low"] + ceiling["high"] - ceiling["low"], "the blocks are paired"
+            assert "left_out" not in row and "minus_ceiling" not in ceiling
 
 
 def test_all_layers_agree_with_the_same_layers(done):

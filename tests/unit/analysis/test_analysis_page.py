@@ -42,7 +42,8 @@ def write_results(folder: Path) -> Path:
     matrix = {"rows": [0, 1, 2], "columns": [0, 1, 2], "values": values}
     bars = [{"layer": layer, "edges": [-1.0, 0.0, 0.5, 1.0], "counts": [0, 3, 9]} for layer in (0, "pooled")]
     missing = nothing | {"why": "--ceiling was not given"}
-    pair = nothing | {"layers": entries(0.9), "matrix": matrix, "histograms": bars, "p_value": 0.005}
+    difference = {"minus_ceiling": {"value": -0.25, "low": -0.3, "high": -0.2}}
+    pair = nothing | {"layers": entries(0.9, **difference), "matrix": matrix, "histograms": bars, "p_value": 0.005}
     more = {f"more:{NAME}": nothing | {"layers": entries(0.5)}}
     write_metric(folder, "correlation", "representation", {"pair": pair, "ceiling": missing, **more})
     steps = {f"more:checkpoint-{step}": nothing | {"layers": entries(step / 1000)} for step in (1000, 200)}
@@ -118,11 +119,11 @@ def test_the_page_names_what_cannot_be_had(results):
     (line,) = re.findall("Not measured: (.*?)[.]</p>", page)
     assert line.split(", ") == [name for name in MOVES if not (results / "metrics" / f"{name}.json").is_file()]
     assert MOVES["h_inv"] in page and MOVES["cka"] not in page
-    assert re.search(r"Title of correlation, last layer</th><td>0.614 \[0.6, 1\]</td>(<td></td>){6}</tr>", page)
-    assert re.search(
-        r"Title of correlation, pooled</th><td>0.471 \[0.6, 1\]</td>(<td></td>){5}<td>0.005</td></tr>", page
-    )
-    assert re.search(r"Title of h_inv, last layer</th><td>0.514 \[0.5, 0.9\]</td>(<td></td>){4}<td>0.1</td>", page)
+    differs, nothing = r"<td>-0.25 \[-0.3, -0.2\]</td>", "<td></td>"
+    last = rf"last layer</th><td>0.614 \[0.6, 1\]</td>{4 * nothing}{differs}{2 * nothing}</tr>"
+    pooled = rf"pooled</th><td>0.471 \[0.6, 1\]</td>{4 * nothing}{differs}{nothing}<td>0.005</td></tr>"
+    assert all(re.search(f"Title of correlation, {row}", page) for row in (last, pooled))
+    assert re.search(r"Title of h_inv, last layer</th><td>0.514 \[0.5, 0.9\]</td>(<td></td>){5}<td>0.1</td>", page)
 
 
 def test_the_colours_are_those_of_the_page(results):

@@ -13,7 +13,7 @@ PAIRS=(sft "$task/base-lm" "$task/sft" rlvr "$task/base-lm" "$task/rlvr")
 TRAIN_DATA=$task/train.jsonl
 BENCHMARKS=("$task/eval")
 HRSA_TEXTS=$task/held_out/corpus.jsonl
-HRSA_FLAGS=(--text_column text)
+HRSA_FLAGS=(--text_column text --more "retrained=$task/retrained") # the same text, another random start
 TRAIN_FLAGS=(
   --global_batch_size 64 --train_group_size 1 --query_max_len 32 --passage_max_len 32 --max_steps 120
   --learning_rate 4e-3 --temperature 0.05 --save_strategy no

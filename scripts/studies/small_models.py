@@ -3,6 +3,7 @@
 
 TASK is a folder of `gritlm quickstart prepare`. base-lm is a tiny Qwen3 that learns from scratch to write Python from a
 summary. sft goes on with other text at the same high rate, rlvr with a few small steps on text of the same kind.
+retrained learns the same as base-lm, from another random start.
 """
 
 import json
@@ -41,14 +42,15 @@ def main(task: Path, steps: int) -> None:
     forward = [f'"""{row["query"][1]}"""\n{row["pos"][0]}' for row in pairs]
     backward = [f"{row['pos'][0]}\n# It does this: {row['query'][1]}" for row in pairs]
     plan = [("base-lm", forward, steps, 3e-3), ("sft", backward, steps, 3e-3), ("rlvr", forward, -(-steps // 16), 1e-4)]
-    for name, texts, count, rate in plan:
+    for name, texts, count, rate in [*plan, ("retrained", forward, steps, 3e-3)]:
         if (task / name).exists():
             continue
         print(f"{name}: {count} steps", flush=True)
-        set_seed(0)
+        set_seed(int(name == "retrained"))
         with written_aside(task / name) as aside:
             if name == "base-lm":
                 build_tokenizer(aside, forward, VOCABULARY)
+            if name in ("base-lm", "retrained"):
                 model = Qwen3ForCausalLM(Qwen3Config(vocab_size=VOCABULARY, eos_token_id=0, **SMALL))
                 torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)  # see gritlm/models/tiny.py
             else:

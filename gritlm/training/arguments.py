@@ -253,6 +253,13 @@ class EmbeddingTrainingArguments(TrainingArguments):
         "backward recomputes what lies between; the gradient is the same.",
         changes_learning=False,
     )
+    sync_each_chunk: str = flag(
+        "auto",
+        "With --fsdp: sum the gradient over the ranks after each chunk, not once a step: no rank holds the whole one. "
+        "auto: where that takes more than a quarter of a GPU.",
+        choices=("auto", "yes", "no"),
+        changes_learning=False,
+    )
     hang_timeout: float = flag(
         900.0,
         "Seconds without progress after which the run ends and names the rank, step and batch. A save whose files grow "

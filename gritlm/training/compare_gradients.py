@@ -56,6 +56,7 @@ class Case:
     temperature: float | None = None
     torch_compile: bool = False
     activation_memory: str = "0"
+    sync_each_chunk: bool = False
 
     def batches(self, vocabulary: int) -> list[RandomTexts]:
         """The global batch of each step."""
@@ -148,7 +149,7 @@ def on_an_engine(
     of_sgd = (p for p in model.parameters() if p.requires_grad)
     sgd: torch.optim.Optimizer = torch.optim.SGD(of_sgd, lr=case.learning_rate)
     wrapped, sgd = wrap_model(model, sgd, engine_name, device, case.bf16)
-    engine, memory = engine_for(wrapped), ActivationMemory(case.activation_memory, device)
+    engine, memory = engine_for(wrapped, case.sync_each_chunk), ActivationMemory(case.activation_memory, device)
     chunking = ChunkConfig(case.chunk_tokens, model.packed, case.deduplicate)
     for texts in batches:
         rows = slice(rank() * case.queries, (rank() + 1) * case.queries)

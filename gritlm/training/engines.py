@@ -29,11 +29,13 @@ class Engine:
         loss_scale: factor on the local loss that turns the engine's average over ranks into the sum.
         collective: whether the other ranks take part in the forward or backward that runs now.
         keeps_graphs: whether a chunk's graph may live from pass 1 to pass 2.
+        gradient_shards: in how many parts the gradient is held while further chunks are back-propagated.
     """
 
     loss_scale = 1.0
     collective = False
     keeps_graphs = True
+    gradient_shards = 1
     model: nn.Module
     wrapped: Any
 
@@ -117,15 +119,23 @@ class ShardedEngine(Engine):
 
 
 class FSDP2Engine(ShardedEngine):
-    """FSDP2: gradients stay whole until the last chunk.
+    """FSDP2: gradients stay whole until the last chunk, or are summed into shards after each.
+
+    Args:
+        sync_each_chunk: after each, so that no rank holds the whole gradient.
 
     A kept graph refers to the storages of the gathered weights. FSDP2 empties them after a layer's forward, and fills
     the same ones again before its backward.
     """
 
+    def __init__(self, wrapped: nn.Module, sync_each_chunk: bool = False):
+        super().__init__(wrapped)
+        self.sync_each_chunk = sync_each_chunk
+        self.gradient_shards = world_size() if sync_each_chunk else 1
+
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
-            self.wrapped.set_requires_gradient_sync(number == len(surrogates))
+            self.wrapped.set_requires_gradient_sync(self.sync_each_chunk or number == len(surrogates))
             self.wrapped.set_is_last_backward(number == len(surrogates))  # else it forgets what to gather in advance
             surrogate().backward()
 
@@ -151,17 +161,25 @@ class DeepSpeedEngine(ShardedEngine):
         self.wrapped.step()
 
 
-def engine_for(model: nn.Module) -> Engine:
-    """The engine for a model as the Trainer has wrapped it."""
+def engine_for(model: nn.Module, sync_each_chunk: bool = False) -> Engine:
+    """The engine for a model as the Trainer has wrapped it. `sync_each_chunk` is of FSDP2."""
     if isinstance(model, Replica):
         return DDPEngine(model)
     if isinstance(model, FSDPModule):
-        return FSDP2Engine(model)
+        return FSDP2Engine(model, sync_each_chunk)
     if is_deepspeed(model):
         return DeepSpeedEngine(model)
     if world_size() > 1:
         raise ValueError(f"{type(model).__name__} on {world_size()} ranks: no gradient would cross them")
     return Engine(model)
+
+
+def gradient_is_large(model: nn.Module, device: torch.device) -> bool:
+    """Whether the whole gradient takes more than a quarter of the GPU."""
+    if device.type != "cuda":
+        return False
+    gradient = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return gradient > torch.cuda.get_device_properties(device).total_memory / 4
 
 
 def fsdp2_precision(bf16: bool) -> MixedPrecisionPolicy:

@@ -175,6 +175,11 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
     ),
     (
+        lambda f: f.sync_each_chunk != "auto" and not f.fsdp,
+        "--sync_each_chunk {sync_each_chunk} without --fsdp has no effect; with DeepSpeed each rank holds the whole "
+        "gradient until the last chunk",
+    ),
+    (
         lambda f: (f.lora or f.qlora) and (f.bf16_weights or f.ema_decay is not None),
         "{lora}: found --bf16_weights or --ema_decay, which are of a whole model; leave them out",
     ),

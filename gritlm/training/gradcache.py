@@ -81,22 +81,22 @@ class ActivationMemory:
         self.steps, self.budget, self.used, self.keeps, self.full = 0, 0.0, 0.0, False, False
         self.retries = 0
 
-    def begin(self, model: nn.Module) -> None:
-        """Set the budget of a new step."""
+    def begin(self, model: nn.Module, gradient_shards: int = 1) -> None:
+        """Set the budget of a new step. `gradient_shards`: of the engine."""
         self.steps, self.used, self.keeps, self.full = self.steps + 1, 0.0, False, False
         self.budget = self.limit
         if self.auto:
-            self.budget = min(self.limit, self._free(model)) if self.steps > 1 else 0.0
+            self.budget = min(self.limit, self._free(model, gradient_shards)) if self.steps > 1 else 0.0
         self.model = model
 
-    def _free(self, model: nn.Module) -> float:
+    def _free(self, model: nn.Module, gradient_shards: int) -> float:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             gradients = sum(
                 p.numel() * p.element_size() for p in model.parameters() if p.requires_grad and p.grad is None
             )
-            return 0.8 * (free - gradients)
+            return 0.8 * (free - gradients / gradient_shards)
         return 0.5 * free_host_memory() / self.sharers
 
     def fits(self, tokens: int, agree: Callable[[bool], bool] = bool) -> bool:
@@ -182,7 +182,7 @@ def two_pass_step(
     gradients_before = [
         (p, None if p.grad is None else p.grad.clone()) for p in engine.model.parameters() if p.requires_grad
     ]
-    memory.begin(engine.model)
+    memory.begin(engine.model, engine.gradient_shards)
     kept: list[Tensor | None] = []
 
     def drop_graphs() -> None:

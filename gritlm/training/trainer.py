@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import AdapterGradients
 from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
-from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fsdp2_precision
+from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fsdp2_precision, gradient_is_large
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
 from gritlm.training.gradcache import ActivationMemory, is_out_of_memory, two_pass_step
@@ -196,7 +197,7 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.timer.mark(part)
             self._mark(f"after {part}", place)
 
-        engine = engine_for(model)
+        engine = engine_for(model, self._sync_each_chunk)
         terms = two_pass_step(
             engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
         )
@@ -209,6 +210,16 @@ class EmbeddingTrainer(EvaluationTrainer):
         engine.step()
         return loss * self.args.world_size
 
+    @cached_property
+    def _sync_each_chunk(self) -> bool:
+        """Whether FSDP2 sums the gradient over the ranks after each chunk."""
+        if self.args.sync_each_chunk != "auto":
+            return self.args.sync_each_chunk == "yes"
+        large = self.is_fsdp_enabled and gradient_is_large(self.model_wrapped, self.args.device)
+        if large:
+            log.info("gradient: summed over the ranks after each chunk; the whole one takes over a quarter of a GPU")
+        return large
+
     def _out_of_memory(self, error: BaseException) -> str:
         """What failed, and which flags help."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -217,6 +228,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         if not self.args.gradient_checkpointing:
             instead = ["--selective_checkpointing False "] * self.args.selective_checkpointing
             ways.append("".join([*instead, "--gradient_checkpointing True"]))
+        ways += ["--sync_each_chunk yes"] * (self.is_fsdp_enabled and not self._sync_each_chunk)
         ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
         return f"{first_line(error).rstrip('.')}. Try: {', or '.join(ways)}"
 

@@ -64,6 +64,7 @@ class VerifyArguments:
     queries: int = flag(4, "Queries on each rank. --bf16 takes half as many as chunks.")
     max_len: int = flag(64, "Longest text in tokens.")
     activation_memory: str = flag("0", "GB of activations kept between the two passes, as in training.")
+    sync_each_chunk: bool = flag(False, "On fsdp2: sum the gradient over the ranks after each chunk.")
     lora: bool = flag(False, "Train a LoRA adapter on all linear layers.")
     torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")
@@ -78,6 +79,7 @@ class VerifyArguments:
 
     def cases(self) -> Iterator[Case]:
         more: dict[str, Any] = {"torch_compile": self.torch_compile, "activation_memory": self.activation_memory}
+        more["sync_each_chunk"] = self.sync_each_chunk
         if self.bf16:
             for term in self.terms or [*VARIANTS][:1]:
                 for chunks in self.chunks or (16, 600):

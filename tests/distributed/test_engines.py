@@ -9,6 +9,7 @@ from accelerate.utils import enable_fsdp_ram_efficient_loading
 from conftest import SIZES, build_model
 from helpers import DEEPSPEED, NEEDS_A_COMPILER, ROOT, make_builder, make_embedder, relative, run
 from processes import run_ranks
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel, Qwen3Config
 
 from gritlm.distributed import all_ranks, rank, world_size
@@ -89,25 +90,35 @@ def test_the_first_terms_in_other_ways(qwen3, engines, flags):
     check_table(done.stdout, engines, terms=FIRST)
 
 
-def gradients(folder, data, cache) -> tuple[int, dict[str, tuple[torch.Tensor, int]]]:
-    """Number of chunks; by what is kept, the gradient of a step and how many forwards it took. Ranks are unlike."""
+def has_gradient(model: torch.nn.Module) -> bool:
+    """Whether a shard has a gradient. After a forward the root's weights are whole, with their gradient so far."""
+    return any(isinstance(weight.grad, DTensor) for weight in model.parameters())
+
+
+def gradients(folder, data, cache) -> tuple[int, dict[str, tuple[torch.Tensor, list[bool]]]]:
+    """Number of chunks; by what is kept, the gradient of a step, and for each forward whether a shard had a gradient.
+
+    Ranks are unlike.
+    """
     batch = make_builder(folder, data, cache, batch=16, rank=rank(), ranks=world_size(), chunk_tokens=(96, 48)[rank()])[
         0, 0
     ]
     objective, device = Objective(ObjectiveArguments(temperature=0.05), all_ranks()), torch.device("cpu")
     found = {}
-    for name, kept in {"ddp": "99", "nothing": "00", "all": "99", "some": ("9", "1e-6"), "one forgotten": "99"}.items():
+    budgets = {"ddp": "99", "nothing": "00", "all": "99", "some": ("9", "1e-6"), "one forgotten": "99"}
+    budgets |= {"summed each chunk": "00", "summed each chunk, all": "99"}
+    for name, kept in budgets.items():
         model, forwards = make_embedder(folder).train(), []
-        model.register_forward_hook(lambda *call, forwards=forwards: forwards.append(call))
+        model.register_forward_hook(lambda *_, own=model, forwards=forwards: forwards.append(has_gradient(own)))
         sgd = torch.optim.SGD(model.parameters(), lr=1.0)
         wrapped, _ = wrap_model(model, sgd, "ddp" if name == "ddp" else "fsdp2", device)
-        engine = engine_for(wrapped)
+        engine = engine_for(wrapped, sync_each_chunk=name.startswith("summed"))
         if name == "one forgotten":
             engine.backward = lambda surrogates, whole=engine.backward: whole(surrogates[1:])
         memory = ActivationMemory(kept[rank()], device)
         two_pass_step(engine, batch.chunks, lambda vectors: objective(vectors, batch.contrastive), memory=memory)
         parts = [whole_gradient(wrapped, weight) for weight in model.parameters()]
-        found[name] = torch.cat([part.flatten() for part in parts]), len(forwards)
+        found[name] = torch.cat([part.flatten() for part in parts]), forwards
     return len(batch.chunks), found
 
 
@@ -116,8 +127,11 @@ def test_ranks_with_unlike_chunks_and_budgets_keep_the_same_graphs(qwen3, data, 
     (few, first), (rounds, second) = run_ranks(gradients, qwen3, data / "hard.jsonl", tmp_path)
     assert 2 < few < rounds
     wanted = {"nothing": 2 * rounds, "all": rounds, "some": 2 * rounds - 1}
+    wanted |= {"summed each chunk": 2 * rounds, "summed each chunk, all": rounds}
     for found in (first, second):
-        assert {name: found[name][1] for name in wanted} == wanted
+        assert {name: len(found[name][1]) for name in wanted} == wanted
+        assert sum(found["summed each chunk"][1]) == rounds - 1, "the first chunk's sum is there before the second's"
+        assert not any(found["nothing"][1]), "control: the gradient is whole until the last chunk"
         errors = {name: relative(found[name][0], found["ddp"][0]) for name in (*wanted, "one forgotten")}
         assert errors.pop("one forgotten") > 1e-3
         assert max(errors.values()) < 1e-5

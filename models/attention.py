@@ -123,17 +123,18 @@ def packed_attention(
             f"found a layer that attends to {band}, wanted {'causal' if is_causal(config) else 'symmetric'}"
         )
     half = value_1KTd.dtype in (torch.bfloat16, torch.float16)
-    if not varlen_unavailable_reason(query_1HTd.device, half, dropout):
+    if not varlen_unavailable_reason(query_1HTd.device, half, dropout, query_1HTd.shape[-1]):
         return _one_varlen_call(query_1HTd, key_1KTd, value_1KTd, packing, scaling, band), None
     return _one_call_per_run(query_1HTd, key_1KTd, value_1KTd, packing, dropout, scaling, band), None
 
 
-def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float) -> str:
+def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float, head_width: int) -> str:
     """Why the varlen kernel cannot be used; "" if it can. Without it a GPU is slow, a CPU is not.
 
     Args:
         half: queries, keys and values are bfloat16 or float16.
         dropout: probability of dropping an attention weight.
+        head_width: of a query; the kernel takes multiples of 8 up to 256.
     """
     if device.type != "cuda":
         return "no GPU"
@@ -141,6 +142,8 @@ def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float) 
         return "attention dropout"
     if not half:
         return "float32; --bf16 is faster"
+    if head_width % 8 or head_width > 256:
+        return f"heads of width {head_width}, wanted a multiple of 8 up to 256"
     major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"a GPU of compute capability {major}.{minor}, older than 8.0"
 

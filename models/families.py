@@ -144,6 +144,11 @@ def longest_text(config: PreTrainedConfig) -> int | None:
     return limit - config.pad_token_id - 1 if limit and family_of(config).positions_after_padding else limit
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """The width of a head of attention."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def dropouts(config: PreTrainedConfig) -> tuple[float, float]:
     """The probability of dropping an attention weight, and the largest of any dropout in the backbone."""
     found = {key: value for key, value in config.to_dict().items() if "drop" in key and isinstance(value, int | float)}

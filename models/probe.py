@@ -31,7 +31,7 @@ def probe_attention(
     (a) Changing the last token changes the first token's state if attention is bidirectional, and only then. (b) A text
     has the same states in a padded batch as alone. (c) The ids of the padding do not matter. (d) A text has the same
     states in a packed row as alone, and its neighbours do not matter. (e) The same beside a text of 2,048 tokens, and
-    packed for this text.
+    packed for this text. (f) A packed row of one-token texts has their states in a padded batch.
 
     Args:
         wrapped: the module to call: the embedder or an engine around it. Where calls are collective, on all ranks.
@@ -41,8 +41,9 @@ def probe_attention(
         exact: false if the model computes in less than float32.
     Returns:
         The relative change of the states, in norm: "last_to_first" for (a), "padded" for (b), "leak" for (c), and for
-        a model that packs "packed" and "packed_leak" for (d), "packed_long" and "packed_beside_long" for (e), else
-        "beside_long". With experts the median over tokens, since rounding may send a token to another expert.
+        a model that packs "packed" and "packed_leak" for (d), "packed_long" and "packed_beside_long" for (e),
+        "packed_one_token" for (f), else "beside_long". With experts the median over tokens, since rounding may send a
+        token to another expert.
     Raises:
         AttentionError: a check failed; it names the check, what was found and what was wanted.
     """
@@ -111,7 +112,9 @@ def _measure_changes(
     if packs:
         long_alone = run(text_L[None], [long])[0]
         in_row_with_it = run(torch.cat([text_L, short_L]), [long, 7], equal_length_runs=((1, long), (1, 7)))[0]
+        one_token = run(short_L, [1] * 7, equal_length_runs=((7, 1),))[0]
         return changes | {
+            "packed_one_token": change(one_token, run(short_L[:, None], [1] * 7)[:, 0]),
             "packed_long": change(in_row_with_it[:long], long_alone),
             "packed_beside_long": change(in_row_with_it[long:], alone),
         }

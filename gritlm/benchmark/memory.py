@@ -22,6 +22,7 @@ from gritlm.benchmark.workload import model_config
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import head_width
 from gritlm.models.lora import linear_layers, make_config, match_targets, quantised_bytes
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import TuningArguments
@@ -148,8 +149,7 @@ def varlen_work(config: PreTrainedConfig, texts: int, length: int) -> int:
 
     A float32 sum of the queries' gradient, padded by 128 rows for each text (torch, `mha_varlen_bwd` in flash_api.cpp).
     """
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, width = config.num_attention_heads, head_width(config)
     return texts * (length + 128) * heads * -(-width // 32) * 32 * 4
 
 

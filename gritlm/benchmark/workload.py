@@ -24,6 +24,7 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.cpu_linear import product
 from gritlm.models.embedder import Embedder
+from gritlm.models.families import head_width
 from gritlm.models.folder import save_model_folder
 from gritlm.models.text import TextContract
 from gritlm.models.tiny import build_tokenizer
@@ -212,9 +213,10 @@ def useful_flops(config: PreTrainedConfig, lengths: np.ndarray) -> float:
     6NT for N weights without the embeddings and T tokens, and 12 L^2 per layer, head width and text of length L for
     bidirectional attention (Kaplan et al., arXiv 2001.08361; the PaLM paper, arXiv 2204.02311, appendix B).
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    attention = config.num_hidden_layers * config.num_attention_heads * head_dim * (lengths.astype(float) ** 2).sum()
+    attention = (
+        config.num_hidden_layers * config.num_attention_heads * head_width(config) * (lengths.astype(float) ** 2).sum()
+    )
     return float(6 * weights * lengths.sum() + 12 * attention)

@@ -22,7 +22,7 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_base
 from gritlm.models.chunks import ChunkConfig
 from gritlm.models.embedder import Embedder
-from gritlm.models.families import dropouts
+from gritlm.models.families import dropouts, head_width
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import add_adapter, merged
@@ -223,7 +223,7 @@ def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextCo
     add_adapter(run, embedder)
     if args.selective_checkpointing:
         embedder.keep_products()
-    reason = varlen_unavailable_reason(args.device, args.bf16, dropouts(config)[0])
+    reason = varlen_unavailable_reason(args.device, args.bf16, dropouts(config)[0], head_width(config))
     if embedder.packed and args.device.type == "cuda" and reason:
         log.info("attention: one kernel call for each run of equally long texts, not one for all (%s)", reason)
     return embedder

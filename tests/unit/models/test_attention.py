@@ -5,6 +5,7 @@ import torch
 from helpers import flat_gradient, make_embedder, relative
 from torch.nn.utils.rnn import pad_sequence
 
+from gritlm.models.attention import varlen_unavailable_reason
 from gritlm.models.pooling import POOLING
 
 
@@ -44,3 +45,10 @@ def test_packed_and_padded_texts_have_the_same_gradient(base_model):
         gradients.append(flat_gradient(model))
     assert relative(gradients[0], gradients[1]) < 1e-5
     assert relative(gradients[0], gradients[2]) > 1e-3, "control: other tokens are pooled"
+
+
+def test_head_widths_that_the_kernel_does_not_take(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    reasons = {width: varlen_unavailable_reason(torch.device("cuda"), True, 0.0, width) for width in (20, 64, 256, 264)}
+    assert reasons[64] == reasons[256] == ""
+    assert all(reasons[width].startswith(f"heads of width {width}, wanted") for width in (20, 264))

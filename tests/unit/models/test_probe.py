@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import make_embedder
 
+from gritlm.models import attention
 from gritlm.models.probe import AttentionError, probe_attention
 
 
@@ -79,3 +80,16 @@ def test_the_probe_changes_neither_the_model_nor_the_random_state(base_model):
     assert model.training
     assert not model.backbone._forward_hooks
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_row_of_one_token_texts_has_a_look_of_its_own(base_model, monkeypatch):
+    """On a GPU the kernel takes another branch for it."""
+    right = attention._one_call_per_run
+
+    def wrong_for_one_token(*call):
+        output = right(*call)
+        return output.roll(1, dims=1) if call[3].max_length == 1 else output
+
+    monkeypatch.setattr(attention, "_one_call_per_run", wrong_for_one_token)
+    with pytest.raises(AttentionError, match="packed_one_token"):
+        probe(make_embedder(base_model), "bb")

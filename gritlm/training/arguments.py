@@ -1,4 +1,4 @@
-"""Every flag, once: its name, default, help, and whether it changes what is learnt. Checks are in flag_checks.py.
+"""Every flag, once: its name, default, help, and whether it changes what is learnt. Checks are in flag_rules.py.
 
 Defaults are the paper's recipe (arXiv 2601.21192, appendix A), except where the base is an embedding model and has its
 own settings. Hugging Face's `TrainingArguments` are flags as well.

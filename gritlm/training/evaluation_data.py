@@ -17,7 +17,7 @@ from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import RunArguments
 from gritlm.training.objective import without_teacher
-from gritlm.training.set_settings import objectives_of, read_set_settings
+from gritlm.training.set_settings import objectives_of
 from gritlm.training.setup import used_sets
 from gritlm.training.terms import TERMS
 
@@ -64,8 +64,7 @@ def gather_evaluation_data(
         UserError: two sets have one name, or --metric_for_best_model is no metric of them.
     """
     slices = [slice_of(plan, records, number) for number in range(len(records)) if len(plan.held_rows[number])]
-    names = [r.name for r in records]
-    by_set = without_teacher(objectives_of(run.objective, read_set_settings(run.data.num_samples), names))
+    by_set = without_teacher(objectives_of(run, [r.name for r in records]).values())
     group = [min(run.data.train_group_size, record_set.longest_group) for record_set in records]
     several = [size > 1 or len(held) > 1 for size, held in zip(group, plan.held_rows, strict=True)]
     has_loss = [ok and any(t.weight(args) for t in TERMS.values()) for ok, args in zip(several, by_set, strict=True)]

@@ -15,7 +15,7 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
-from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
+from gritlm.training.set_settings import lengths_of, objectives_of
 from gritlm.training.setup import slots
 
 SAMPLED = 2048  # texts to look at
@@ -126,14 +126,14 @@ def count_negatives(
     for step, name in enumerate(names):
         turns.append((seen[name], step))
         seen[name] += 1
-    all_names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
-    losses = dict(zip(all_names, objectives_of(run.objective, settings, all_names), strict=True))
+    all_names = [r.name for r in records]
+    losses = objectives_of(run, all_names)
     turns = [turn for turn in turns if losses.get(names[turn[1]], run.objective).contrastive_weight]
     wanted = SAMPLED // (1 + group_size)  # queries
     size = min(reach, SLICE, max(wanted // len(seen), 8))
     chunking = ChunkConfig(run.training.chunk_tokens)
     slices = plan.batch_size // size
-    lengths = lengths_of(run.data, settings, all_names)
+    lengths = list(lengths_of(run, all_names).values())
     builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives, lengths=lengths)
     by_set: dict[str, Count] = {}
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:

@@ -111,7 +111,7 @@ def taught(by_set: Sequence[ObjectiveArguments], records: list[RecordSet]) -> li
     return [r for args, r in zip(by_set, records, strict=True) if args.teacher_weight]
 
 
-def without_teacher(by_set: Sequence[ObjectiveArguments]) -> list[ObjectiveArguments]:
+def without_teacher(by_set: Iterable[ObjectiveArguments]) -> list[ObjectiveArguments]:
     """The losses of an evaluation, where the model's vectors have no projection on the teacher's width."""
     return [replace(args, teacher_weight=0.0, guide_margin=None) for args in by_set]
 

@@ -113,7 +113,7 @@ def check_objective(run: RunArguments, names: Sequence[str], check_ranges: Calla
         UserError: also for settings of a data set that is not there. It names the data set where they differ.
     """
     flags, settings = run.flags(), read_set_settings(run.data.num_samples)
-    losses = dict(zip(names, objectives_of(run.objective, settings, list(names)), strict=True))
+    losses = objectives_of(run, names)
     used = {name: flags | vars(args) for name, args in losses.items() if settings.get(name, {}).get("rows") != 0}
     for name, merged in used.items():
         try:

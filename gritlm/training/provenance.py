@@ -19,7 +19,7 @@ from gritlm.training.checkpoints import differing
 from gritlm.training.environment import recorded_environment
 from gritlm.training.flag_parser import PATHS
 from gritlm.training.inherited_flags import REFUSED
-from gritlm.training.set_settings import lengths_of, read_set_settings
+from gritlm.training.set_settings import lengths_of
 from gritlm.training.setup import show_examples
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "deepspeed", "peft", "bitsandbytes")
@@ -43,8 +43,7 @@ def resolved_flags(run: RunArguments) -> dict[str, Any]:
 
 def describe_start(run: RunArguments, records: list[RecordSet], text_tokenizer: TextTokenizer) -> dict[str, Any]:
     """The command, the given flags, ranks, versions, the first rank's machine and environment, and the data."""
-    args, names = run.training, [r.name for r in records]
-    lengths = lengths_of(run.data, read_set_settings(run.data.num_samples), names)
+    args, lengths = run.training, lengths_of(run, [r.name for r in records])
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(["gritlm", "train", *run.command.words]),
@@ -57,7 +56,7 @@ def describe_start(run: RunArguments, records: list[RecordSet], text_tokenizer: 
         "device": device_name(str(args.device)),
         "environment": recorded_environment(),
         "data sets": [{"name": r.name, "rows": len(r), "fingerprint": r.fingerprint()} for r in records],
-        "examples": show_examples(text_tokenizer, records, dict(zip(names, lengths, strict=True))),
+        "examples": show_examples(text_tokenizer, records, lengths),
     }
 
 

@@ -1,11 +1,12 @@
 """Settings of single data sets: the file of --num_samples. Rows per epoch, lengths, and what changes in the loss."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, get_args, get_type_hints
 
 from gritlm.errors import UserError
 from gritlm.strict_json import read_json_object
-from gritlm.training.arguments import DataArguments, ObjectiveArguments
+from gritlm.training.arguments import ObjectiveArguments, RunArguments
 
 LENGTHS = ("query_max_len", "passage_max_len")
 # How ranks work together, what widths and files there are, and which side learns: one for all data sets.
@@ -51,23 +52,23 @@ def _kind(hint: Any) -> type:
     return kinds[0] if kinds else hint
 
 
-def rows_of(settings: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """The rows per epoch of the data sets that name them."""
+def rows_of(run: RunArguments) -> dict[str, int]:
+    """The rows per epoch of the data sets for which they are set."""
+    settings = read_set_settings(run.data.num_samples)
     return {name: own["rows"] for name, own in settings.items() if "rows" in own}
 
 
-def objectives_of(
-    objective: ObjectiveArguments, settings: dict[str, dict[str, Any]], names: list[str]
-) -> list[ObjectiveArguments]:
-    """The flags of the loss of each data set, in order.
+def objectives_of(run: RunArguments, names: Collection[str]) -> dict[str, ObjectiveArguments]:
+    """The flags of the loss of each of these data sets, all that there are.
 
     Raises:
-        UserError: there are settings of a data set that is not there.
+        UserError: there are settings of another data set.
     """
+    settings = read_set_settings(run.data.num_samples)
     if unknown := sorted(settings.keys() - set(names)):
         raise UserError(f"--num_samples: found data set {unknown[0]!r}, wanted some of {', '.join(names)}")
-    changes = [{key: value for key, value in settings.get(name, {}).items() if key in OF_A_SET} for name in names]
-    return [dataclasses.replace(objective, **own) for own in changes]
+    changes = {name: {key: v for key, v in settings.get(name, {}).items() if key in OF_A_SET} for name in names}
+    return {name: dataclasses.replace(run.objective, **own) for name, own in changes.items()}
 
 
 def stays_apart(args: ObjectiveArguments) -> bool:
@@ -75,18 +76,18 @@ def stays_apart(args: ObjectiveArguments) -> bool:
     return not args.in_batch_negatives or args.cosent_weight > 0 or args.angle_weight > 0
 
 
-def lengths_of(data: DataArguments, settings: dict[str, dict[str, Any]], names: list[str]) -> list[tuple[int, int]]:
-    """The longest query and passage of each data set, in tokens.
+def lengths_of(run: RunArguments, names: Collection[str]) -> dict[str, tuple[int, int]]:
+    """The longest query and passage of each of these data sets, in tokens.
 
     Raises:
-        UserError: a length is not below the run's, which is what the model is served with.
+        UserError: a length is above the run's, which is what the model is served with.
     """
-    lengths = []
+    limits, lengths = (run.data.query_max_len, run.data.passage_max_len), {}
+    settings = read_set_settings(run.data.num_samples)
     for name in names:
-        own = [settings.get(name, {}).get(key, getattr(data, key)) for key in LENGTHS]
-        for key, length in zip(LENGTHS, own, strict=True):
-            if not 0 < length <= getattr(data, key):
-                limit = getattr(data, key)
+        query, passage = (settings.get(name, {}).get(key, limit) for key, limit in zip(LENGTHS, limits, strict=True))
+        for key, length, limit in zip(LENGTHS, (query, passage), limits, strict=True):
+            if not 0 < length <= limit:
                 raise UserError(f"--num_samples: {name}: {key}: found {length}, wanted at most --{key} {limit}")
-        lengths.append((own[0], own[1]))
+        lengths[name] = query, passage
     return lengths

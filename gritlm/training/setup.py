@@ -18,7 +18,7 @@ from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, contract_values, papers_values
 from gritlm.training.rehearsal import steps_in_all
-from gritlm.training.set_settings import objectives_of, read_set_settings, rows_of, stays_apart
+from gritlm.training.set_settings import objectives_of, rows_of, stays_apart
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
 Group = TypeVar("Group", ModelArguments, DataArguments)
@@ -91,26 +91,25 @@ def make_plan(run: RunArguments, records: list[RecordSet]) -> Plan:
     Raises:
         UserError: the data has too few rows for the flags.
     """
-    settings = read_set_settings(run.data.num_samples)
-    by_set = objectives_of(run.objective, settings, [r.name for r in records])
+    by_set = objectives_of(run, [r.name for r in records])
     return Plan(
-        [r.name for r in records],
+        list(by_set),
         list(map(len, records)),
         run.training.global_batch_size,
         run.training.seed,
         run.data.max_example_num_per_dataset,
-        rows_of(settings),
+        rows_of(run),
         run.data.sampling_temperature,
         RowTexts.concatenate([r.row_texts for r in records]),
         hold_out_rows(run, records),
-        [r.name for r, args in zip(records, by_set, strict=True) if stays_apart(args)],
-        order_rows(run, records, [args.in_batch_negatives for args in by_set]),
+        [name for name, args in by_set.items() if stays_apart(args)],
+        order_rows(run, records, [args.in_batch_negatives for args in by_set.values()]),
     )
 
 
 def order_rows(run: RunArguments, records: list[RecordSet], in_batch: list[bool]) -> MinedBatches | None:
     """The order of the rows of each data set with in-batch negatives; the first rank of a machine computes it."""
-    folder, rows = run.data.mined_batches, rows_of(read_set_settings(run.data.num_samples))
+    folder, rows = run.data.mined_batches, rows_of(run)
     if not folder:
         return None
     wanted = [has and rows.get(r.name, 1) > 0 for r, has in zip(records, in_batch, strict=True)]
@@ -126,7 +125,7 @@ def hold_out_rows(run: RunArguments, records: list[RecordSet]) -> HeldOut:
     Raises:
         UserError: a data set would have no row left, or none shares no text with too many others.
     """
-    count, used = run.data.eval_held_out, rows_of(read_set_settings(run.data.num_samples))
+    count, used = run.data.eval_held_out, rows_of(run)
     if not count:
         return NOTHING
     wanted = [count if used.get(r.name, 1) else 0 for r in records]

@@ -20,7 +20,7 @@ from gritlm.training.negatives import describe_negatives
 from gritlm.training.objective import check_scores, describe_objective, needs_projection, taught
 from gritlm.training.optimizers import describe_tuning
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
-from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, read_set_settings
+from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of
 from gritlm.training.setup import (
     build_text_tokenizer,
     contract_name,
@@ -46,14 +46,13 @@ def describe_run(
         UserError: the base's tokenizer does not fit, there is nothing to contrast, a width of --matryoshka_dims is not
             below the model's, or the disk has too little room.
     """
-    used, settings = used_sets(plan, records), read_set_settings(run.data.num_samples)
+    used = used_sets(plan, records)
     text_tokenizer = build_text_tokenizer(run, used)
     check_tokenizer(run.model.model_name_or_path, text_tokenizer.tokenizer, config)
     check_lengths(run, config)
     check_instructions(evaluation, text_tokenizer)
     names = [r.name for r in records]
-    losses = dict(zip(names, objectives_of(run.objective, settings, names), strict=True))
-    lengths_by_set = dict(zip(names, lengths_of(run.data, settings, names), strict=True))
+    losses, lengths_by_set = objectives_of(run, names), lengths_of(run, names)
     by_set = [losses[r.name] for r in used]
     rate, layers = run.tuning.projection_learning_rate, run.model.projection or any(map(needs_projection, by_set))
     if rate is not None and not layers:
@@ -109,6 +108,6 @@ def check_lengths(run: RunArguments, config: PreTrainedConfig) -> None:
         UserError: a limit in tokens is too high.
     """
     longest = None if getattr(config, "rope_parameters", None) else longest_text(config)
-    for flag in ("query_max_len", "passage_max_len"):
+    for flag in LENGTHS:
         if longest and (given := getattr(run.data, flag)) > longest:
             raise UserError(f"--{flag} {given}: found a model of at most {longest} positions, wanted no more")

@@ -57,7 +57,7 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.set_settings import lengths_of, objectives_of, read_set_settings
+from gritlm.training.set_settings import lengths_of, objectives_of
 from gritlm.training.setup import make_plan, slots, used_sets
 from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
@@ -118,8 +118,8 @@ def train(run: RunArguments) -> int:
 
     embedder = build_embedder(run, config, text_tokenizer.contract)
     teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
-    names, settings = [r.name for r in records], read_set_settings(run.data.num_samples)
-    by_set = objectives_of(run.objective, settings, names)
+    names = [r.name for r in records]
+    by_set = list(objectives_of(run, names).values())
     if teacher and any(map(needs_projection, by_set)):
         embedder.add_teacher_projection(teacher.width)
     if run.tuning.bf16_weights:
@@ -128,7 +128,7 @@ def train(run: RunArguments) -> int:
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
     group_size, positives = slots(run.data, records)
     place = args.process_index, ranks
-    lengths = lengths_of(run.data, settings, names)
+    lengths = list(lengths_of(run, names).values())
     batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher, lengths)
     trainer = EmbeddingTrainer(
         embedder,

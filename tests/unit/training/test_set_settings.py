@@ -1,6 +1,7 @@
 """The file of --num_samples: rows, lengths and losses of single data sets, in the plan, the batch and the loss."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,16 +40,17 @@ def test_a_bad_file_is_refused(tmp_path, text, message):
 
 
 def test_both_forms_are_read(tmp_path):
-    settings = settings_of(tmp_path, '{"a": 5, "b": {"temperature": 0.1, "query_max_len": 16}}')
-    assert rows_of(settings) == {"a": 5}
-    flags = objectives_of(ObjectiveArguments(), settings, ["a", "b"])
+    settings_of(tmp_path, '{"a": 5, "b": {"temperature": 0.1, "query_max_len": 16}}')
+    data = DataArguments(num_samples=str(tmp_path / "n.json"), query_max_len=32, passage_max_len=48)
+    run = SimpleNamespace(data=data, objective=ObjectiveArguments())
+    assert rows_of(run) == {"a": 5}
     with pytest.raises(UserError, match="--num_samples: found data set 'b', wanted some of a, c"):
-        objectives_of(ObjectiveArguments(), settings, ["a", "c"])
-    assert [args.temperature for args in flags] == [0.02, 0.1]
-    data = DataArguments(query_max_len=32, passage_max_len=48)
-    assert lengths_of(data, settings, ["a", "b"]) == [(32, 48), (16, 48)]
+        objectives_of(run, ["a", "c"])
+    assert {name: args.temperature for name, args in objectives_of(run, ["a", "b"]).items()} == {"a": 0.02, "b": 0.1}
+    assert lengths_of(run, ["a", "b"]) == {"a": (32, 48), "b": (16, 48)}
+    data.query_max_len = 8
     with pytest.raises(UserError, match="b: query_max_len: found 16, wanted at most --query_max_len 8"):
-        lengths_of(DataArguments(query_max_len=8, passage_max_len=48), settings, ["a", "b"])
+        lengths_of(run, ["a", "b"])
 
 
 def test_each_row_of_a_mixed_batch_has_its_own_sets_loss(vectors):  # noqa: F811

@@ -49,7 +49,7 @@ class Plan:
         mined: the order in which near rows meet in a batch. None: batches are random.
         held_out: rows that are in no batch, and texts that are no negative in any.
     Raises:
-        UserError: there are fewer rows than one batch needs, or `num_samples` names an unknown set.
+        UserError: there are fewer rows than one batch needs.
     """
 
     def __init__(
@@ -273,9 +273,6 @@ def epoch_sizes(
     names: list[str], available: list[int], num_samples: Mapping[str, int], temperature: float
 ) -> list[int]:
     """Rows per epoch of each data set."""
-    for name in num_samples:
-        if name not in names:
-            raise UserError(f"--num_samples: found data set {name!r}, wanted some of {', '.join(names)}")
     wanted = [num_samples.get(name, count) for name, count in zip(names, available, strict=True)]
     if temperature == 1.0 or not any(wanted):
         return wanted

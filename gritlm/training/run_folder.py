@@ -96,27 +96,18 @@ def check_ranks_agree(run_settings: dict[str, Any]) -> None:
 
 
 def write_run_file(
-    folder: str | Path,
-    run_settings: dict[str, Any],
-    finished: bool,
-    resolved: dict[str, Any] | None = None,
-    start: dict[str, Any] | None = None,
+    folder: str | Path, run_settings: dict[str, Any], resolved: dict[str, Any], start: dict[str, Any]
 ) -> None:
-    """Note how far a run is, and what was started.
+    """Note a start of a run.
 
     Args:
         run_settings: what a continuation must agree on.
         resolved: every flag's value; `gritlm train run.json` starts from them.
         start: command, versions, machine. A later start is noted with what differs from the first.
     """
-    entries: dict[str, Any] = stamp() | {"finished": finished}
-    if start is not None:
-        starts = read_run_file(folder).get("starts", [])
-        entries["starts"] = [*starts, {n: v for n, v in start.items() if not starts or v != starts[0].get(n)}]
-    entries["flags"] = run_settings
-    if resolved is not None:
-        entries["resolved"] = resolved
-    update_run_file(folder, **entries)
+    starts = read_run_file(folder).get("starts", [])
+    starts += [{name: value for name, value in start.items() if not starts or value != starts[0].get(name)}]
+    update_run_file(folder, **stamp(), finished=False, starts=starts, flags=run_settings, resolved=resolved)
 
 
 def read_run_file(folder: str | Path) -> dict[str, Any]:
@@ -231,9 +222,7 @@ def _check_run_file(folder: Path, run_settings: dict[str, Any]) -> dict[str, Any
 # ---- the model that is published
 
 
-def finish(
-    run: RunArguments, run_settings: dict[str, Any], write: Callable[[Path], object], more: dict[str, Any]
-) -> int:
+def finish(run: RunArguments, write: Callable[[Path], object], more: dict[str, Any]) -> int:
     """Publish the model in the output folder.
 
     Args:
@@ -250,7 +239,7 @@ def finish(
         update_run_file(folder, **more)  # the card shows the verdict
         add_card(staged, folder)
         move_model_folder(staged, folder)
-        write_run_file(folder, run_settings, finished=True)
+        update_run_file(folder, finished=True)
     log.info("model saved to %s", folder)
     barrier()
     destroy_process_group()

@@ -104,7 +104,7 @@ def train(run: RunArguments) -> int:
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
         described = describe_start(run, used_sets(plan, records), text_tokenizer)
-        write_run_file(args.output_dir, run_settings, False, resolved_flags(run), described)
+        write_run_file(args.output_dir, run_settings, resolved_flags(run), described)
         if checkpoint and checkpoint == args.resume_from_checkpoint:
             for line in go_back_to(checkpoint, folder):
                 log.info(line)
@@ -114,7 +114,7 @@ def train(run: RunArguments) -> int:
         keep_results(folder, state.global_step if state else 0, Path(checkpoint).parent if checkpoint else folder)
     if checkpoint and state and is_last(state):  # killed while it published; the Trainer would take one step more
         write = functools.partial(copy_served, checkpoint)
-        return publish(run, run_settings, state, checkpoint, write, text_tokenizer)
+        return publish(run, state, checkpoint, write, text_tokenizer)
 
     embedder = build_embedder(run, config, text_tokenizer.contract)
     teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
@@ -151,7 +151,7 @@ def train(run: RunArguments) -> int:
         barrier()
         destroy_process_group()
         return 0
-    return publish(run, run_settings, trainer.state, checkpoint, trainer.write_model, text_tokenizer)
+    return publish(run, trainer.state, checkpoint, trainer.write_model, text_tokenizer)
 
 
 def evaluation_of(
@@ -167,7 +167,6 @@ def evaluation_of(
 
 def publish(
     run: RunArguments,
-    run_settings: dict[str, Any],
     state: TrainerState,
     resumed: str | None,
     write_last: Callable[[Path], object],
@@ -195,7 +194,7 @@ def publish(
         log.info("verdict: %s", entries["verdict"])
     if (kept := len(weight_copies(folder))) > 1:
         log.info("weights of the last %d saves: gritlm merge %s NEW --last %d averages them", kept, folder, kept)
-    return finish(run, run_settings, merged(run, text_tokenizer, write), {"evaluation": entries} if entries else {})
+    return finish(run, merged(run, text_tokenizer, write), {"evaluation": entries} if entries else {})
 
 
 def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> Embedder:

@@ -151,10 +151,9 @@ def test_a_later_start_is_added(tmp_path):
     """With what differs from the first; a run.json of an older version gets its first start."""
     first = {"time": "1", "command": "gritlm train", "ranks": 2, "versions": {"torch": "2.13"}}
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "version": "0.2.0", "finished": False, "flags": {}}))
-    write_run_file(tmp_path, {"seed": 1}, False, {"seed": 1}, first)
-    write_run_file(tmp_path, {"seed": 1}, False, {"seed": 1}, first | {"time": "2", "ranks": 1})
+    write_run_file(tmp_path, {"seed": 1}, {"seed": 1}, first)
+    write_run_file(tmp_path, {"seed": 1}, {"seed": 1}, first | {"time": "2", "ranks": 1})
     update_run_file(tmp_path, wandb="id")
-    write_run_file(tmp_path, {"seed": 1}, finished=True)
     found = json.loads((tmp_path / "run.json").read_text())
     assert found["starts"] == [first, {"time": "2", "ranks": 1}]
-    assert (found["finished"], found["resolved"], found["wandb"]) == (True, {"seed": 1}, "id")
+    assert (found["finished"], found["resolved"], found["wandb"]) == (False, {"seed": 1}, "id")

@@ -16,13 +16,20 @@ from gritlm.data.records import load_records
 from gritlm.errors import UserError
 from gritlm.training.checkpoints import FORMAT, MANIFEST, differing, find_damage
 from gritlm.training.flag_checks import parse
-from gritlm.training.run_folder import RUN_FILE, find_checkpoint, go_back_to, run_settings_of, write_run_file
+from gritlm.training.run_folder import (
+    RUN_FILE,
+    find_checkpoint,
+    go_back_to,
+    run_settings_of,
+    update_run_file,
+    write_run_file,
+)
 
 
 @pytest.mark.parametrize("text", ["", '{"finished": fal'])
 def test_a_damaged_run_file_is_one_error(tmp_path, text):
     args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
-    write_run_file(tmp_path, {"seed": 1}, finished=False)
+    write_run_file(tmp_path, {"seed": 1}, {}, {})
     assert find_checkpoint(args, {"seed": 1}, None) == (None, []), "control: a whole one"
     (tmp_path / RUN_FILE).write_text(text)
     with pytest.raises(UserError, match=r"run\.json: found a damaged file"):
@@ -59,7 +66,7 @@ def test_a_run_of_another_version(tmp_path):
         UserError, match=rf"found format {FORMAT + 1}, wanted at most {FORMAT} \(written by gritlm 9\.9"
     ):
         find_checkpoint(args, {"seed": 1}, None)
-    write_run_file(tmp_path, {"seed": 1}, finished=False)
+    write_run_file(tmp_path, {"seed": 1}, {}, {})
     found = json.loads((tmp_path / RUN_FILE).read_text())
     assert (found["format"], found["version"]) == (FORMAT, __version__)
 
@@ -82,7 +89,7 @@ def test_a_named_checkpoint_is_what_the_user_gets(tmp_path):
     """Newer ones are moved away, so that the start after a kill does not go on from them."""
     folder = tmp_path / "run"
     four, six = save(folder, 4), save(folder, 6)
-    write_run_file(folder, {"seed": 1}, finished=False)
+    write_run_file(folder, {"seed": 1}, {}, {})
     named = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=four, world_size=1)
     plain = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=None, world_size=1)
     assert find_checkpoint(plain, {"seed": 1}, "ddp") == (six, []), "control"
@@ -95,7 +102,7 @@ def test_a_named_checkpoint_is_what_the_user_gets(tmp_path):
     five = save(folder, 5)
     assert find_checkpoint(named, {"seed": 1}, "ddp") == (five, []), "the same command after a kill goes on"
     other = SimpleNamespace(**vars(plain) | {"resume_from_checkpoint": str(folder / "set-aside-1" / "checkpoint-6")})
-    write_run_file(folder, {"seed": 1}, finished=False)
+    write_run_file(folder, {"seed": 1}, {}, {})
     assert find_checkpoint(other, {"seed": 1}, "ddp")[0] == other.resume_from_checkpoint
     assert find_checkpoint(named, {"seed": 1}, "ddp") == (five, []), "a new start has kept what the folder knew"
 
@@ -109,7 +116,8 @@ def test_true_is_no_checkpoint_folder(tmp_path):
 def test_a_finished_run_says_how_to_go_on(tmp_path):
     args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
     settings = {"seed": 1, "num_train_epochs": 1.0, "max_steps": -1}
-    write_run_file(tmp_path, settings, finished=True)
+    write_run_file(tmp_path, settings, {}, {})
+    update_run_file(tmp_path, finished=True)
     further = rf"to train its model further: --model_name_or_path {tmp_path} --output_dir NEW"
     for now in (settings, settings | {"num_train_epochs": 2.0}, settings | {"max_steps": 9}):
         with pytest.raises(UserError, match=further):

@@ -1,6 +1,5 @@
 """The files of a base model: JSON, and the headers of safetensors. Reads no weight."""
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, PreTrainedConfig
 
 from gritlm.errors import UserError, one_line
-from gritlm.models.families import is_converted, model_class, model_options
+from gritlm.models.families import is_converted, meta_model, model_class
 from gritlm.models.hub import CONFIG, DECODER, base_of, model_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,12 +51,8 @@ class Base:
         """
         if self.trust_remote_code and getattr(self.config, "auto_map", None):
             return {}
-        # The class itself: from_config would shard the weights under ZeRO-3.
-        with torch.device("meta"):
-            model = model_class(self.config)(copy.deepcopy(self.config), **model_options(self.config))
-        if is_converted(self.config):
-            return {}
-        return {name: list(value.shape) for name, value in model.state_dict().items()}
+        weights = meta_model(self.config).state_dict()  # raises where no model can be built
+        return {} if is_converted(self.config) else {name: list(value.shape) for name, value in weights.items()}
 
     @cached_property
     def weight_files(self) -> list[Path]:

@@ -4,11 +4,13 @@ A family outside the table trains when the probe passes. Everything else here is
 transformers' own tables.
 """
 
+import copy
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -131,6 +133,12 @@ def model_options(config: PreTrainedConfig) -> dict[str, Any]:
         return {}
     takes = inspect.signature(model_class(config).__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+def meta_model(config: PreTrainedConfig) -> Any:
+    """The backbone without memory for its weights: names and shapes alone."""
+    with torch.device("meta"):  # the class itself, since from_config would shard the weights under ZeRO-3
+        return model_class(config)(copy.deepcopy(config), **model_options(config))
 
 
 def is_converted(config: PreTrainedConfig) -> bool:

@@ -5,7 +5,7 @@ The layers are peft's. An adapter folder holds peft's two files, and for QLoRA a
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from gritlm.errors import UserError, one_line
-from gritlm.models.families import model_class, model_options
+from gritlm.models.families import meta_model
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -51,34 +51,30 @@ PREFIX = "base_model.model."  # of peft's names in the file
 
 def linear_layers(config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
     """The linear layers of the backbone that a config describes: name -> (out, in). Reads no weight."""
-    with torch.device("meta"):
-        backbone = model_class(config)(copy.deepcopy(config), **model_options(config))
-    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
-    return {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    modules = meta_model(config).named_modules()
+    return {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, nn.Linear)}
 
 
-def match_targets(layers: Iterable[str], wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The endings of names that peft gets, and the linear layers that they match. None: all linear layers.
+def match_targets(layers: Collection[str], wanted: Sequence[str] | None) -> list[str]:
+    """The endings of names that peft gets. None: those of all linear layers.
 
     Raises:
         UserError: one matches no linear layer.
     """
-    names = list(layers)
-    kinds = sorted({name.rpartition(".")[2] for name in names})
-    endings = sorted(set(wanted or kinds))
-    for ending in endings:
-        if not any(f".{name}".endswith(f".{ending}") for name in names):
+    kinds = sorted({name.rpartition(".")[2] for name in layers})
+    for ending in wanted or ():
+        if not any(f".{name}".endswith(f".{ending}") for name in layers):
             raise UserError(
                 f"--lora_target_modules: found {ending!r}, wanted names of linear layers, or their endings: "
                 f"{', '.join(kinds)}"
             )
-    return endings, [name for name in names if f".{name}".endswith(tuple(f".{ending}" for ending in endings))]
+    return sorted(set(wanted or kinds))
 
 
 def adapter_shapes(config: PreTrainedConfig, adapter: "LoraConfig") -> dict[str, list[int]]:
     """The shape of each tensor of an adapter, by name. Reads no weight."""
+    backbone = meta_model(config)
     with torch.device("meta"):
-        backbone = model_class(config)(copy.deepcopy(config), **model_options(config))
         attach(backbone, copy.deepcopy(adapter))
     return {name: list(p.shape) for name, p in backbone.named_parameters() if p.requires_grad}
 

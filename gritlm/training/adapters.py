@@ -1,5 +1,6 @@
 """LoRA in a run: its settings, what the start says of it, a check that it learns, and the merged model."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def adapter_config(run: RunArguments, config: PreTrainedConfig) -> "LoraConfig |
     base = base_of(name) if tuning.continue_adapter else name
     base = os.path.abspath(base) if Path(base).is_dir() else base
     if not tuning.continue_adapter:
-        endings, _ = match_targets(linear_layers(config), tuning.lora_target_modules)
+        endings = match_targets(linear_layers(config), tuning.lora_target_modules)
         return make_config(tuning.lora_r, tuning.lora_alpha, tuning.lora_dropout, endings, base)
     folder = Path(model_folder(name, DECODER))
     found = read_adapter_config(folder)
@@ -78,10 +79,8 @@ def describe_adapter(run: RunArguments, config: PreTrainedConfig) -> list[str]:
         lines.append(f"base: an adapter, merged into {base} first; --lora --continue_adapter goes on with it")
     if adapter is None:
         return lines
-    trained, whole = (
-        sum(map(torch.Size.numel, map(torch.Size, shapes)))
-        for shapes in (adapter_shapes(config, adapter).values(), Base(name, config).expected.values())
-    )
+    shapes = adapter_shapes(config, adapter), Base(name, config).expected
+    trained, whole = (sum(map(math.prod, part.values())) for part in shapes)
     kinds = adapter.target_modules
     where = kinds if isinstance(kinds, str) else ", ".join(sorted(kinds or ()))
     return [

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedConfig, TrainerState, set_seed
 

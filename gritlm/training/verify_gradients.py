@@ -203,7 +203,7 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
             contract = TextContract(pooling_method=model_args.pooling_method, normalized=model_args.normalized)
             embedder = Embedder(backbone, contract, model_args.projection)
             if args.lora:
-                endings, _ = match_targets(linear_layers(config), None)
+                endings = match_targets(linear_layers(config), None)
                 embedder.add_adapter(make_config(4, 8, 0.0, endings))
                 for weight_name, weight in embedder.named_parameters():
                     if ".lora_B." in weight_name:  # 0 would leave lora_A without a gradient

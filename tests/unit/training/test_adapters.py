@@ -18,7 +18,7 @@ from gritlm.training.gradcache import ActivationMemory, two_pass_step
 
 def with_adapter(model, dropout: float, seed: int = 0):
     embedder = make_embedder(model)
-    embedder.add_adapter(make_config(4, 8, dropout, match_targets(linear_layers(embedder.config), None)[0]))
+    embedder.add_adapter(make_config(4, 8, dropout, match_targets(linear_layers(embedder.config), None)))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in embedder.named_parameters():

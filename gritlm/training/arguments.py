@@ -105,6 +105,11 @@ class DataArguments:
         None, "Folder for the memory-mapped form of the data. None: beside the datasets cache.", changes_learning=False
     )
 
+    @property
+    def ignored(self) -> set[str]:
+        """The keys of --ignore_columns."""
+        return {name for names in self.ignore_columns or () for name in names.split(",")}
+
 
 @dataclass
 class ObjectiveArguments:

@@ -7,17 +7,14 @@ model and of the teacher.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gritlm.data.batches import ContrastiveBatch
-from gritlm.data.records import RecordSet
-from gritlm.data.row_scores import count_scores
 from gritlm.distributed import Ranks, gather_with_gradient
 from gritlm.errors import UserError
-from gritlm.training.arguments import DataArguments, ObjectiveArguments
+from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.contrast import Contrast
 from gritlm.training.objective_rules import is_on
 from gritlm.training.terms import CHANGES, TERMS, found
@@ -29,86 +26,9 @@ def narrow_widths(args: ObjectiveArguments) -> list[tuple[int, float]]:
     return list(zip(dims, args.matryoshka_weights or [1.0] * len(dims), strict=True))
 
 
-READ_SCORES = {
-    "cosent_weight": "pairs with different scores",
-    "angle_weight": "pairs with different scores",
-    "distill_weight": "scores of two or more passages that --train_group_size lets into a group",
-    "margin_mse_weight": "scores of a positive and of a negative",
-}
-
-
-def check_scores(
-    by_set: Sequence[ObjectiveArguments],
-    records: list[RecordSet],
-    ignored: Iterable[str] = (),
-    data: DataArguments | None = None,
-) -> list[str]:
-    """Refuse data whose scores its loss cannot learn from, and scored pairs that InfoNCE would train as positives.
-
-    Args:
-        by_set: the flags of each data set.
-        ignored: keys of rows that are left unread on purpose, as of --ignore_columns.
-        data: says how many passages of a row form a group.
-    Returns:
-        a line for each data set with scores that its loss does not read, and for each term that reads some rows only.
-    Raises:
-        UserError: naming the data set, and the term.
-    """
-    lines, left = [], {name for names in ignored for name in names.split(",")}
-    for args, record_set in zip(by_set, records, strict=True):
-        asked = [name for name in READ_SCORES if getattr(args, name)]
-        (scored, pairs), errors, name = record_set.scored_rows, record_set.score_errors, record_set.name
-        if asked and errors:
-            raise UserError(f"--{asked[0]}: {errors[0]}")
-        if asked and not scored:
-            keys = "score, pos_scores and neg_scores, or scores"
-            raise UserError(f"--{asked[0]}: found no scores in {name}, wanted {keys} in its rows")
-        if pairs and args.contrastive_weight and "score" not in left:
-            raise UserError(
-                f"{name}: found the key 'score' in {pairs} rows, which would all be trained as positives; use "
-                "--contrastive_weight 0 with --cosent_weight 1, or gritlm prepare --label_column score; "
-                "--ignore_columns score trains on all rows"
-            )
-        for term in asked:
-            usable, found = _usable_rows(term, record_set, data or DataArguments())
-            if not usable:
-                raise UserError(
-                    f"--{term}: found {found} in {name}, wanted {READ_SCORES[term]}; nothing would be learnt"
-                )
-            if usable < len(record_set):
-                lines.append(f"{name}: --{term} learns from the scores of {usable} of {len(record_set)} rows")
-        if not asked and scored:
-            lines.append(f"{name}: scores of {scored} rows, which this loss does not read")
-        if errors:
-            lines.append(f"{name}: scores of {len(errors)} rows that no loss can read, the first: {errors[0]}")
-    return lines
-
-
-def _usable_rows(term: str, record_set: RecordSet, data: DataArguments) -> tuple[int, str]:
-    """How many rows have scores that a term can learn from, and what the rows have."""
-    positives, negatives, different = count_scores(record_set.table)
-    drawn = np.minimum(negatives, data.train_group_size - 1)
-    found = f"scores of positives in {(positives > 0).sum()} rows and of negatives in {(negatives > 0).sum()}"
-    if term in ("cosent_weight", "angle_weight"):
-        usable = (positives > 0) & (different > 1)
-        found += f", with {different} different scores of positives"
-    elif term == "distill_weight":
-        usable = np.minimum(positives, data.max_positives) + drawn > 1
-    else:
-        usable = (positives > 0) & (np.minimum(positives, data.max_positives) + drawn > 1)
-    return int(usable.sum()), found
-
-
 def needs_projection(args: ObjectiveArguments) -> bool:
     """Whether a learnt projection of the model's vectors is compared with a teacher's."""
     return args.teacher_weight > 0 and args.teacher_loss != "scores"
-
-
-def taught(by_set: Sequence[ObjectiveArguments], records: list[RecordSet]) -> list[RecordSet]:
-    """The data sets whose texts need a teacher's vectors: all, where those of one row are compared with other rows'."""
-    if any(args.guide_margin is not None or (args.teacher_weight and args.teacher_loss == "scores") for args in by_set):
-        return records
-    return [r for args, r in zip(by_set, records, strict=True) if args.teacher_weight]
 
 
 def without_teacher(by_set: Iterable[ObjectiveArguments]) -> list[ObjectiveArguments]:

@@ -1,9 +1,13 @@
 """What a run or a plan checks and says between reading its data and loading its weights."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from transformers import PreTrainedConfig
 
 from gritlm.data.batch_plan import Plan
 from gritlm.data.records import RecordSet
+from gritlm.data.row_scores import count_scores
 from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.errors import UserError
 from gritlm.models.attention import PACKED
@@ -13,11 +17,11 @@ from gritlm.models.probe import choose_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
 from gritlm.training.adapters import describe_adapter
-from gritlm.training.arguments import RunArguments
+from gritlm.training.arguments import DataArguments, ObjectiveArguments, RunArguments
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
-from gritlm.training.objective import check_scores, describe_objective, needs_projection, taught
+from gritlm.training.objective import describe_objective, needs_projection
 from gritlm.training.optimizers import describe_tuning
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of
@@ -60,7 +64,7 @@ def describe_run(
             f"--projection_learning_rate {rate}: found no projection to train, wanted --projection, or "
             "--teacher_weight with --teacher_loss cosine or mse"
         )
-    unread = check_scores(by_set, used, run.data.ignore_columns or (), run.data)
+    unread = check_scores(by_set, used, run.data)
     for r in used:
         lengths = lengths_by_set[r.name]
         for instructions, length, flag in zip((r.instructions, r.passage_instructions), lengths, LENGTHS, strict=True):
@@ -70,9 +74,7 @@ def describe_run(
             raise UserError(f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data")
     if run.objective.teacher_vectors:
         TeacherVectors(run.objective.teacher_vectors).check(taught(by_set, used))
-    texts, warnings = report_on_texts(
-        used, text_tokenizer, run.data.query_prompt, run.data.ignore_columns or (), lengths_by_set
-    )
+    texts, warnings = report_on_texts(used, text_tokenizer, run.data, lengths_by_set)
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
     width = run.model.projection or config.hidden_size
@@ -111,3 +113,76 @@ def check_lengths(run: RunArguments, config: PreTrainedConfig) -> None:
     for flag in LENGTHS:
         if longest and (given := getattr(run.data, flag)) > longest:
             raise UserError(f"--{flag} {given}: found a model of at most {longest} positions, wanted no more")
+
+
+def taught(by_set: Sequence[ObjectiveArguments], records: list[RecordSet]) -> list[RecordSet]:
+    """The data sets whose texts need a teacher's vectors: all, where those of one row are compared with other rows'."""
+    if any(args.guide_margin is not None or (args.teacher_weight and args.teacher_loss == "scores") for args in by_set):
+        return records
+    return [r for args, r in zip(by_set, records, strict=True) if args.teacher_weight]
+
+
+# ---- scores
+
+# Flags of terms that read scores, and what each needs.
+READ_SCORES = {
+    "cosent_weight": "pairs with different scores",
+    "angle_weight": "pairs with different scores",
+    "distill_weight": "scores of two or more passages that --train_group_size lets into a group",
+    "margin_mse_weight": "scores of a positive and of a negative",
+}
+
+
+def check_scores(by_set: Sequence[ObjectiveArguments], records: list[RecordSet], data: DataArguments) -> list[str]:
+    """Refuse data whose scores its loss cannot learn from, and scored pairs that InfoNCE would train as positives.
+
+    Args:
+        by_set: the flags of each data set.
+    Returns:
+        a line for each data set with scores that its loss does not read, and for each term that reads some rows only.
+    Raises:
+        UserError: naming the data set, and the term.
+    """
+    lines = []
+    for args, record_set in zip(by_set, records, strict=True):
+        asked = [name for name in READ_SCORES if getattr(args, name)]
+        (scored, pairs), errors, name = record_set.scored_rows, record_set.score_errors, record_set.name
+        if asked and errors:
+            raise UserError(f"--{asked[0]}: {errors[0]}")
+        if asked and not scored:
+            keys = "score, pos_scores and neg_scores, or scores"
+            raise UserError(f"--{asked[0]}: found no scores in {name}, wanted {keys} in its rows")
+        if pairs and args.contrastive_weight and "score" not in data.ignored:
+            raise UserError(
+                f"{name}: found the key 'score' in {pairs} rows, which would all be trained as positives; use "
+                "--contrastive_weight 0 with --cosent_weight 1, or gritlm prepare --label_column score; "
+                "--ignore_columns score trains on all rows"
+            )
+        for term in asked:
+            usable, found = _usable_rows(term, record_set, data)
+            if not usable:
+                raise UserError(
+                    f"--{term}: found {found} in {name}, wanted {READ_SCORES[term]}; nothing would be learnt"
+                )
+            if usable < len(record_set):
+                lines.append(f"{name}: --{term} learns from the scores of {usable} of {len(record_set)} rows")
+        if not asked and scored:
+            lines.append(f"{name}: scores of {scored} rows, which this loss does not read")
+        if errors:
+            lines.append(f"{name}: scores of {len(errors)} rows that no loss can read, the first: {errors[0]}")
+    return lines
+
+
+def _usable_rows(term: str, record_set: RecordSet, data: DataArguments) -> tuple[int, str]:
+    """How many rows have scores that a term can learn from, and what the rows have."""
+    positives, negatives, different = count_scores(record_set.table)
+    drawn = np.minimum(negatives, data.train_group_size - 1)
+    found = f"scores of positives in {(positives > 0).sum()} rows and of negatives in {(negatives > 0).sum()}"
+    if term in ("cosent_weight", "angle_weight"):
+        usable = (positives > 0) & (different > 1)
+        found += f", with {different} different scores of positives"
+    elif term == "distill_weight":
+        usable = np.minimum(positives, data.max_positives) + drawn > 1
+    else:
+        usable = (positives > 0) & (np.minimum(positives, data.max_positives) + drawn > 1)
+    return int(usable.sum()), found

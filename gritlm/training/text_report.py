@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from gritlm.data.labels import unread_notes
 from gritlm.data.records import Record, RecordSet, label_of, revealing_label, spelled_alike
 from gritlm.errors import UserError
 from gritlm.models.text import Text
 from gritlm.models.tokenizer import TextTokenizer
+from gritlm.training.arguments import DataArguments
 from gritlm.training.setup import clip, count_passage_instructions, main_instruction
 
 SAMPLED = 1000  # rows of all data sets, but at least 20 of each, whose texts are looked at
@@ -18,28 +19,24 @@ SHORT = 8  # a query or passage that is cut off keeps fewer tokens than this: ne
 def report_on_texts(
     records: list[RecordSet],
     text_tokenizer: TextTokenizer,
-    query_prompt: str | None,
-    ignore_columns: Iterable[str] = (),
-    lengths: dict[str, tuple[int, int]] | None = None,
+    data: DataArguments,
+    lengths: dict[str, tuple[int, int]],
 ) -> tuple[list[str], list[str]]:
     """Lines to print, and warnings.
 
     Args:
-        query_prompt: the flag.
-        ignore_columns: the flag.
-        lengths: the longest query and passage of each data set; None: the contract's.
+        lengths: the longest query and passage of each data set, in tokens.
     Raises:
         UserError: rows have an unread key that seems to be a label or a split.
     """
     samples = {r.name: sample_rows(r, max(20, SAMPLED // len(records))) for r in records}
-    warnings = [*doubtful_prompts(records, query_prompt), *unread_keys(records, ignore_columns)]
+    warnings = [*doubtful_prompts(records, data.query_prompt), *unread_keys(records, data.ignored)]
     for r in records:
         warnings += revealing_rows(r, samples[r.name])
-    lines = describe_prompts(records, text_tokenizer.contract.prompts)
     contract = text_tokenizer.contract
-    of_all = contract.query_max_len, contract.passage_max_len
-    for number, (kind, limit) in enumerate(zip(("query", "passage"), of_all, strict=True)):
-        limits = {r.name: (lengths or {}).get(r.name, of_all)[number] for r in records}
+    lines = describe_prompts(records, contract.prompts)
+    for number, (kind, limit) in enumerate((("query", contract.query_max_len), ("passage", contract.passage_max_len))):
+        limits = {r.name: lengths[r.name][number] for r in records}
         cut, short = cut_off_texts(samples, text_tokenizer, kind, limits)
         what = f"--{kind}_max_len {limit}" + " or the length of the data set" * (len({limit, *limits.values()}) > 1)
         lines += [f"  {cut} are cut to {what}"] if cut else []
@@ -99,10 +96,9 @@ def doubtful_prompts(records: list[RecordSet], query_prompt: str | None) -> Iter
 # ---- rows
 
 
-def unread_keys(records: list[RecordSet], ignored: Iterable[str] = ()) -> Iterator[str]:
-    known = {name for names in ignored for name in names.split(",")}
+def unread_keys(records: list[RecordSet], ignored: set[str]) -> Iterator[str]:
     for r in records:
-        names, unclear = unread_notes(Counter({name: rows for name, rows in r.unread.items() if name not in known}))
+        names, unclear = unread_notes(Counter({name: rows for name, rows in r.unread.items() if name not in ignored}))
         if unclear:
             raise UserError(
                 f"{r.name}: found the key {unclear[0]!r} in {r.unread[unclear[0]]} rows, which seems to tell positives "

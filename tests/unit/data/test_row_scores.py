@@ -8,8 +8,8 @@ import pytest
 
 from gritlm.data.records import load_records
 from gritlm.errors import UserError
-from gritlm.training.arguments import ObjectiveArguments
-from gritlm.training.objective import check_scores
+from gritlm.training.arguments import DataArguments, ObjectiveArguments
+from gritlm.training.start_report import check_scores
 
 ROW = {"query": "q", "pos": ["p1", "p2"], "neg": ["n1", "p2", "n2"]}
 
@@ -69,7 +69,7 @@ def test_bad_scores_are_named(tmp_path, scores, message):
     (found,) = records.score_errors
     assert re.search(message.replace(":1:", ":2:"), found)
     assert records[1].positive_scores is None and records.scored_rows == (0, 0)
-    (warning,) = check_scores([ObjectiveArguments()], [records])
+    (warning,) = check_scores([ObjectiveArguments()], [records], DataArguments())
     assert warning == f"rows: scores of 1 rows that no loss can read, the first: {found}"
     with pytest.raises(UserError, match=r"--distill_weight: .*rows\.jsonl:2: "):
-        check_scores([ObjectiveArguments(distill_weight=1.0)], [records])
+        check_scores([ObjectiveArguments(distill_weight=1.0)], [records], DataArguments())

@@ -15,7 +15,8 @@ from gritlm.data.records import load_records
 from gritlm.errors import UserError
 from gritlm.training.arguments import DataArguments, ObjectiveArguments
 from gritlm.training.contrast import FEW_POSITIVES, Known, knows, shared_only
-from gritlm.training.objective import Objective, check_scores, needs_projection
+from gritlm.training.objective import Objective, needs_projection
+from gritlm.training.start_report import check_scores
 from gritlm.training.terms import TERMS, VARIANTS
 
 TEMPERATURE, QUERIES, GROUP = 0.05, 8, 3
@@ -677,7 +678,7 @@ def test_rows_whose_scores_train_nothing_are_counted(tmp_path, term):
     def check(*rows, **data):
         path = tmp_path / "d.jsonl"
         path.write_text("".join(json.dumps(row | {"query": f"{n}"}) + "\n" for n, row in enumerate(rows)))
-        return check_scores([args], load_records(path, tmp_path / "cache"), (), DataArguments(**data))
+        return check_scores([args], load_records(path, tmp_path / "cache"), DataArguments(**data))
 
     with pytest.raises(UserError, match=f"--{term}: found scores of positives in ([02]) rows .* in d, wanted"):
         check(bad, bad)
@@ -694,7 +695,7 @@ def test_rows_whose_scores_train_nothing_are_counted(tmp_path, term):
     path = tmp_path / "h.jsonl"
     path.write_text("".join(json.dumps(row | {"query": "0"}) + "\n" for row in (good, hidden)))
     with pytest.raises(UserError, match="and of negatives in 0"):
-        check_scores([args], load_records(path, tmp_path / "cache"), (), DataArguments())
+        check_scores([args], load_records(path, tmp_path / "cache"), DataArguments())
 
 
 def test_a_loss_of_equal_scores_is_the_logarithm_of_their_number():
@@ -710,10 +711,10 @@ def test_scores_in_the_data_and_in_the_loss_must_agree(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     sets = {name: load_records(tmp_path / f"{name}.jsonl", tmp_path / "cache") for name in ("pairs", "plain")}
     cosent = ObjectiveArguments(cosent_weight=1.0, contrastive_weight=0.0)
-    check_scores([ObjectiveArguments()], sets["plain"])
+    check_scores([ObjectiveArguments()], sets["plain"], DataArguments())
     with pytest.raises(
         UserError, match="pairs: found the key 'score' in 1 rows, which would all be trained as positives"
     ):
-        check_scores([ObjectiveArguments()], sets["pairs"])
+        check_scores([ObjectiveArguments()], sets["pairs"], DataArguments())
     with pytest.raises(UserError, match="--cosent_weight: found no scores in plain"):
-        check_scores([cosent], sets["plain"])
+        check_scores([cosent], sets["plain"], DataArguments())

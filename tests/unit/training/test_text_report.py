@@ -9,6 +9,7 @@ from gritlm.data.records import load_records
 from gritlm.errors import UserError
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
+from gritlm.training.arguments import DataArguments
 from gritlm.training.text_report import report_on_texts
 
 GOOD = {"query": [INSTRUCTION, "river stone"], "pos": ["lantern"], "neg": ["snow", "paper"]}
@@ -22,7 +23,7 @@ def rows(count: int = 20, **change) -> list[dict]:
 def report(qwen3, tmp_path):
     """The lines and the warnings on data sets: `report(rows)`, `report(rows, more_rows, query_prompt="Q: ")`."""
 
-    def make(*sets, query_prompt=None, ignore_columns=(), lengths=None, **contract):
+    def make(*sets, query_prompt=None, ignore_columns=None, lengths=None, **contract):
         for number, some in enumerate(sets):
             path = tmp_path / "data" / f"set{number}.jsonl"
             path.parent.mkdir(exist_ok=True)
@@ -32,7 +33,9 @@ def report(qwen3, tmp_path):
             load_tokenizer(str(qwen3), TextContract()), TextContract(prompts=prompts, **contract)
         )
         records = load_records(tmp_path / "data", tmp_path / "cache")
-        return report_on_texts(records, text_tokenizer, query_prompt, ignore_columns, lengths)
+        data, own = DataArguments(query_prompt=query_prompt, ignore_columns=ignore_columns), text_tokenizer.contract
+        of_all = dict.fromkeys((r.name for r in records), (own.query_max_len, own.passage_max_len))
+        return report_on_texts(records, text_tokenizer, data, of_all | (lengths or {}))
 
     return make
 

@@ -3,6 +3,7 @@
 Nothing here draws from a global random generator, so a run learns the same with and without evaluations.
 """
 
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class RunEvaluation:
 
     Args:
         data: what to evaluate on.
-        builder: builds batches of the held-out rows.
+        builder: builds the run's batches, and so those of the held-out rows.
         objective: the run's loss, as a single process sees it.
         folder: the output folder.
         about: what the results file says of the model.
@@ -52,15 +53,8 @@ class RunEvaluation:
         self, data: EvaluationData, builder: BatchBuilder, objective: Objective, folder: Path, about: dict[str, Any]
     ):
         self.data, self.objective, self.folder, self.about = data, objective, folder, about
-        self.builder = BatchBuilder(
-            builder.plan,
-            builder.records,
-            builder.text_tokenizer,
-            builder.group_size,
-            ChunkConfig(1),
-            max_positives=builder.max_positives,
-            lengths=builder.lengths,
-        )
+        self.builder = copy.copy(builder)
+        self.builder.chunking, self.builder.teacher = ChunkConfig(1), None  # a chunk for each text
         self.loss_batches: list[HeldOutBatch] | None = None
 
     @torch.no_grad()
@@ -81,10 +75,8 @@ class RunEvaluation:
             mark("the loss of held-out rows")
             numbers[LOSS] = self._loss(encode)
         for result in results:
-            values = {
-                name: value for name, value in (result.metrics | result.space).items() if isinstance(value, float)
-            }
-            numbers |= {f"eval_{result.name}_{name}": value for name, value in values.items()}
+            values = result.metrics | result.space
+            numbers |= {f"eval_{result.name}_{key}": value for key, value in values.items() if isinstance(value, float)}
         if rank() == 0:
             write_results(results_file(self.folder, step), results, self.about | {"step": step} | numbers)
         return gather_objects((numbers, _summary(results, numbers)))[0]
@@ -104,9 +96,7 @@ class RunEvaluation:
 
     def _build(self, rows: list[tuple[int, int]]) -> HeldOutBatch:
         batch = self.builder.build(rows, "", epoch=0, step=0)
-        tokens = [
-            Tokens(chunk["input_ids"].tolist(), int(chunk["prompt_lengths"])) for chunk in batch.chunks
-        ]  # one text each
+        tokens = [Tokens(chunk["input_ids"].tolist(), int(chunk["prompt_lengths"])) for chunk in batch.chunks]
         return HeldOutBatch(tokens, batch.contrastive, len(rows))
 
 

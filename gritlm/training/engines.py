@@ -244,10 +244,6 @@ def wrap_model(
     return model, optimizer
 
 
-def is_fsdp2(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
-
-
 def is_deepspeed(model: nn.Module) -> bool:
     """Without importing DeepSpeed, which takes seconds and is an extra."""
     return type(model).__module__.startswith("deepspeed.")
@@ -277,11 +273,10 @@ def load_trained_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 def whole_weights(model: Any, trained_only: bool = False) -> dict[str, Tensor] | None:
     """All weights on the first rank's CPU (an empty dict on the others), or None where every rank holds them.
 
-    With `trained_only`, those that are trained.
-
-    Gathered one by one, never all on one device. All ranks must call it.
+    With `trained_only`, those that are trained. They are gathered one by one, never all on one device. All ranks must
+    call it.
     """
-    if is_fsdp2(model):
+    if isinstance(model, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     if is_deepspeed(model) and model.zero_optimization_partition_weights():

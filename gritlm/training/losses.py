@@ -55,13 +55,10 @@ def logsumexp_over(
     Returns:
         float32 (B,), `EMPTY` where every candidate is masked. Differentiable once, in queries, candidates and shift.
     """
+    ring = ring or Ring(1, lambda block: block)
     with torch.autocast(queries_BD.device.type, enabled=False):
         tensors = queries_BD.float(), candidates_PD.float(), shift_B.float()
-        return _LogSumExpOver.apply(*tensors, temperature, masked, ring or Ring(1, _stay), bias, left_out_2B)
-
-
-def _stay(block: Tensor) -> Tensor:
-    return block
+        return _LogSumExpOver.apply(*tensors, temperature, masked, ring, bias, left_out_2B)
 
 
 def _tiles(total: int, size: int) -> Iterator[slice]:

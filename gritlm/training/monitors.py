@@ -205,9 +205,8 @@ def fingerprint(folder: Path) -> list[tuple[str, int, int, int]]:
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
-                stat = os.stat(os.path.join(parent, name))
-                blocks = getattr(stat, "st_blocks", 0)  # not on Windows
-                found.append((os.path.join(parent, name), stat.st_size, blocks, stat.st_mtime_ns))
+                stat = os.stat(path := os.path.join(parent, name))
+                found.append((path, stat.st_size, stat.st_blocks, stat.st_mtime_ns))
     return sorted(found)
 
 

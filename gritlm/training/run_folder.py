@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import PreTrainedConfig, TrainerState
+from transformers import PreTrainedConfig
 from transformers.trainer_utils import sort_checkpoints
 
 from gritlm.data.batch_plan import VERSION as PLAN_VERSION
@@ -30,6 +30,7 @@ from gritlm.training.checkpoints import (
     differing,
     find_damage,
     read_manifest,
+    read_trainer_state,
     stamp,
     why_not_resumable,
     why_unreadable,
@@ -194,7 +195,7 @@ def go_back_to(checkpoint: str, folder: Path) -> list[str]:
 
 def newer_checkpoints(folder: Path, checkpoint: str) -> list[str]:
     """The checkpoints in a run's folder that lie after a whole checkpoint, the newest first."""
-    step = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).global_step
+    step = read_trainer_state(checkpoint).global_step
     return [path for path in sort_checkpoints(str(folder))[::-1] if int(path.rsplit("-", 1)[1]) > step]
 
 

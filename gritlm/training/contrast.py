@@ -108,7 +108,7 @@ class Contrast:
     def positive_similarity_B(self) -> Tensor:
         return (self.queries_BD * self.positives_BD).sum(1)
 
-    def lse(self, rows: str, candidates: Candidates, masked: Mask, hardness: bool = False) -> "LogSum":
+    def lse(self, rows: str, candidates: Candidates, masked: Mask, hardness: bool = False) -> LogSum:
         """The log-sum over candidates, shifted by each query's similarity to its positive.
 
         Args:
@@ -116,15 +116,18 @@ class Contrast:
             hardness: whether --hardness_hard and --hardness_in_batch act on these candidates.
         """
         rows_BD = self.queries_BD if rows == "queries" else self.positives_BD
-        bias, limited = (
-            self._bias(rows, candidates, hardness),
-            self.margin is not None or candidates.guide_PE is not None,
-        )
-        similarity_B, ring, left_out_2B = self.positive_similarity_B, candidates.ring, None
+        limited, left_out_2B = self.margin is not None or candidates.guide_PE is not None, None
         if limited or self.args.debiased:  # counting costs a pass over each tile
             left_out_2B = torch.zeros(2, len(rows_BD), dtype=torch.long, device=rows_BD.device)
         log_sum_B = logsumexp_over(
-            rows_BD, candidates.vectors, similarity_B, self.args.temperature, masked, ring, bias, left_out_2B
+            rows_BD,
+            candidates.vectors,
+            self.positive_similarity_B,
+            self.args.temperature,
+            masked,
+            candidates.ring,
+            self._bias(rows, candidates, hardness),
+            left_out_2B,
         )
         if left_out_2B is None:
             return LogSum(log_sum_B, None)

@@ -135,13 +135,12 @@ def _check_effects(of_sets: Sequence[dict[str, Any]], names: Sequence[str]) -> N
     for name, (dependent, needed) in itertools.product(names, NEEDS):
         given = name in dependent and of_sets and all(flags[name] != DEFAULTS[name] for flags in of_sets)
         if given and not any(is_on(flags[other], other) for flags in of_sets for other in needed):
-            first, (value, *_) = needed[0], (flags[needed[0]] for flags in of_sets)
-            absent = needed[1:] if DEFAULTS[first] else needed
-            parts = [f"with --{first} {value}"] * (absent is not needed) + [
-                f"without --{' or --'.join(absent)}"
-            ] * bool(absent)
-            why = " and ".join(parts)
-            raise UserError(f"--{name} {of_sets[0][name]} {why} has no effect; leave one of them out")
+            first, *others = needed  # only the first may be on by default
+            absent = others if DEFAULTS[first] else needed
+            why = [f"with --{first} {of_sets[0][first]}"] if DEFAULTS[first] else []
+            why += [f"without --{' or --'.join(absent)}"] if absent else []
+            value = of_sets[0][name]
+            raise UserError(f"--{name} {value} {' and '.join(why)} has no effect; leave one of them out")
 
 
 def _falls(widths: Sequence[int]) -> bool:

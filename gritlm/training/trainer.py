@@ -91,10 +91,12 @@ class EmbeddingTrainer(EvaluationTrainer):
         if args.torch_compile:
             self._compile()
         if args.deepspeed and model.adapter is not None:  # its checkpoints lack the frozen weights
-            trained = model.trained_state()
-            model.register_load_state_dict_post_hook(
-                lambda _, keys: keys.missing_keys.__setitem__(slice(None), trained.keys() & {*keys.missing_keys})
-            )
+            trained = set(model.trained_state())
+
+            def forgive(_: Any, keys: Any) -> None:
+                keys.missing_keys[:] = [name for name in keys.missing_keys if name in trained]
+
+            model.register_load_state_dict_post_hook(forgive)
 
     def _set_up_callbacks(self) -> None:
         self.remove_callback(ProgressCallback)

@@ -78,8 +78,8 @@ class VerifyArguments:
     )
 
     def cases(self) -> Iterator[Case]:
-        more: dict[str, Any] = {"torch_compile": self.torch_compile, "activation_memory": self.activation_memory}
-        more["sync_each_chunk"] = self.sync_each_chunk
+        same = ("torch_compile", "activation_memory", "sync_each_chunk")
+        more: dict[str, Any] = {name: getattr(self, name) for name in same}
         if self.bf16:
             for term in self.terms or [*VARIANTS][:1]:
                 for chunks in self.chunks or (16, 600):
@@ -116,15 +116,11 @@ def parse(argv: list[str]) -> tuple[ModelArguments, VerifyArguments]:
     model_args, args = parser.parse_args_into_dataclasses(args=argv)
     refuse_environment(vars(args))
     model_args = settle(model_args, read_base(model_args.model_name_or_path))
-    for family in args.families or ():
-        if family not in FAMILIES:
-            raise UserError(f"--families: found {family!r}, wanted some of {', '.join(FAMILIES)}")
-    for term in args.terms or ():
-        if term not in VARIANTS:
-            raise UserError(f"--terms: found {term!r}, wanted some of {', '.join(VARIANTS)}")
+    for flag_name, known in (("families", FAMILIES), ("terms", VARIANTS), ("engines", ENGINES)):
+        for name in getattr(args, flag_name) or ():
+            if name not in known:
+                raise UserError(f"--{flag_name}: found {name!r}, wanted some of {', '.join(known)}")
     for engine in args.engines or ():
-        if engine not in ENGINES:
-            raise UserError(f"--engines: found {engine!r}, wanted some of {', '.join(ENGINES)}")
         if engine == "plain" and wanted_ranks(args) > 1:
             raise UserError("--engines plain: wanted --ranks 1, one process alone")
         if engine.startswith("zero") and args.torch_compile:

@@ -104,16 +104,9 @@ class RecordSet:
     @functools.cached_property
     def row_texts(self) -> RowTexts:
         """The ids of each row's query and positives."""
-        queries = self._column("query_id")
-        positives = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table["pos_id"].chunks])
-        counts = pc.list_value_length(positives).to_numpy(zero_copy_only=False)
-        starts = np.concatenate([[0], np.cumsum(counts + 1)])
-        ids = np.empty(starts[-1], dtype=np.int64)
-        is_query = np.zeros(len(ids), dtype=bool)
-        is_query[starts[:-1]] = True
-        ids[is_query] = queries
-        ids[~is_query] = pc.list_flatten(positives).to_numpy(zero_copy_only=False)
-        return RowTexts(starts, ids)
+        counts, positives = self._lists("pos_id")
+        ids = np.insert(positives, np.cumsum(counts) - counts, self._column("query_id"))
+        return RowTexts(np.concatenate([[0], np.cumsum(counts + 1)]), ids)
 
     @functools.cached_property
     def texts_without_instructions(self) -> RowTexts:
@@ -129,9 +122,8 @@ class RecordSet:
         ids, places = [self._column("query_id")], [np.zeros((3, len(self)), dtype=np.int64)]
         places[0][0] = np.arange(len(self))
         for number, name in ((1, "pos_id"), (2, "neg_id")):
-            lists = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table[name].chunks])
-            counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-            ids.append(pc.list_flatten(lists).to_numpy(zero_copy_only=False))
+            counts, texts = self._lists(name)
+            ids.append(texts)
             rows = np.repeat(np.arange(len(self)), counts)
             starts = np.repeat(np.cumsum(counts) - counts, counts)
             places.append(np.stack([rows, np.full(len(rows), number), np.arange(len(rows)) - starts]))
@@ -183,17 +175,20 @@ class RecordSet:
     def _column(self, name: str) -> np.ndarray:
         return self.table[name].combine_chunks().to_numpy(zero_copy_only=False)
 
+    def _lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of a column of lists of ids: the length of each list, and all ids end to end."""
+        lists = pa.concat_arrays([part.cast(pa.list_(pa.int64())) for part in self.table[name].chunks])
+        counts, ids = pc.list_value_length(lists), pc.list_flatten(lists)
+        return counts.to_numpy(zero_copy_only=False), ids.to_numpy(zero_copy_only=False)
+
     @functools.cached_property
     def hidden_negatives(self) -> int:
         """The number of negatives dropped because another row has them as a positive of the same query."""
-        rows = np.flatnonzero(
-            np.isin(self._column("query_id"), np.array(list(self.positives_by_query), dtype=np.int64))
-        )
-        ids = self.table["neg_id"].take(pa.array(rows)).to_pylist()
-        queries = self._column("query_id")[rows].tolist()
-        return sum(
-            key in self.positives_by_query[query] for query, keys in zip(queries, ids, strict=True) for key in keys
-        )
+        queries, known = self._column("query_id"), self.positives_by_query
+        rows = np.flatnonzero(np.isin(queries, np.array(list(known), dtype=np.int64)))
+        negatives = self.table["neg_id"].take(pa.array(rows)).to_pylist()
+        pairs = zip(queries[rows].tolist(), negatives, strict=True)
+        return sum(key in known[query] for query, keys in pairs for key in keys)
 
     def _find_positives_by_query(self) -> dict[int, set[int]]:
         """The ids of all positives of each query that has several rows."""

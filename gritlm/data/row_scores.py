@@ -111,6 +111,5 @@ def count_scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:
 def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The row of each entry of a column of lists, and the entry."""
     lists = table[name].combine_chunks()
-    return pc.list_parent_indices(lists).to_numpy(zero_copy_only=False), pc.list_flatten(lists).to_numpy(
-        zero_copy_only=False
-    )
+    rows, entries = pc.list_parent_indices(lists), pc.list_flatten(lists)
+    return rows.to_numpy(zero_copy_only=False), entries.to_numpy(zero_copy_only=False)

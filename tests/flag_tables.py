@@ -5,7 +5,7 @@ import dataclasses
 from transformers import TrainingArguments
 
 from gritlm.training import arguments
-from gritlm.training.inherited_flags import INHERITED
+from gritlm.training.inherited_flags import NO_EFFECT, REFUSED
 from gritlm.training.old_flags import OLD_FLAGS
 
 
@@ -26,11 +26,10 @@ def flag_table() -> str:
 def inherited_flag_table() -> str:
     """The table in docs/training.md of Hugging Face's flags that are not used, in Markdown."""
     rows = ["| flag of Hugging Face | here |", "|---|---|"]
-    for use in ("refused", "no effect"):
+    for use, table in (("refused", REFUSED), ("no effect", NO_EFFECT)):
         names_by_why: dict[str, list[str]] = {}
-        for name, row in INHERITED.items():
-            if row.use == use:
-                names_by_why.setdefault(row.why, []).append(f"`--{name}`")
+        for name, why in table.items():
+            names_by_why.setdefault(why, []).append(f"`--{name}`")
         rows += [f"| {', '.join(names)} | {use}: {why} |" for why, names in names_by_why.items()]
     return "\n".join(rows)
 

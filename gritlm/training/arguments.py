@@ -13,7 +13,7 @@ from transformers import SchedulerType, TrainingArguments
 from gritlm.models.base import BaseSettings
 from gritlm.models.pooling import POOLING
 from gritlm.report.servers import PORTABLE_POOLING
-from gritlm.training.inherited_flags import INHERITED
+from gritlm.training.inherited_flags import FIXED, INHERITED
 
 
 def flag(default: Any, help: str, changes_learning: bool = True, **argparse_options: Any) -> Any:
@@ -391,8 +391,7 @@ def fixed_flags() -> dict[str, Any]:
     """The flags that a run and its continuation must agree on, with their defaults."""
 
     def changes_learning(f: dataclasses.Field) -> bool:
-        inherited = INHERITED.get(f.name)
-        return f.metadata.get("changes_learning", inherited is None or inherited.fixed)
+        return f.metadata.get("changes_learning", f.name in FIXED or f.name not in INHERITED)
 
     def default(f: dataclasses.Field) -> Any:
         return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

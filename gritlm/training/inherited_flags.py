@@ -5,29 +5,15 @@ A flag that no table here names fails a test. `tests/unit/training/test_inherite
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from transformers import TrainingArguments
 
 from gritlm.errors import UserError
 
-
-class Inherited(NamedTuple):
-    """What becomes of one of Hugging Face's flags.
-
-    Attributes:
-        use: used as documented there, refused, or accepted without effect.
-        why: the reason, where it is not used.
-        fixed: whether a run and its continuation must agree on it.
-    """
-
-    use: Literal["used", "refused", "no effect"]
-    why: str = ""
-    fixed: bool = False
-
-
 TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 
+# Used as Hugging Face documents them; a run and its continuation must agree on them.
 FIXED = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
@@ -36,6 +22,7 @@ FIXED = (
     "include_num_input_tokens_seen",  # a count that starts in the middle of a run would be wrong
 )
 
+# The same; a continuation may change them.
 FREE = (
     *("output_dir", "resume_from_checkpoint", "use_cpu", "fsdp", "fsdp_config", "deepspeed"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
@@ -50,6 +37,7 @@ FREE = (
     *("ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout"),
 )
 
+# Accepted without effect, with the reason.
 NO_EFFECT = {
     "per_device_train_batch_size": "--global_batch_size decides; a value that contradicts it is refused",
     "average_tokens_across_devices": "the loss is the mean over the queries of all ranks",
@@ -63,6 +51,7 @@ ORDER = "which rows form a batch follows from the seed, the epoch and the step a
 NO_PREDICTIONS = "an evaluation encodes texts and measures their vectors; see --eval_data"
 UPLOAD = "upload the folder when it is done (hf upload)"
 
+# Refused, with the reason.
 REFUSED = {
     "gradient_accumulation_steps": "with in-batch negatives, several small batches have another loss than one large "
     "batch; lower --chunk_tokens to save memory, and the gradient stays exact",
@@ -107,12 +96,7 @@ REFUSED = {
     ),
 }
 
-INHERITED: dict[str, Inherited] = {
-    **{name: Inherited("used", fixed=True) for name in FIXED},
-    **{name: Inherited("used") for name in FREE},
-    **{name: Inherited("no effect", why) for name, why in NO_EFFECT.items()},
-    **{name: Inherited("refused", why) for name, why in REFUSED.items()},
-}
+INHERITED = {*FIXED, *FREE, *NO_EFFECT, *REFUSED}
 
 LOW_RANK = "it needs --optim_target_modules, which has no place here; --optim adafactor needs little memory"
 IN_BACKWARD = "it steps within a backward, and a step here has one for each chunk"

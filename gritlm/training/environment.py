@@ -18,6 +18,7 @@ RECORDED = (
     *("HF_", "TRANSFORMERS_", "WANDB_", "OMP_", "MKL_"),
 )
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+A_BUILD = 600.0  # seconds; no build takes longer
 OFF = ("", "0", "no", "false", "off", "none", "default", "auto")
 
 Flags = Mapping[str, Any]
@@ -137,8 +138,8 @@ def recorded_environment() -> dict[str, str]:
     }
 
 
-def abandoned_builds(older_than: float = 600.0) -> list[str]:
-    """Warnings on locks of torch's extensions, which DeepSpeed builds, that are older than so many seconds.
+def abandoned_builds() -> list[str]:
+    """Warnings on locks of torch's extensions, which DeepSpeed builds, that are older than `A_BUILD`.
 
     A start that was killed while it built an extension leaves its lock, and every later start waits for it.
     """
@@ -150,5 +151,5 @@ def abandoned_builds(older_than: float = 600.0) -> list[str]:
         f"DeepSpeed: found {lock}, {age / 60:.0f} minutes old: every start waits for the build that holds it; if no "
         "process builds it any more, delete the file"
         for lock, age in ages.items()
-        if age > older_than
+        if age > A_BUILD
     ]

@@ -14,9 +14,7 @@ DIRECTIONS = 256
 KNOTS = 17  # points of the characteristic function, from 0 to 3
 
 
-def gaussian_distance(
-    vectors_ND: Tensor, seed: int, everywhere: Callable[[Tensor], Tensor] = lambda rows: rows
-) -> Tensor:
+def gaussian_distance(vectors_ND: Tensor, seed: int, everywhere: Callable[[Tensor], Tensor]) -> Tensor:
     """SIGReg: how far random projections are from a standard normal distribution (LeJEPA, arXiv 2511.08544).
 
     `n * mean over directions a of sum_k w_k exp(-t_k^2/2) |phi_a(t_k) - exp(-t_k^2/2)|^2`, where phi_a is the

@@ -21,6 +21,7 @@ from gritlm.training.rehearsal import steps_in_all
 from gritlm.training.set_settings import objectives_of, rows_of, stays_apart
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
+EXAMPLES = 3  # rows that are shown as the model sees them
 Group = TypeVar("Group", ModelArguments, DataArguments)
 
 
@@ -262,7 +263,7 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
 
 
 def show_examples(
-    text_tokenizer: TextTokenizer, records: list[RecordSet], lengths: dict[str, tuple[int, int]], count: int = 3
+    text_tokenizer: TextTokenizer, records: list[RecordSet], lengths: dict[str, tuple[int, int]]
 ) -> list[str]:
     """The first rows as the model will see them. Tokens in the first brackets are not pooled.
 
@@ -271,7 +272,7 @@ def show_examples(
     """
     lines = ["examples, as tokenised: [not pooled] pooled"]
     decode = text_tokenizer.tokenizer.decode
-    rows = [(r, i) for i in range(count) for r in records if i < len(r)][:count]
+    rows = [(r, i) for i in range(EXAMPLES) for r in records if i < len(r)][:EXAMPLES]
     for record_set, index in rows:
         record, (query, passage) = record_set[index], lengths[record_set.name]
         for name, text, limit in (("query", record.query, query), ("pos", record.positives[0], passage)):

@@ -58,8 +58,8 @@ class EmbeddingTrainer(EvaluationTrainer):
         processing_class: TextTokenizer,
         attn: str,
         run_settings: dict[str, Any],
-        evaluation: RunEvaluation | None = None,
-        tuning: TuningArguments | None = None,
+        evaluation: RunEvaluation | None,
+        tuning: TuningArguments,
     ):
         if args.deepspeed:
             args.hf_deepspeed_config.config.update(deepspeed_precision(args.bf16))
@@ -72,9 +72,9 @@ class EmbeddingTrainer(EvaluationTrainer):
             processing_class=processing_class,
         )
         self.embedder, self.objective, self.attn, self.run_settings = model, objective, attn, run_settings
-        self.tuning = tuning or TuningArguments()
-        if self.tuning.ema_decay is not None:
-            self.average = WeightAverage(model, self.tuning.ema_decay)
+        self.tuning = tuning
+        if tuning.ema_decay is not None:
+            self.average = WeightAverage(model, tuning.ema_decay)
         self.set_up_evaluation(evaluation, train_dataset.chunking)
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.timer, self.meter = StepTimer(args.device), LossMeter()

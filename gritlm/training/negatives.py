@@ -15,8 +15,8 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.arguments import ObjectiveArguments, RunArguments
 from gritlm.training.contrast import Contrast, known_passages, related_passages, related_queries
-from gritlm.training.set_settings import lengths_of, objectives_of
-from gritlm.training.setup import slots
+from gritlm.training.set_settings import objectives_of
+from gritlm.training.setup import make_builder, slots
 
 SAMPLED = 2048  # texts to look at
 SLICE = 256  # queries of one batch to look at, at most
@@ -118,7 +118,7 @@ def count_negatives(
     plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int, text_tokenizer: TextTokenizer
 ) -> dict[str, Count]:
     """Count by data set: on the first batch of each, then on their second, and so on; on a slice of a large batch."""
-    group_size, positives = slots(run.data, records)
+    group_size, _ = slots(run.data, records)
     reach = plan.batch_size // (1 if run.objective.negatives_cross_device else ranks)
     names = plan.datasets(epoch=0)
     seen: Counter[str] = Counter()
@@ -126,15 +126,12 @@ def count_negatives(
     for step, name in enumerate(names):
         turns.append((seen[name], step))
         seen[name] += 1
-    all_names = [r.name for r in records]
-    losses = objectives_of(run, all_names)
+    losses = objectives_of(run, [r.name for r in records])
     turns = [turn for turn in turns if losses.get(names[turn[1]], run.objective).contrastive_weight]
     wanted = SAMPLED // (1 + group_size)  # queries
     size = min(reach, SLICE, max(wanted // len(seen), 8))
-    chunking = ChunkConfig(run.training.chunk_tokens)
-    slices = plan.batch_size // size
-    lengths = list(lengths_of(run, all_names).values())
-    builder = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, 0, slices, positives, lengths=lengths)
+    chunking, place = ChunkConfig(run.training.chunk_tokens), (0, plan.batch_size // size)
+    builder = make_builder(run, plan, records, text_tokenizer, chunking, place)
     by_set: dict[str, Count] = {}
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:
         args = losses.get(names[step], run.objective)

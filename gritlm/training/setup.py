@@ -7,18 +7,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gritlm.data.batch_plan import HELD_OUT, Plan
+from gritlm.data.batches import BatchBuilder
 from gritlm.data.folders import describe_folder
 from gritlm.data.held_out import NOTHING, HeldOut, hold_out
 from gritlm.data.mined_batches import MinedBatches, hardness, mine_batches
 from gritlm.data.no_repeats import RowTexts
 from gritlm.data.records import RecordSet
+from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.errors import UserError
 from gritlm.models.base import BaseSettings
+from gritlm.models.chunks import ChunkConfig
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, contract_values, papers_values
 from gritlm.training.rehearsal import steps_in_all
-from gritlm.training.set_settings import objectives_of, rows_of, stays_apart
+from gritlm.training.set_settings import lengths_of, objectives_of, rows_of, stays_apart
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
 EXAMPLES = 3  # rows that are shown as the model sees them
@@ -156,6 +159,21 @@ def slots(data: DataArguments, records: list[RecordSet]) -> tuple[int, int]:
     most = max(int(np.diff(r.row_texts.starts).max()) - 1 for r in records) if data.max_positives > 1 else 1
     positives = min(data.max_positives, most)
     return positives - 1 + min(data.train_group_size, max(r.longest_group for r in records)), positives
+
+
+def make_builder(
+    run: RunArguments,
+    plan: Plan,
+    records: list[RecordSet],
+    text_tokenizer: TextTokenizer,
+    chunking: ChunkConfig,
+    place: tuple[int, int],
+    teacher: TeacherVectors | None = None,
+) -> BatchBuilder:
+    """What builds the batches of a rank; `place` is its number, and how many there are."""
+    group_size, positives = slots(run.data, records)
+    lengths = list(lengths_of(run, [r.name for r in records]).values())
+    return BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher, lengths)
 
 
 def describe(plan: Plan, run: RunArguments, records: list[RecordSet], ranks: int) -> list[str]:

@@ -56,8 +56,8 @@ from gritlm.training.run_folder import (
 )
 from gritlm.training.run_lock import locked
 from gritlm.training.run_log import log, set_up_logging
-from gritlm.training.set_settings import lengths_of, objectives_of
-from gritlm.training.setup import make_plan, slots, used_sets
+from gritlm.training.set_settings import objectives_of
+from gritlm.training.setup import make_builder, make_plan, used_sets
 from gritlm.training.start_report import describe_run
 from gritlm.training.trainer import EmbeddingTrainer
 
@@ -103,32 +103,22 @@ def train(run: RunArguments) -> int:
     barrier()  # every rank has looked at the output folder before one of them writes there
     if first:
         described = describe_start(run, used_sets(plan, records), text_tokenizer)
-        write_run_file(args.output_dir, run_settings, resolved_flags(run), described)
-        if checkpoint and checkpoint == args.resume_from_checkpoint:
-            for line in go_back_to(checkpoint, folder):
-                log.info(line)
-        for step, copy in weight_copies(folder).items():
-            if step > (state.global_step if state else 0):
-                shutil.rmtree(copy, ignore_errors=True)
-        keep_results(folder, state.global_step if state else 0, Path(checkpoint).parent if checkpoint else folder)
+        write_run_file(folder, run_settings, resolved_flags(run), described)
+        go_back(folder, checkpoint, args.resume_from_checkpoint, state.global_step if state else 0)
     if checkpoint and state and is_last(state):  # killed while it published; the Trainer would take one step more
         write = functools.partial(copy_served, checkpoint)
         return publish(run, state, checkpoint, write, text_tokenizer)
 
     embedder = build_embedder(run, config, text_tokenizer.contract)
     teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
-    names = [r.name for r in records]
-    by_set = list(objectives_of(run, names).values())
+    by_set = list(objectives_of(run, [r.name for r in records]).values())
     if teacher and any(map(needs_projection, by_set)):
         embedder.add_teacher_projection(teacher.width)
     if run.tuning.bf16_weights:
         to_bfloat16(embedder.backbone)
     set_products(run, embedder, checkpoint)
     chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
-    group_size, positives = slots(run.data, records)
-    place = args.process_index, ranks
-    lengths = list(lengths_of(run, names).values())
-    batches = BatchBuilder(plan, records, text_tokenizer, group_size, chunking, *place, positives, teacher, lengths)
+    batches = make_builder(run, plan, records, text_tokenizer, chunking, (args.process_index, ranks), teacher)
     trainer = EmbeddingTrainer(
         embedder,
         args,
@@ -151,6 +141,23 @@ def train(run: RunArguments) -> int:
         destroy_process_group()
         return 0
     return publish(run, trainer.state, checkpoint, trainer.write_model, text_tokenizer)
+
+
+def go_back(folder: Path, checkpoint: str | None, named: str | None, step: int) -> None:
+    """Take back what the output folder holds of later steps than the checkpoint's, which the run takes again.
+
+    Args:
+        checkpoint: what the run resumes from, or None for a fresh start.
+        named: --resume_from_checkpoint.
+        step: of the checkpoint, or 0.
+    """
+    if checkpoint and checkpoint == named:
+        for line in go_back_to(checkpoint, folder):
+            log.info(line)
+    for number, copy in weight_copies(folder).items():
+        if number > step:
+            shutil.rmtree(copy, ignore_errors=True)
+    keep_results(folder, step, Path(checkpoint).parent if checkpoint else folder)
 
 
 def evaluation_of(

@@ -104,7 +104,7 @@ def train(run: RunArguments) -> int:
     if first:
         described = describe_start(run, used_sets(plan, records), text_tokenizer)
         write_run_file(folder, run_settings, resolved_flags(run), described)
-        go_back(folder, checkpoint, args.resume_from_checkpoint, state.global_step if state else 0)
+        discard_later(folder, checkpoint, args.resume_from_checkpoint, state.global_step if state else 0)
     if checkpoint and state and is_last(state):  # killed while it published; the Trainer would take one step more
         write = functools.partial(copy_served, checkpoint)
         return publish(run, state, checkpoint, write, text_tokenizer)
@@ -143,8 +143,8 @@ def train(run: RunArguments) -> int:
     return publish(run, trainer.state, checkpoint, trainer.write_model, text_tokenizer)
 
 
-def go_back(folder: Path, checkpoint: str | None, named: str | None, step: int) -> None:
-    """Take back what the output folder holds of later steps than the checkpoint's, which the run takes again.
+def discard_later(folder: Path, checkpoint: str | None, named: str | None, step: int) -> None:
+    """Remove what the output folder holds of steps after the checkpoint's; the run takes them again.
 
     Args:
         checkpoint: what the run resumes from, or None for a fresh start.

@@ -1,8 +1,8 @@
-"""From flags, base and data to the plan, the text contract, and the lines that a run prints before it trains."""
+"""From flags, base and data to the plan, the batches and the text contract of a run."""
 
 import dataclasses
 from collections import Counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -41,49 +41,6 @@ def settle(group: Group, base: BaseSettings, contract: str | None = None) -> Gro
     chosen = {name: value for name, value in contract_values(contract, base).items() if name in left}
     none = {"projection": None} if getattr(group, "projection", None) == 0 else {}
     return dataclasses.replace(group, **(left | said | chosen | none))
-
-
-def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
-    """What the base says of itself, what this run does, and the flags that restore the paper's recipe."""
-    base, now, paper = run.base, run.flags(), papers_values()
-    said = {name: getattr(base, name) for name in paper if getattr(base, name) is not None}
-    lines = [f"base: its {name} is not used: {found}" for name, found in base.unusable.items()]
-    lines += [f"base: {note}" for note in base.notes]
-    if (prompt := base.prompts.get("query")) and not contract.prompts.get("query"):
-        prepare = "gritlm prepare --instruction_template puts it there"
-        lines.append(f"base: its query prompt {clip(prompt)} is in no row, and the model gets none; {prepare}")
-    if not said:
-        return lines
-    embedder = base.pool_instruction is not None
-
-    def settings(values: dict[str, Any], prompts: dict[str, str]) -> str:
-        parts = [f"{name} {values[name]}" for name in said]
-        return ", ".join([*parts, f"prompts {_list_prompts(prompts)}"] if embedder else parts)
-
-    taken = [name for name, value in said.items() if value == now[name] != paper[name]]
-    restore = " ".join(f"--{name} {0 if paper[name] is None else paper[name]}" for name in taken)
-    hint = f"; the paper's recipe: {restore}" if restore else ""
-    return [f"base: {settings(said, base.prompts)} -> this run: {settings(now, contract.prompts)}{hint}", *lines]
-
-
-def contract_name(run: RunArguments) -> str:
-    """Whose text contract a run has, in words."""
-    if run.data.contract:
-        return run.data.contract
-    if run.base.pool_instruction is not None:
-        return "of the base (--contract replaces it)"
-    flags, paper = run.flags(), contract_values("paper", run.base)
-    return "paper" if paper.items() <= flags.items() else "of the flags"
-
-
-def _list_prompts(prompts: dict[str, str]) -> str:
-    given = [f"{name} {clip(prompt)}" for name, prompt in prompts.items() if prompt]
-    return ", ".join([*given[:3], *([f"and {len(given) - 3} more"] if given[3:] else [])]) or "none"
-
-
-def clip(text: str) -> str:
-    """A prompt for the screen."""
-    return (repr(text) if len(text) <= 80 else f"{text[:80]!r}...") if text else "none"
 
 
 # ---- the plan
@@ -232,6 +189,11 @@ def describe_steps(plan: Plan, run: RunArguments, ranks: int) -> str:
 
 
 # ---- the texts
+
+
+def clip(text: str) -> str:
+    """A prompt for the screen."""
+    return (repr(text) if len(text) <= 80 else f"{text[:80]!r}...") if text else "none"
 
 
 def main_instruction(counts: Counter[str]) -> str | None:

@@ -1,6 +1,7 @@
 """What a run or a plan checks and says between reading its data and loading its weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedConfig
@@ -14,10 +15,11 @@ from gritlm.models.attention import PACKED
 from gritlm.models.checks import check_tokenizer
 from gritlm.models.families import longest_text
 from gritlm.models.probe import choose_attention
+from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.report.servers import Served, describe_servers
 from gritlm.training.adapters import describe_adapter
-from gritlm.training.arguments import DataArguments, ObjectiveArguments, RunArguments
+from gritlm.training.arguments import DataArguments, ObjectiveArguments, RunArguments, contract_values, papers_values
 from gritlm.training.disk_space import check_disk_space
 from gritlm.training.evaluation_data import EvaluationData, check_instructions
 from gritlm.training.negatives import describe_negatives
@@ -25,14 +27,7 @@ from gritlm.training.objective import describe_objective, needs_projection
 from gritlm.training.optimizers import describe_tuning
 from gritlm.training.rehearsal import describe_schedule, steps_in_all
 from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of
-from gritlm.training.setup import (
-    build_text_tokenizer,
-    contract_name,
-    describe,
-    describe_base,
-    show_examples,
-    used_sets,
-)
+from gritlm.training.setup import build_text_tokenizer, clip, describe, show_examples, used_sets
 from gritlm.training.text_report import report_on_texts
 
 
@@ -120,6 +115,47 @@ def taught(by_set: Sequence[ObjectiveArguments], records: list[RecordSet]) -> li
     if any(args.guide_margin is not None or (args.teacher_weight and args.teacher_loss == "scores") for args in by_set):
         return records
     return [r for args, r in zip(by_set, records, strict=True) if args.teacher_weight]
+
+
+# ---- the base
+
+
+def describe_base(run: RunArguments, contract: TextContract) -> list[str]:
+    """What the base says of itself, what this run does, and the flags that restore the paper's recipe."""
+    base, now, paper = run.base, run.flags(), papers_values()
+    said = {name: getattr(base, name) for name in paper if getattr(base, name) is not None}
+    lines = [f"base: its {name} is not used: {found}" for name, found in base.unusable.items()]
+    lines += [f"base: {note}" for note in base.notes]
+    if (prompt := base.prompts.get("query")) and not contract.prompts.get("query"):
+        prepare = "gritlm prepare --instruction_template puts it there"
+        lines.append(f"base: its query prompt {clip(prompt)} is in no row, and the model gets none; {prepare}")
+    if not said:
+        return lines
+    embedder = base.pool_instruction is not None
+
+    def settings(values: dict[str, Any], prompts: dict[str, str]) -> str:
+        parts = [f"{name} {values[name]}" for name in said]
+        return ", ".join([*parts, f"prompts {_list_prompts(prompts)}"] if embedder else parts)
+
+    taken = [name for name, value in said.items() if value == now[name] != paper[name]]
+    restore = " ".join(f"--{name} {0 if paper[name] is None else paper[name]}" for name in taken)
+    hint = f"; the paper's recipe: {restore}" if restore else ""
+    return [f"base: {settings(said, base.prompts)} -> this run: {settings(now, contract.prompts)}{hint}", *lines]
+
+
+def contract_name(run: RunArguments) -> str:
+    """Whose text contract a run has, in words."""
+    if run.data.contract:
+        return run.data.contract
+    if run.base.pool_instruction is not None:
+        return "of the base (--contract replaces it)"
+    flags, paper = run.flags(), contract_values("paper", run.base)
+    return "paper" if paper.items() <= flags.items() else "of the flags"
+
+
+def _list_prompts(prompts: dict[str, str]) -> str:
+    given = [f"{name} {clip(prompt)}" for name, prompt in prompts.items() if prompt]
+    return ", ".join([*given[:3], *([f"and {len(given) - 3} more"] if given[3:] else [])]) or "none"
 
 
 # ---- scores

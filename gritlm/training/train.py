@@ -144,7 +144,7 @@ def train(run: RunArguments) -> int:
 
 
 def discard_later(folder: Path, checkpoint: str | None, named: str | None, step: int) -> None:
-    """Remove what the output folder holds of steps after the checkpoint's; the run takes them again.
+    """Move or remove what the output folder holds of steps after the checkpoint's; the run takes them again.
 
     Args:
         checkpoint: what the run resumes from, or None for a fresh start.

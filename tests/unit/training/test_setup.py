@@ -16,7 +16,8 @@ from gritlm.training.checkpoints import differing
 from gritlm.training.flag_checks import check_base_settings, parse
 from gritlm.training.provenance import resolved_flags
 from gritlm.training.run_folder import run_settings_of
-from gritlm.training.setup import build_text_tokenizer, contract_name, describe_base, main_instruction
+from gritlm.training.setup import build_text_tokenizer, main_instruction
+from gritlm.training.start_report import contract_name, describe_base
 from gritlm.training.train import build_embedder
 
 PAPER = {"attn": "bb", "pooling_method": "mean", "normalized": True, "projection": None, "pool_instruction": False}

@@ -21,7 +21,7 @@ from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer, load_tokenizer
 from gritlm.training.arguments import DataArguments, ModelArguments, RunArguments, contract_values, papers_values
 from gritlm.training.rehearsal import steps_in_all
-from gritlm.training.set_settings import lengths_of, objectives_of, rows_of, stays_apart
+from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, rows_of, stays_apart
 
 FEW_STEPS = 10  # of a run; fewer are hardly meant so
 EXAMPLES = 3  # rows that are shown as the model sees them
@@ -234,11 +234,14 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
     tokenizer = load_tokenizer(run.model.model_name_or_path, contract, run.model.trust_remote_code)
     text_tokenizer = TextTokenizer(tokenizer, contract)
     text_tokenizer.check_instruction(contract.prompts["query"], contract.query_max_len, "--query_max_len")
-    for record_set in records:
-        for instruction in record_set.instructions:
-            text_tokenizer.check_instruction(instruction, contract.query_max_len, "--query_max_len")
-        for instruction in record_set.passage_instructions:
-            text_tokenizer.check_instruction(instruction, contract.passage_max_len, "--passage_max_len")
+    lengths = lengths_of(run, [r.name for r in records])
+    for r in records:
+        for key, limit, instructions in zip(
+            LENGTHS, lengths[r.name], (r.instructions, r.passage_instructions), strict=True
+        ):
+            flag = f"--{key}" if limit == getattr(contract, key) else f"--num_samples: {r.name}: {key}"
+            for instruction in instructions:
+                text_tokenizer.check_instruction(instruction, limit, flag)
     return text_tokenizer
 
 

@@ -53,22 +53,7 @@ def describe_run(
     names = [r.name for r in records]
     losses, lengths_by_set = objectives_of(run, names), lengths_of(run, names)
     by_set = [losses[r.name] for r in used]
-    rate, layers = run.tuning.projection_learning_rate, run.model.projection or any(map(needs_projection, by_set))
-    if rate is not None and not layers:
-        raise UserError(
-            f"--projection_learning_rate {rate}: found no projection to train, wanted --projection, or "
-            "--teacher_weight with --teacher_loss cosine or mse"
-        )
-    unread = check_scores(by_set, used, run.data)
-    for r in used:
-        lengths = lengths_by_set[r.name]
-        for instructions, length, flag in zip((r.instructions, r.passage_instructions), lengths, LENGTHS, strict=True):
-            for instruction in instructions:
-                text_tokenizer.check_instruction(instruction, length, f"--num_samples: {r.name}: {flag}")
-        if run.data.eval_held_out and r.scored_rows[1]:
-            raise UserError(f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data")
-    if run.objective.teacher_vectors:
-        TeacherVectors(run.objective.teacher_vectors).check(taught(by_set, used))
+    unread = check_sets(run, by_set, used)
     texts, warnings = report_on_texts(used, text_tokenizer, run.data, lengths_by_set)
     model = Served(text_tokenizer.contract, config.model_type, run.model.attn == "cc", bool(run.model.projection))
     negatives, doubts = describe_negatives(plan, run, records, ranks, text_tokenizer)
@@ -91,11 +76,25 @@ def describe_run(
         *show_examples(text_tokenizer, used, lengths_by_set),
     ]
     steps = steps_in_all(run.training, plan.steps_per_epoch)
-    return (
-        text_tokenizer,
-        lines,
-        [*warnings, *unread, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)],
-    )
+    warnings += [*unread, *doubts, *evaluation.warnings, *describe_schedule(run.training, steps)]
+    return text_tokenizer, lines, warnings
+
+
+def check_sets(run: RunArguments, by_set: Sequence[ObjectiveArguments], used: list[RecordSet]) -> list[str]:
+    """Refuse data from which the run's flags cannot learn. Returns the lines of `check_scores`."""
+    rate, layers = run.tuning.projection_learning_rate, run.model.projection or any(map(needs_projection, by_set))
+    if rate is not None and not layers:
+        raise UserError(
+            f"--projection_learning_rate {rate}: found no projection to train, wanted --projection, or "
+            "--teacher_weight with --teacher_loss cosine or mse"
+        )
+    lines = check_scores(by_set, used, run.data)
+    for r in used:
+        if run.data.eval_held_out and r.scored_rows[1]:
+            raise UserError(f"--eval_held_out: found scored pairs in {r.name}, wanted an STS set in --eval_data")
+    if run.objective.teacher_vectors:
+        TeacherVectors(run.objective.teacher_vectors).check(taught(by_set, used))
+    return lines
 
 
 def check_lengths(run: RunArguments, config: PreTrainedConfig) -> None:

@@ -236,9 +236,8 @@ def build_text_tokenizer(run: RunArguments, records: list[RecordSet]) -> TextTok
     text_tokenizer.check_instruction(contract.prompts["query"], contract.query_max_len, "--query_max_len")
     lengths = lengths_of(run, [r.name for r in records])
     for r in records:
-        for key, limit, instructions in zip(
-            LENGTHS, lengths[r.name], (r.instructions, r.passage_instructions), strict=True
-        ):
+        sides = zip(LENGTHS, lengths[r.name], (r.instructions, r.passage_instructions), strict=True)
+        for key, limit, instructions in sides:
             flag = f"--{key}" if limit == getattr(contract, key) else f"--num_samples: {r.name}: {key}"
             for instruction in instructions:
                 text_tokenizer.check_instruction(instruction, limit, flag)

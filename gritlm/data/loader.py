@@ -20,9 +20,6 @@ class StepSampler(BatchSampler):
     def __init__(self, steps: int):
         self.steps, self.epoch = steps, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return self.steps
 
@@ -52,7 +49,7 @@ class StepLoader(DataLoader):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        self.steps.set_epoch(epoch)
+        self.steps.epoch = epoch
 
 
 class _Caught(Dataset):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,15 @@ WHOLE_BATCH = 10**12  # tokens of a chunk that holds everything
 
 Loss = Callable[[Tensor, ContrastiveBatch], dict[str, Tensor]]
 MakeObjective = Callable[[ObjectiveArguments, Ranks], Loss]
-StepResult = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]  # loss, gradient, weights, number of chunks
+
+
+class StepResult(NamedTuple):
+    """What a step gave: the loss, the gradient, the weights after it, and the number of its chunks."""
+
+    loss: Tensor
+    gradient: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def one_process(
             raise UserError(f"the loss depends on no weight of {', '.join(unused)}")
         gradient = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
         sgd.step()
-        yield loss.detach(), gradient, {name: p.detach().clone() for name, p in trained.items()}, 1
+        yield StepResult(loss.detach(), gradient, {name: p.detach().clone() for name, p in trained.items()}, 1)
 
 
 def on_an_engine(
@@ -170,7 +178,7 @@ def on_an_engine(
         weights = whole_weights(wrapped, trained_only=True)
         weights = {n: p.detach() for n, p in trained.items()} if weights is None else weights
         loss = all_reduce_sum(torch.stack(list(terms.values())).sum())
-        yield loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks)
+        yield StepResult(loss, gradient, {n: w.detach().clone() for n, w in weights.items()}, len(chunks))
 
 
 def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -220,9 +228,10 @@ def compare(
     truth = one_process(reference, case, batches, device, float64=case.temperature is not None)
     for wanted, *steps in zip(truth, *runs, strict=True):
         for found in steps:
-            loss = ((found[0] - wanted[0]).abs() / wanted[0].abs()).item()
-            errors.append((loss, relative_error(found[1], wanted[1]), relative_error(found[2], wanted[2])))
-            chunks = found[3]
+            loss = ((found.loss - wanted.loss).abs() / wanted.loss.abs()).item()
+            gradient = relative_error(found.gradient, wanted.gradient)
+            errors.append((loss, gradient, relative_error(found.weights, wanted.weights)))
+            chunks = found.chunks
     everywhere = [error for errors_of_rank in gather_objects(errors) for error in errors_of_rank]
     finite = [[error if math.isfinite(error) else math.inf for error in row] for row in everywhere]
     return Cell(name, ranks, max(gather_objects(chunks)), case, *map(max, zip(*finite, strict=True)))

@@ -33,12 +33,12 @@ def parse(argv: list[str]) -> RunArguments:
 
 
 def build(
-    parser: FlagParser, argv: list[str], more: type | None = None, replaced: dict[str, Any] | None = None
-) -> tuple[RunArguments, Any]:
-    """The groups from a command line, and one group more. `replaced` flags are checked, then replaced.
+    parser: FlagParser, argv: list[str], replaced: dict[str, Any] | None = None
+) -> tuple[RunArguments, list[Any]]:
+    """The flags of a command line, those that the base decides settled; and the parser's further groups.
 
-    Flags that were not given and that the base decides get their values here.
-
+    Args:
+        replaced: flags that are checked as they were given, and then have these values.
     Raises:
         UserError: what a group's __post_init__ raises; the base's own settings are damaged, or cannot be taken up.
     """
@@ -57,13 +57,12 @@ def build(
         groups = parser.parse_dict(flags)
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(one_line(error)) from error
-    model, data, objective, tuning, training = groups[:5]
+    model, data, objective, tuning, training, *more = groups
     rehearse(training, tuning)
     base = read_base(model.model_name_or_path)
     check_base_settings(model, base)
     model, data = settle(model, base, data.contract), settle(data, base, data.contract)
-    run = RunArguments(model, data, objective, tuning, training, base, parser.command)
-    return run, groups[5] if more else None
+    return RunArguments(model, data, objective, tuning, training, base, parser.command), more
 
 
 def check_base_settings(model: ModelArguments, base: BaseSettings) -> None:

@@ -36,7 +36,7 @@ class PlanArguments:
 def main(argv: list[str]) -> int:
     quieten()
     parser = make_parser("plan", (*GROUPS, PlanArguments), EXAMPLES)
-    run, wanted = build(parser, argv, PlanArguments, replaced=WITHOUT)
+    run, (wanted,) = build(parser, argv, replaced=WITHOUT)
     check(run, wanted.ranks, here=False)
     name, remote = run.model.model_name_or_path, run.model.trust_remote_code
     config = load_config(name, run.model.attn, remote)

@@ -93,9 +93,9 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights that another model has not: names, shapes, and the ends of each tensor. With adapters.
+        """A hash that tells a model's weights from another's, its adapters' included. Empty if they are not here.
 
-        Empty if the weights are not in the local cache.
+        It is made of the names and shapes of the tensors, and of the two ends of each.
         """
         digest, name = hashlib.sha256(), self.name
         files = self.weight_files

@@ -71,7 +71,7 @@ def adapter_config(run: RunArguments, config: PreTrainedConfig) -> "LoraConfig |
 
 
 def describe_adapter(run: RunArguments, config: PreTrainedConfig) -> list[str]:
-    """The adapter that is the base, and the one that is trained. Raises UserError, see `adapter_config`."""
+    """Lines on the adapter that is the base, and on the one that is trained. Raises UserError, see `adapter_config`."""
     name, adapter = run.model.model_name_or_path, adapter_config(run, config)
     base = base_of(name)
     lines = []

@@ -79,7 +79,10 @@ class Contrast:
 
     @functools.cached_property
     def known(self) -> Known:
-        """What the queries know, also those of other ranks that give candidates. All ranks must ask for it."""
+        """The known positives of this rank's queries; of all ranks' queries where candidates are gathered.
+
+        All ranks must read it.
+        """
         batch, is_positive_BM = self.batch, self.batch.positives_BM
         tokens_BM = batch.tokens_of_slot_S.view(-1, self.group_size)[:, : is_positive_BM.shape[1]]
         tokens_BM = torch.where(is_positive_BM, tokens_BM, tokens_BM[:, :1])  # of the query's positives

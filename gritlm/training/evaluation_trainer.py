@@ -61,7 +61,10 @@ class EvaluationTrainer(CheckpointTrainer):
         return numbers
 
     def _determine_best_metric(self, metrics, trial) -> bool:
-        """Whether the metric is the best so far. The best model is saved where it is published; so is an early end."""
+        """Whether the metric is the best so far, or the run ends early.
+
+        A best model that will be published is saved, and so is the model of an early end.
+        """
         found = super()._determine_best_metric(metrics, trial)
         ends_early = self.control.should_training_stop and self.state.global_step < self.state.max_steps
         if ends_early or (found and self.args.load_best_model_at_end):

@@ -248,10 +248,10 @@ def finish(run: RunArguments, write: Callable[[Path], object], more: dict[str, A
 
 
 def add_card(model: Path, folder: str | Path, step: int | None = None) -> None:
-    """Write the card of a model of the run in `folder`. The disk may end a run here, what a card is made of may not.
+    """Write the card of a model of the run in `folder`. A full disk ends the run; a log that cannot be read does not.
 
     Args:
-        step: of a checkpoint; None is the model that is published.
+        step: the checkpoint's; None for the model that is published.
     """
     try:
         write_card(model, replace(read_facts(folder), step=step))

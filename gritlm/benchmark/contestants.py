@@ -22,7 +22,7 @@ from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.engines import Engine
 from gritlm.training.gradcache import ActivationMemory, two_pass_step
-from gritlm.training.monitors import StepTimer
+from gritlm.training.meters import StepTimer
 from gritlm.training.objective import Objective
 from gritlm.training.terms import VARIANTS
 

@@ -10,7 +10,7 @@ from gritlm.models.chunks import ChunkConfig
 from gritlm.training.checkpoint_trainer import CheckpointTrainer
 from gritlm.training.engines import engine_for
 from gritlm.training.evaluation import RunEvaluation
-from gritlm.training.monitors import StepTimer
+from gritlm.training.meters import StepTimer
 from gritlm.training.run_log import log
 from gritlm.training.sharded_encoder import ShardedEncoder
 

@@ -26,7 +26,8 @@ from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fs
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
 from gritlm.training.gradcache import ActivationMemory, is_out_of_memory, two_pass_step
-from gritlm.training.monitors import FiniteWatch, LossMeter, SaveTimer, StepTimer, StopSignals, Watchdog
+from gritlm.training.meters import LossMeter, SaveTimer, StepTimer
+from gritlm.training.monitors import FiniteWatch, StopSignals, Watchdog
 from gritlm.training.optimizers import describe_split
 from gritlm.training.run_log import ProgressBar, RunLog, is_a_terminal, log
 from gritlm.training.weight_average import WeightAverage

@@ -12,15 +12,8 @@ import torch
 from processes import ROOT, Ranks
 
 from gritlm.errors import UserError
-from gritlm.training.monitors import (
-    SLURM_WARNING,
-    FiniteWatch,
-    LossMeter,
-    SaveTimer,
-    StopSignals,
-    Watchdog,
-    end_with_torchrun,
-)
+from gritlm.training.meters import SLURM_WARNING, LossMeter, SaveTimer
+from gritlm.training.monitors import FiniteWatch, StopSignals, Watchdog, end_with_torchrun
 
 
 def test_the_meter_gives_means_by_term_and_by_data_set():

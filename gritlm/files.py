@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -96,6 +97,11 @@ def write_text(target: Path, text: str, errors: str = "strict") -> None:
     """Write a file in UTF-8, whole or not at all."""
     with written_aside(target) as aside:
         aside.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a value for people to read, in place: of a folder that is written aside."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _remove(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from gritlm.errors import UserError
-from gritlm.files import to_disk
+from gritlm.files import to_disk, write_json
 from gritlm.models.attention import PACKED
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.checks import check_tokenizer
@@ -81,7 +81,7 @@ def _write_sentence_transformers_files(embedder: Embedder, contract: TextContrac
     def write(name: str, content: object) -> None:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, content)
 
     pooling = {row.sentence_transformers: name == contract.pooling_method for name, row in POOLING.items()}
     pooling |= {"word_embedding_dimension": embedder.config.hidden_size, "include_prompt": contract.pool_instruction}
@@ -137,7 +137,7 @@ def complete_config(path: Path) -> None:
     if "is_causal" in config:
         config["use_bidirectional_attention"] = not config["is_causal"]
     config.pop("auto_map", None)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def _check_once(folder: Path, text_tokenizer: TextTokenizer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gritlm.errors import UserError
+from gritlm.files import write_json
 
 CONTRACT_FILE = "text_contract.json"
 
@@ -45,9 +46,7 @@ class TextContract:
         return max(self.query_max_len, self.passage_max_len)
 
     def save(self, folder: str | Path) -> None:
-        (Path(folder) / CONTRACT_FILE).write_text(
-            json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        write_json(Path(folder) / CONTRACT_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> "TextContract":

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from gritlm.errors import UserError, first_line
+from gritlm.files import write_json
 from gritlm.models.base_files import find_file
 from gritlm.models.checks import check_tokenizer_files
 from gritlm.models.hub import model_folder
@@ -126,7 +127,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path, model
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for key in ("auto_map", "add_eos_token", "add_bos_token"):  # the template has them
         config.pop(key, None)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def check_saved_tokenizer(folder: str | Path, text_tokenizer: "TextTokenizer") -> list[str]:

@@ -15,7 +15,7 @@ from gritlm.data.folders import stem
 from gritlm.data.parallel import in_order
 from gritlm.data.rows import FORMAT_VERSION, SCHEMA, parse_block, read_blocks, unread_columns
 from gritlm.errors import UserError
-from gritlm.files import check_name, content_hash, written_aside
+from gritlm.files import check_name, content_hash, write_text, written_aside
 
 END_OF_STREAM = bytes.fromhex("ffffffff00000000")  # https://arrow.apache.org/docs/format/Columnar.html
 LARGE_FILE = 16 << 20  # bytes; several processes read a larger file
@@ -136,8 +136,8 @@ def _hash(path: Path, state: tuple[int, ...], folder: Path) -> str:
         return note.read_text(encoding="ascii")
     digest = content_hash(path)
     if trusted:
-        with suppress(OSError), written_aside(note) as aside:
-            aside.write_text(digest, encoding="ascii")
+        with suppress(OSError):
+            write_text(note, digest)
     return digest
 
 

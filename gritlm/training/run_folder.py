@@ -19,7 +19,7 @@ from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.distributed import barrier, destroy_process_group, gather_objects, rank
 from gritlm.errors import UserError, first_line
 from gritlm.evaluation.sets import EvaluationSet, fingerprint
-from gritlm.files import written_aside
+from gritlm.files import write_text
 from gritlm.models.base_files import Base
 from gritlm.models.folder import move_model_folder
 from gritlm.report.card import CARD, read_facts, write_card
@@ -119,9 +119,7 @@ def read_run_file(folder: str | Path) -> dict[str, Any]:
 
 def update_run_file(folder: str | Path, **entries: Any) -> None:
     """Set some entries of run.json and keep the others."""
-    text = json.dumps(read_run_file(folder) | entries, indent=2)
-    with written_aside(Path(folder) / RUN_FILE) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+    write_text(Path(folder) / RUN_FILE, json.dumps(read_run_file(folder) | entries, indent=2) + "\n")
 
 
 # ---- where it resumes

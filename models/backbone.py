@@ -74,7 +74,6 @@ def load_backbone(
     Float32 because AdamW at a fine-tuning learning rate rounds most updates of bf16 weights away. Autocast gives bf16.
 
     Args:
-        config: from `load_config`.
         attn_implementation: the attention kernel, "packed" or one of transformers' names. A family that cannot be
             packed gets another one.
         reset_weight: draw the weights from the model's own initialisation and read none from disk.

@@ -164,7 +164,6 @@ def check_base(
     """Check a base model before it is loaded.
 
     Args:
-        config: from `load_config`.
         reset_weight: the weights will not be read, so they are not checked.
         download: fetch the weights of a model on the hub first.
     Returns:

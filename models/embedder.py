@@ -161,7 +161,6 @@ class Embedder(nn.Module):
 
         Args:
             weights: what `trained_state` gives. Needed where the module's own parameters are only shards.
-            max_shard_size: the largest weights file.
         """
         weights = self.trained_state() if weights is None else weights
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "projection": {}, "teacher_projection": {}}

@@ -157,7 +157,6 @@ def load_model_folder(
     Args:
         folder: its path, or its name on the hub.
         contract: for a bare backbone, which has no text contract.
-        attn_implementation: the attention kernel.
     Returns:
         The embedder in evaluation mode, and its tokenizer.
     Raises:

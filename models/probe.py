@@ -35,8 +35,6 @@ def probe_attention(
 
     Args:
         wrapped: the module to call: the embedder or an engine around it. Where calls are collective, on all ranks.
-        embedder: the embedder inside.
-        device: of the inputs.
         attn: the attention asked for: "bb" (bidirectional) or "cc" (causal).
         exact: false if the model computes in less than float32.
     Returns:

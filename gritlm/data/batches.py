@@ -118,7 +118,6 @@ def build_contrastive_batch(
     """The chunks of one rank's texts, and where their vectors belong.
 
     Args:
-        queries: each query's tokens.
         groups, group_ids: each query's passages, its positives first, and their ids; at most `group_size` of them.
         known_positives: the ids of each query's known positives, the drawn ones included.
         positives: how many of each query's passages are positives; None: one.
@@ -147,11 +146,8 @@ class BatchBuilder(Dataset):
     """(epoch, step) -> this rank's slice of that global batch. A pure function, so any worker may build any batch.
 
     Args:
-        plan: which rows form a global batch.
         records: the data sets, in the plan's order.
-        text_tokenizer: texts to tokens.
         group_size: passages per query, at most.
-        chunking: how texts are cut into chunks.
         rank, ranks: which slice of the global batch.
         max_positives: how many of the group's slots are for positives.
         teacher: a teacher's vectors of the texts, which a term of the loss reads.

@@ -29,12 +29,7 @@ class StepSampler(BatchSampler):
 
 
 class StepLoader(DataLoader):
-    """The batches of an epoch, step by step. The Trainer sets the epoch.
-
-    Args:
-        builder: builds this rank's slice of any global batch.
-        options: of `torch.utils.data.DataLoader`.
-    """
+    """The batches of an epoch, step by step. The Trainer sets the epoch."""
 
     def __init__(self, builder: BatchBuilder, **options: Any):
         self.steps = StepSampler(len(builder))

@@ -45,7 +45,6 @@ class RecordSet:
     """One memory-mapped data set: `len(records)` rows, `records[index]` is a `Record`. Processes may share it.
 
     Args:
-        name: of the data set.
         files: its files in the cached form.
     """
 
@@ -208,11 +207,7 @@ def label_of(text: str) -> str:
 
 
 def revealing_label(positives: Counter[str], negatives: Counter[str]) -> str:
-    """The label of nine positives of ten that at most one negative of ten has, or the reverse; "" if there is none.
-
-    Args:
-        positives, negatives: the labels of the passages of some rows.
-    """
+    """The label of nine positives of ten that at most one negative of ten has, or the reverse; "" if there is none."""
     for many, few in ((positives, negatives), (negatives, positives)):
         if min(many.total(), few.total()) >= 10:
             label, count = many.most_common(1)[0]

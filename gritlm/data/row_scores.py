@@ -28,7 +28,6 @@ def parse_scores(row: dict, positives: int, negatives: int, where: str) -> RowSc
     them, or `{"score": 0.8}`, how alike the query and the one positive are. An empty list, or null, is no score.
 
     Args:
-        row: the decoded row.
         positives, negatives: how many of each it has.
         where: file:line, the start of every message.
     Raises:
@@ -86,10 +85,7 @@ def _number(value: Any, where: str, field: str) -> float:
 def count_scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:
     """int64 (rows with scores,): how many positives and how many negatives have one; the different ones of positives.
 
-    A negative that another row has as a positive of the same query is none.
-
-    Args:
-        table: of a data set in the cached form.
+    A negative that another row has as a positive of the same query is none. The table is a data set's cached form.
     """
     table = table.select(["query_id", "pos_id", "neg_id", "pos_score", "neg_score"])
     scored = table.filter(pc.is_valid(table["pos_score"]))

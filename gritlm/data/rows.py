@@ -103,7 +103,6 @@ def parse_row(row: Any, where: str, with_id: bool = True) -> dict:
     row's other keys, in JSON. Scores beside the passages are read as in `row_scores`; `score_error` says why not.
 
     Args:
-        row: the decoded row.
         where: file:line, the start of every message.
         with_id: hash the row, which takes a fifth of the time.
     Raises:

@@ -61,10 +61,9 @@ def _distinct(pairs: list[Pair], seen: set[str]) -> list[Pair]:
 
 
 def collect(max_pairs: int) -> tuple[list[Pair], list[Pair]]:
-    """Collect (train, held out) pairs. Whole modules of the standard library are held out, none of their texts trained.
+    """Collect (train, held out) pairs, at most `max_pairs` of them from installed packages.
 
-    Args:
-        max_pairs: pairs from installed packages at most.
+    Whole modules of the standard library are held out, and none of their texts is trained.
     """
     paths = sysconfig.get_paths()
     library = Path(paths["stdlib"])

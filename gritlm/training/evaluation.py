@@ -42,10 +42,8 @@ class RunEvaluation:
     """Evaluates the model of a run, and keeps the results in its output folder.
 
     Args:
-        data: what to evaluate on.
         builder: builds the run's batches, and so those of the held-out rows.
         objective: the run's loss, as a single process sees it.
-        folder: the output folder.
         about: what the results file says of the model.
     """
 
@@ -61,10 +59,8 @@ class RunEvaluation:
     def __call__(self, encode: ShardedEncoder, step: int, mark: Callable[[str], None]) -> tuple[dict[str, float], str]:
         """Evaluate, write the results, and return the numbers for the log, and the main ones in words.
 
-        All ranks must call it; all get the first rank's numbers, so that they decide together when to stop.
-
-        Args:
-            mark: called with what is evaluated next.
+        All ranks must call it; all get the first rank's numbers, so that they decide together when to stop. `mark` is
+        called with what is evaluated next.
         """
         results = []
         for data in self.data.sets:

@@ -58,8 +58,6 @@ def gather_evaluation_data(
 ) -> EvaluationData:
     """Put together what the run evaluates on, before its model is loaded.
 
-    Args:
-        given: the sets of --eval_data.
     Raises:
         UserError: two sets have one name, or --metric_for_best_model is no metric of them.
     """

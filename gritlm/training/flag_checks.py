@@ -12,7 +12,7 @@ from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArgum
 from gritlm.training.engine_files import check_engine_file
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
-from gritlm.training.flag_rules import MACHINE_RULES, OBJECTS, OF_AN_ADAPTER, OF_LORA, RANGES, RULES, changed
+from gritlm.training.flag_rules import MACHINE_RULES, OBJECTS, OF_AN_ADAPTER, OF_LORA, RULES, changed, check_ranges
 from gritlm.training.inherited_flags import check_inherited, normalised
 from gritlm.training.objective_rules import check_objective
 from gritlm.training.rehearsal import check_compiler, rehearse
@@ -108,14 +108,7 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
             known["adapter_flags"] = changed(facts, OF_AN_ADAPTER)
             known["ranks_or_engine"] = engine if run.training.deepspeed or run.training.fsdp else f"{ranks} ranks"
             raise UserError(message.format_map(known))
-    check_objective(run, list(find_files(run.data.train_data)), check_ranges)
-
-
-def check_ranges(flags: dict[str, Any]) -> None:
-    for wanted, is_right, names in RANGES:
-        for name in names:
-            if flags.get(name) is not None and not is_right(flags[name]):
-                raise UserError(f"--{name}: found {flags[name]}, wanted {wanted}")
+    check_objective(run, list(find_files(run.data.train_data)))
 
 
 def check_object(name: str, text: str | None) -> None:

@@ -1,14 +1,16 @@
-"""What flags may hold: ranges, and rules between them. flag_checks.py applies them."""
+"""What flags may hold: ranges, and rules between them. flag_checks.py applies the rules."""
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from transformers import TrainingArguments
 
+from gritlm.errors import UserError
 from gritlm.models.hub import base_of
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.training.arguments import DataArguments, TuningArguments
@@ -213,6 +215,13 @@ MACHINE_RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "{engine}: found no GPUs under torchrun, wanted at least one (on a CPU, use plain DDP)",
     ),
 )
+
+
+def check_ranges(flags: Mapping[str, Any]) -> None:
+    for wanted, is_right, names in RANGES:
+        for name in names:
+            if flags.get(name) is not None and not is_right(flags[name]):
+                raise UserError(f"--{name}: found {flags[name]}, wanted {wanted}")
 
 
 def _is_within(inner: str, outer: str) -> bool:

@@ -70,7 +70,6 @@ class ActivationMemory:
     Args:
         setting: "0" keeps nothing, a number is a budget in GB, "auto" takes what is free less a margin. Auto begins
             with the second step, when the optimizer has allocated its state.
-        device: where the activations live.
         sharers: ranks that share a host's memory; used on a CPU only.
     """
 
@@ -103,9 +102,6 @@ class ActivationMemory:
         """Whether a chunk of this many tokens may keep its graph. The first chunk is measured.
 
         After one that may not, none may. Pass 2 then frees every kept graph before it recomputes the first one.
-
-        Args:
-            agree: `Engine.agree`.
         """
         expected = tokens * (self.bytes_per_token or 0.0)
         self.full = self.full or not agree(self.budget > 0 and self.used + expected <= self.budget)

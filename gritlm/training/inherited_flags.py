@@ -232,7 +232,6 @@ def check_inherited(flags: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Refuse what has no place here, before Hugging Face's TrainingArguments are made of the flags.
 
     Args:
-        flags: values by name, as parsed.
         defaults: what each flag is where it is not given.
     Raises:
         UserError: naming the flag, and why.

@@ -47,7 +47,6 @@ def logsumexp_over(
         queries_BD: (B, D), any float dtype.
         candidates_PD: (P, D). With a ring: this rank's block, as long as every other block.
         shift_B: (B,), subtracted from each similarity of a query.
-        temperature: t.
         masked: candidates to leave out. With a ring it counts through the blocks in the order of their arrival.
         ring: how the other blocks arrive; None where the candidates are all here.
         bias: added to the logits, after the division by t, as a constant; -inf leaves a candidate out.

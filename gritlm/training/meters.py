@@ -51,9 +51,6 @@ class SaveTimer(TrainerCallback):
     """Under SLURM, compares the first save with the time that a job is left between SLURM's signal and its end.
 
     SLURM does not tell a job which --signal it was submitted with.
-
-    Args:
-        warning: seconds, as the launch script asks for.
     """
 
     def __init__(self, warning: float = SLURM_WARNING):

@@ -109,12 +109,7 @@ class Watchdog(threading.Thread):
         threading.Thread(target=self._watch_folder, daemon=True, name="watchdog-folder").start()
 
     def mark(self, where: str, growing: Path | None = None) -> None:
-        """This rank begins another part.
-
-        Args:
-            where: the step, its part and its batch.
-            growing: the folder that the part writes.
-        """
+        """This rank begins another part; `growing` is the folder that the part writes."""
         self.marks, self.where, self.since, self.growing = self.marks + 1, where, time.monotonic(), growing
         self._moved.set()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gritlm.errors import UserError
 from gritlm.training.arguments import DataArguments, ObjectiveArguments, RunArguments
+from gritlm.training.flag_rules import check_ranges
 from gritlm.training.set_settings import OF_A_SET, objectives_of, read_set_settings
 
 UNIT_VECTORS = ("debiased", "sigreg_weight", "spread_out_weight", "angle_weight", "matryoshka_dims", "teacher_weight")
@@ -103,12 +104,9 @@ def is_on(value: Any, name: str) -> bool:
     return value is not None if name.endswith("margin") else bool(value)
 
 
-def check_objective(run: RunArguments, names: Sequence[str], check_ranges: Callable[[dict[str, Any]], None]) -> None:
-    """Refuse flags of the loss that contradict one another in a data set, or that have no effect in any.
+def check_objective(run: RunArguments, names: Sequence[str]) -> None:
+    """Refuse flags of the loss that are out of range or contradict one another in a data set, or have no effect in any.
 
-    Args:
-        names: of the data sets.
-        check_ranges: refuses values out of range.
     Raises:
         UserError: also for settings of a data set that is not there. It names the data set where they differ.
     """

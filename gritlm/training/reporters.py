@@ -16,12 +16,7 @@ WANDB_ID = "wandb id"  # the entry of run.json that names the run on wandb
 
 
 class _NoStepTwice(TrainerCallback):
-    """Passes on what has not been reported before.
-
-    Args:
-        folder: the output folder.
-        flags: every flag of the run.
-    """
+    """Passes on what has not been reported before."""
 
     def __init__(self, folder: Path, flags: dict[str, Any]):
         super().__init__()

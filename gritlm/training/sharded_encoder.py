@@ -25,10 +25,7 @@ class ShardedEncoder:
     """An `Encode` that shares the texts out over the ranks; every rank gets all vectors. All ranks must call it.
 
     Args:
-        text_tokenizer: texts to tokens.
         chunking: how a rank's share is cut into chunks.
-        width: of the vectors.
-        device: of the model.
         alive: called after each chunk.
     """
 

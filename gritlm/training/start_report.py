@@ -171,8 +171,6 @@ READ_SCORES = {
 def check_scores(by_set: Sequence[ObjectiveArguments], records: list[RecordSet], data: DataArguments) -> list[str]:
     """Refuse data whose scores its loss cannot learn from, and scored pairs that InfoNCE would train as positives.
 
-    Args:
-        by_set: the flags of each data set.
     Returns:
         a line for each data set with scores that its loss does not read, and for each term that reads some rows only.
     Raises:

@@ -39,15 +39,11 @@ class EmbeddingTrainer(EvaluationTrainer):
     """Trains an `Embedder` on the batches of a `BatchBuilder`.
 
     Args:
-        model: the embedder.
-        args: the run's flags.
         objective: this rank's vectors, and where they belong -> its share of each loss term.
         train_dataset: builds this rank's slice of any global batch.
         processing_class: the tokenizer, saved with the model.
         attn: bb or cc, what the attention probe asks of the model before the first step.
         run_settings: written into each checkpoint, which resumes only a run with the same ones.
-        evaluation: what evaluates the model between steps, or None.
-        tuning: the flags of optimizers, precision and averages.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import pytest
 
 from gritlm.errors import UserError
 from gritlm.training.arguments import DataArguments, ObjectiveArguments
-from gritlm.training.flag_checks import check_ranges, parse
+from gritlm.training.flag_checks import parse
 from gritlm.training.objective_rules import DEFAULTS, NEEDS, check_objective
 
 ON = {  # a value of each flag with which it is on, unlike its default where that is off
@@ -48,7 +48,7 @@ def check(tmp_path):
             groups[name in ObjectiveArguments.__dataclass_fields__][name] = value
         groups[0].pop("global_batch_size", None)
         data, objective = dataclasses.replace(run.data, **groups[0]), ObjectiveArguments(**groups[1])
-        check_objective(dataclasses.replace(run, data=data, objective=objective), names, check_ranges)
+        check_objective(dataclasses.replace(run, data=data, objective=objective), names)
 
     return checked
 

@@ -56,7 +56,7 @@ class CheckpointTrainer(OptimizerTrainer):
     embedder: Embedder
     run_settings: dict[str, Any]
     finite: FiniteWatch
-    watchdog: Watchdog | None
+    watchdog: Watchdog
     average: WeightAverage | None = None
 
     def published_weights(self) -> AbstractContextManager[None]:
@@ -64,8 +64,7 @@ class CheckpointTrainer(OptimizerTrainer):
         return self.average.in_place() if self.average else nullcontext()
 
     def _mark(self, part: str, batch: str = "", growing: Path | None = None) -> None:
-        if self.watchdog:
-            self.watchdog.mark(f"step {self.state.global_step + 1}, {part}{batch}", growing)
+        self.watchdog.mark(f"step {self.state.global_step + 1}, {part}{batch}", growing)
 
     # ---- write
 

@@ -35,7 +35,7 @@ class EvaluationTrainer(CheckpointTrainer):
         args, self.evaluation = self.args, evaluation
         if evaluation:
             width = self.embedder.embedding_dim
-            self.encoder = ShardedEncoder(self.processing_class, chunking, width, args.device, self._alive)
+            self.encoder = ShardedEncoder(self.processing_class, chunking, width, args.device, self.watchdog.alive)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
 
@@ -70,10 +70,6 @@ class EvaluationTrainer(CheckpointTrainer):
         if ends_early or (found and self.args.load_best_model_at_end):
             self.control.should_save = self.args.save_strategy != "no"
         return found or ends_early
-
-    def _alive(self) -> None:
-        if self.watchdog:
-            self.watchdog.alive()
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -93,20 +93,23 @@ class Watchdog(threading.Thread):
 
     Every rank passes the same sequence of marks. The rank that has passed the fewest keeps the others waiting. While a
     checkpoint is written, a change in its folder counts as progress of every rank.
+
+    Args:
+        seconds: without progress; 0: nothing is watched.
     """
 
     def __init__(self, seconds: float):
         super().__init__(daemon=True, name="watchdog")
-        self.seconds = seconds
-        self.store = shared_store()
+        self.seconds, self.store = seconds, shared_store() if seconds else None
         self.marks, self.where, self.since = 0, "start", time.monotonic()
         self.growing: Path | None = None
         self._moved, self._ended = threading.Event(), False
 
     def start(self) -> None:
-        super().start()
-        # Its own thread: one that asks a dead file system may wait for ever.
-        threading.Thread(target=self._watch_folder, daemon=True, name="watchdog-folder").start()
+        if self.seconds:
+            super().start()
+            # Its own thread: one that asks a dead file system may wait for ever.
+            threading.Thread(target=self._watch_folder, daemon=True, name="watchdog-folder").start()
 
     def mark(self, where: str, growing: Path | None = None) -> None:
         """This rank begins another part; `growing` is the folder that the part writes."""
@@ -130,7 +133,8 @@ class Watchdog(threading.Thread):
     def end(self) -> None:
         self._ended = True
         self._moved.set()
-        self.join(timeout=10)  # no thread may still use the store when the process ends
+        if self.is_alive():
+            self.join(timeout=10)  # no thread may still use the store when the process ends
 
     def run(self) -> None:
         while not self._ended:

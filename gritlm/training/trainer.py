@@ -72,13 +72,13 @@ class EmbeddingTrainer(EvaluationTrainer):
         self.tuning = tuning
         if tuning.ema_decay is not None:
             self.average = WeightAverage(model, tuning.ema_decay)
+        self.watchdog = Watchdog(args.hang_timeout)
         self.set_up_evaluation(evaluation, train_dataset.chunking)
         self.memory = ActivationMemory(args.activation_memory, args.device, ranks_on_this_host())
         self.timer, self.meter = StepTimer(args.device), LossMeter()
         self.tokens: Counter[str] = Counter()
         self.finite, self.adapter_gradients = FiniteWatch(args.device), AdapterGradients(model)
         self.signals = StopSignals()
-        self.watchdog = Watchdog(args.hang_timeout) if args.hang_timeout else None
         self.stopped = False
         self._set_up_callbacks()
         # A forward uses each weight once; a cache would hold a bfloat16 copy of all of them until it ends.
@@ -104,8 +104,7 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.add_callback(ProgressBar)
 
     def train(self, *args, **kwargs):
-        if self.watchdog:
-            self.watchdog.start()
+        self.watchdog.start()
         try:
             return super().train(*args, **kwargs)
         except (RuntimeError, OSError, MemoryError) as error:  # a dead data worker interrupts whatever runs
@@ -118,8 +117,7 @@ class EmbeddingTrainer(EvaluationTrainer):
             raise RankError(f"step {step}, rank {self.args.process_index}: {problem}") from error
         finally:
             self.signals.end()
-            if self.watchdog:
-                self.watchdog.end()
+            self.watchdog.end()
 
     def _wrap_model(self, model, training: bool = True, dataloader=None):
         """Without --fsdp and --deepspeed, wrap the model here. accelerate would take torch's own DDP."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gritlm.data.batch_plan import Plan
+from gritlm.data.batch_plan import MIXED, Plan
 from gritlm.data.batches import BatchBuilder
 from gritlm.data.records import RecordSet
 from gritlm.distributed import Ranks
@@ -123,19 +123,19 @@ def count_negatives(
     names = plan.datasets(epoch=0)
     seen: Counter[str] = Counter()
     turns = []  # (which batch of its data set, step)
+    losses = objectives_of(run, [r.name for r in records]) | {MIXED: run.objective}
     for step, name in enumerate(names):
-        turns.append((seen[name], step))
+        if losses[name].contrastive_weight:
+            turns.append((seen[name], step))
         seen[name] += 1
-    losses = objectives_of(run, [r.name for r in records])
-    turns = [turn for turn in turns if losses.get(names[turn[1]], run.objective).contrastive_weight]
     wanted = SAMPLED // (1 + group_size)  # queries
     size = min(reach, SLICE, max(wanted // len(seen), 8))
     chunking, place = ChunkConfig(run.training.chunk_tokens), (0, plan.batch_size // size)
     builder = make_builder(run, plan, records, text_tokenizer, chunking, place)
     by_set: dict[str, Count] = {}
     for _, step in sorted(turns)[: max(wanted // size, len(seen))]:
-        args = losses.get(names[step], run.objective)
-        by_set[names[step]] = by_set.get(names[step], Count()) + count_batch(builder, step, args)
+        name = names[step]
+        by_set[name] = by_set.get(name, Count()) + count_batch(builder, step, losses[name])
     return by_set
 
 

@@ -96,15 +96,11 @@ class CPULinear(nn.Linear):
         return _Linear.apply(rows_TI, self.weight, self.bias, self.fast).view(*input.shape[:-1], self.out_features)
 
 
-CLASSES: dict[type[nn.Linear], type[CPULinear]] = {nn.Linear: CPULinear}  # a layer of another class stays as it is
-
-
 def use_products(model: nn.Module, directions: Collection[str]) -> None:
     """Take the products of these directions from oneDNN, in place. Parameters and their names stay the same."""
     first, second, third = (name in directions for name in DIRECTIONS)
     for layer in list(_layers(model)):
-        plain = next(name for name, fast in CLASSES.items() if type(layer) in (name, fast))
-        layer.__class__ = CLASSES[plain] if directions else plain
+        layer.__class__ = CPULinear if directions else nn.Linear
         if isinstance(layer, CPULinear):
             layer.fast = first, second, third
 
@@ -116,12 +112,12 @@ def products_of(model: nn.Module) -> list[str]:
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Linear]:
-    """The layers to replace: of a class of the table, in float32 on a CPU, and not narrow as an adapter's are."""
+    """The layers to replace: plain ones in float32 on a CPU, and not narrow as an adapter's are."""
     for layer in model.modules():
-        if type(layer) in CLASSES or type(layer) in CLASSES.values():
-            weight: Any = layer.weight
+        if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, CPULinear):
+            weight = layer.weight
             if weight.device.type == "cpu" and weight.dtype == torch.float32 and min(weight.shape) >= NARROW:
-                yield layer  # type: ignore[misc]
+                yield layer
 
 
 def measure_products(model: nn.Module, directions: Collection[str] = DIRECTIONS) -> tuple[dict[str, float], str]:

@@ -19,7 +19,7 @@ NULL_WORDS = {
     *("<noinput>", "no answer present."),
 }
 NULL_LENGTH = max(map(len, NULL_WORDS))
-TEXT_KEYS = dict.fromkeys(("text", "passage_text", "page_content", "content", "contents", "passage", "document")).keys()
+TEXT_KEYS = ("text", "passage_text", "page_content", "content", "contents", "passage", "document")  # by preference
 LIST_START = {"[", "(", "{"}
 LIST_AS_TEXT = re.compile(r"(array\()?[\[({]\s*(array\(|['\"\]]|[\[({]\s*['\"])")
 NUMPY_REPR = re.compile(r"\barray\(\[|\bdtype=")
@@ -98,12 +98,16 @@ def lists_in(values: Iterable[object]) -> Iterator[list[Any]]:
 def texts_in(values: Iterable[object]) -> list[str]:
     """The strings and numbers of cells and of lists in cells."""
     items = (item for cell in lists_in(values) for item in cell)
-    texts = (next(map(item.get, TEXT_KEYS & item.keys()), None) if isinstance(item, dict) else item for item in items)
+    texts = [_text_in(item) if isinstance(item, dict) else item for item in items]
     return [
         str(text).strip()
         for text in texts
         if isinstance(text, str | int | float) and not isinstance(text, bool) and not is_null(text)
     ]
+
+
+def _text_in(item: dict) -> object:
+    return next((item[key] for key in TEXT_KEYS if key in item), None)
 
 
 def looks_like_ids(name: str, texts: list[str], queries: list[str]) -> str:

@@ -237,14 +237,11 @@ def differing(before: dict[str, Any], now: dict[str, Any], was: str = "was", is_
 
 def is_last(state: TrainerState) -> bool:
     """Whether a checkpoint has the run's last step: all steps are taken, or early stopping has ended it."""
-    return state.global_step >= state.max_steps or has_stopped_early(state)
-
-
-def has_stopped_early(state: TrainerState) -> bool:
+    if state.global_step >= state.max_steps:
+        return True
     saved = state.stateful_callbacks.get("EarlyStopping")
-    return bool(saved) and (
-        saved["attributes"]["early_stopping_patience_counter"] >= saved["args"]["early_stopping_patience"]
-    )
+    counter, patience = "early_stopping_patience_counter", "early_stopping_patience"
+    return bool(saved) and saved["attributes"][counter] >= saved["args"][patience]
 
 
 def read_trainer_state(checkpoint: str | Path) -> TrainerState:

@@ -19,6 +19,7 @@ log = logging.getLogger("gritlm")
 
 # In a log line these have a place of their own, or none.
 SHOWN_APART = {"loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "real_token_share"}
+SHOWN_APART |= {"peak_memory_gb"}
 
 
 class _Handler(logging.Handler):
@@ -103,7 +104,6 @@ class RunLog(TrainerCallback):
 
     def _line(self, logs: dict[str, float], state) -> str:
         terms = {name: value for name, value in logs.items() if name not in SHOWN_APART and "/" not in name}
-        terms.pop("peak_memory_gb", None)
         parts = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
         parts += [f"{name} {value:.4f}" for name, value in terms.items()] if len(terms) > 1 else []
         parts += [f"lr {logs.get('learning_rate', 0.0):.2e}", f"grad_norm {logs.get('grad_norm', 0.0):.3f}"]

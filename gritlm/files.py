@@ -100,7 +100,7 @@ def write_text(target: Path, text: str, errors: str = "strict") -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a value for people to read, in place: of a folder that is written aside."""
+    """Write a value as indented JSON, for a file of a folder that is written aside."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

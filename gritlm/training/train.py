@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, TrainerState, set_seed
 
 from gritlm.cli import quieten
-from gritlm.data.batches import BatchBuilder
-from gritlm.data.records import load_records
+from gritlm.data.batch_plan import Plan
+from gritlm.data.records import RecordSet, load_records
 from gritlm.data.teacher_vectors import TeacherVectors
 from gritlm.devices import describe_devices, device_name
 from gritlm.distributed import all_ranks, barrier, destroy_process_group, gather_objects
@@ -25,7 +26,7 @@ from gritlm.models.families import dropouts, head_width
 from gritlm.models.text import TextContract
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import add_adapter, merged
-from gritlm.training.arguments import ObjectiveArguments, RunArguments
+from gritlm.training.arguments import RunArguments
 from gritlm.training.checkpoints import (
     checkpoint_name,
     engine_name,
@@ -109,27 +110,7 @@ def train(run: RunArguments) -> int:
         write = functools.partial(copy_served, checkpoint)
         return publish(run, state, checkpoint, write, text_tokenizer)
 
-    embedder = build_embedder(run, config, text_tokenizer.contract)
-    teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
-    by_set = list(objectives_of(run, [r.name for r in records]).values())
-    if teacher and any(map(needs_projection, by_set)):
-        embedder.add_teacher_projection(teacher.width)
-    if run.tuning.bf16_weights:
-        to_bfloat16(embedder.backbone)
-    set_products(run, embedder, checkpoint)
-    chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
-    batches = make_builder(run, plan, records, text_tokenizer, chunking, (args.process_index, ranks), teacher)
-    trainer = EmbeddingTrainer(
-        embedder,
-        args,
-        Objective(run.objective, all_ranks(), by_set=by_set),
-        train_dataset=batches,
-        processing_class=text_tokenizer,
-        attn=run.model.attn,
-        run_settings=run_settings,
-        evaluation=evaluation_of(run, evaluation_data, batches, by_set),
-        tuning=run.tuning,
-    )
+    trainer = build_trainer(run, config, plan, records, text_tokenizer, evaluation_data, run_settings, checkpoint)
     report_to_one_run(trainer, folder, run.flags())
     if checkpoint:
         log.info("resuming from %s", checkpoint)
@@ -158,17 +139,6 @@ def discard_later(folder: Path, checkpoint: str | None, named: str | None, step:
         if number > step:
             shutil.rmtree(copy, ignore_errors=True)
     keep_results(folder, step, Path(checkpoint).parent if checkpoint else folder)
-
-
-def evaluation_of(
-    run: RunArguments, data: EvaluationData, batches: BatchBuilder, by_set: list[ObjectiveArguments]
-) -> RunEvaluation | None:
-    """What evaluates the run's model, or None where there is nothing to evaluate on."""
-    if not data.sets:
-        return None
-    contract, folder = batches.text_tokenizer.contract, Path(run.training.output_dir or "")
-    about = {"model": run.model.model_name_or_path, "run": str(folder), "contract": dataclasses.asdict(contract)}
-    return RunEvaluation(data, batches, Objective(run.objective, by_set=without_teacher(by_set)), folder, about)
 
 
 def publish(
@@ -201,6 +171,47 @@ def publish(
     if (kept := len(weight_copies(folder))) > 1:
         log.info("weights of the last %d saves: gritlm merge %s NEW --last %d averages them", kept, folder, kept)
     return finish(run, merged(run, text_tokenizer, write), {"evaluation": entries} if entries else {})
+
+
+def build_trainer(
+    run: RunArguments,
+    config: PreTrainedConfig,
+    plan: Plan,
+    records: list[RecordSet],
+    text_tokenizer: TextTokenizer,
+    evaluation_data: EvaluationData,
+    run_settings: dict[str, Any],
+    checkpoint: str | None,
+) -> EmbeddingTrainer:
+    """The trainer, with its model, batches, loss and evaluations; `checkpoint` is what it will resume from."""
+    args = run.training
+    embedder = build_embedder(run, config, text_tokenizer.contract)
+    teacher = TeacherVectors(run.objective.teacher_vectors) if run.objective.teacher_vectors else None
+    by_set = list(objectives_of(run, [r.name for r in records]).values())
+    if teacher and any(map(needs_projection, by_set)):
+        embedder.add_teacher_projection(teacher.width)
+    if run.tuning.bf16_weights:
+        to_bfloat16(embedder.backbone)
+    set_products(run, embedder, checkpoint)
+    chunking = ChunkConfig(args.chunk_tokens, embedder.packed, deduplicate=not embedder.drops_out)
+    batches = make_builder(run, plan, records, text_tokenizer, chunking, (args.process_index, args.world_size), teacher)
+    evaluation = None
+    if evaluation_data.sets:
+        model, contract = run.model.model_name_or_path, dataclasses.asdict(text_tokenizer.contract)
+        about = {"model": model, "run": str(Path(args.output_dir)), "contract": contract}
+        objective = Objective(run.objective, by_set=without_teacher(by_set))
+        evaluation = RunEvaluation(evaluation_data, batches, objective, Path(args.output_dir), about)
+    return EmbeddingTrainer(
+        embedder,
+        args,
+        Objective(run.objective, all_ranks(), by_set=by_set),
+        train_dataset=batches,
+        processing_class=text_tokenizer,
+        attn=run.model.attn,
+        run_settings=run_settings,
+        evaluation=evaluation,
+        tuning=run.tuning,
+    )
 
 
 def build_embedder(run: RunArguments, config: PreTrainedConfig, contract: TextContract) -> Embedder:

@@ -68,9 +68,8 @@ def _parts(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """The files of corpus, queries and qrels, each by name without ending and shard."""
     parts, sharded = {}, True
     for kind in ("corpus", "queries"):
-        files = [
-            path for path in _entries(folder) if path.is_file() and ending(path) in TABLES and stem_of(path) == kind
-        ]
+        tables = (path for path in _entries(folder) if path.is_file() and ending(path) in TABLES)
+        files = [path for path in tables if stem_of(path) == kind]
         parts[kind] = _by_stem(files or _entries(folder / kind))
         sharded &= bool(parts[kind]) and not files
     names = ["qrels", "data", "default"] if sharded else ["qrels"]  # MTEB has several names for it

@@ -65,9 +65,8 @@ def read_qrels(path: Path, bad: BadRows) -> Iterator[Judgement]:
                 raise ValueError("no id, or no number")
         except (TypeError, ValueError):
             found = "\t".join(map(str, row.values()))[:60]
-            bad.add(
-                UserError(f"{where}: found {found!r}, wanted query-id, corpus-id and score, with tabs between them")
-            )
+            wanted = "wanted query-id, corpus-id and score, with tabs between them"
+            bad.add(UserError(f"{where}: found {found!r}, {wanted}"))
             continue
         for name in splits:
             if str(row[name]).strip().casefold() != split:

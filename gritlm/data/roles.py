@@ -227,9 +227,8 @@ def _check_texts(table: _Table, name: str, choice: Choice, columns: Columns) -> 
     values, is_query = table.values[name], name == choice.query
     texts, advice = texts_in(values), "name the column, or the file, that holds the texts of these ids"
     of_array = {*table.keys} == {"query", "positive", "negative"}
-    others = (
-        [] if is_query and not of_array else texts_in(table.values[choice.positives[0] if is_query else choice.query])
-    )
+    beside = table.values[choice.positives[0] if is_query else choice.query]
+    others = [] if is_query and not of_array else texts_in(beside)
     found = "" if columns.accept_numbers else looks_like_ids(table.keys[name], texts, others)
     advice += " (--accept_numbers takes them as texts)"
     if not found and name not in (columns.query, columns.positive, *(columns.negatives or ())):

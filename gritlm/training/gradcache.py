@@ -83,18 +83,16 @@ class ActivationMemory:
     def begin(self, model: nn.Module, gradient_shards: int = 1) -> None:
         """Set the budget of a new step. `gradient_shards`: of the engine."""
         self.steps, self.used, self.keeps, self.full = self.steps + 1, 0.0, False, False
-        self.budget = self.limit
+        self.budget, self.model = self.limit, model
         if self.auto:
             self.budget = min(self.limit, self._free(model, gradient_shards)) if self.steps > 1 else 0.0
-        self.model = model
 
     def _free(self, model: nn.Module, gradient_shards: int) -> float:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            gradients = sum(
-                p.numel() * p.element_size() for p in model.parameters() if p.requires_grad and p.grad is None
-            )
+            trained = (p for p in model.parameters() if p.requires_grad and p.grad is None)
+            gradients = sum(p.numel() * p.element_size() for p in trained)
             return 0.8 * (free - gradients / gradient_shards)
         return 0.5 * free_host_memory() / self.sharers
 

@@ -149,11 +149,11 @@ def cut_off_texts(
     what = {"query": "queries", "passage": "passages"}[kind]
 
     def in_words(names: list[str]) -> str:
+        if not names:
+            return ""
         by_set = sorted(Counter(names).items(), key=lambda item: -item[1] / total[item[0]])
         sets = ", ".join(f"{name} {count} of {total[name]}" for name, count in by_set[:3])
-        return (
-            f"{len(names)} of {total.total()} {what} looked at ({sets}{', ...' if by_set[3:] else ''})" if names else ""
-        )
+        return f"{len(names)} of {total.total()} {what} looked at ({sets}{', ...' if by_set[3:] else ''})"
 
     return in_words(cut), in_words(short)
 

@@ -100,10 +100,8 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, append_eos: bool, name: st
     parts = [*(tokenizer.convert_ids_to_tokens(i) for i in before), "$A"]
     parts += [tokenizer.convert_ids_to_tokens(i) for i in after]
     template = processors.TemplateProcessing(single=parts, special_tokens=list(ids.items()))
-    # ByteLevel keeps the offsets of tokens; it adds none.
-    tokenizer.backend_tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=False), template] if ids else [processors.ByteLevel(trim_offsets=False)]
-    )
+    offsets = processors.ByteLevel(trim_offsets=False)  # keeps those of tokens; it adds no token
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([offsets, template] if ids else [offsets])
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path, model_max_length: int | None = None) -> None:

@@ -231,9 +231,8 @@ def load_records(train_data: str | Path, cache: str | Path | None = None) -> lis
         UserError: a file or a row is bad, or `cache` cannot be written.
     """
     folder = open_cache(cache)
-    return [
-        RecordSet(name, [cached_form(path, folder) for path in paths]) for name, paths in find_files(train_data).items()
-    ]
+    sets = find_files(train_data)
+    return [RecordSet(name, [cached_form(path, folder) for path in paths]) for name, paths in sets.items()]
 
 
 def _value_counts(column: pa.ChunkedArray) -> Counter[str]:

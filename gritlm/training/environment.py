@@ -50,9 +50,8 @@ def _precision(value: str, flags: Flags) -> bool:
 
 
 def _compiler(value: str, flags: Flags) -> bool:
-    return value in OFF or (
-        bool(flags.get("torch_compile")) and value == (flags.get("torch_compile_backend") or "inductor")
-    )
+    asked = (flags.get("torch_compile_backend") or "inductor") if flags.get("torch_compile") else ""
+    return value in OFF or value == asked
 
 
 # (name, what it does, whether a value in lower case agrees with the flags, the flag that does the same). "*" matches

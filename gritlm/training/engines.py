@@ -278,7 +278,7 @@ def whole_weights(model: Any, trained_only: bool = False) -> dict[str, Tensor] |
     """
     if isinstance(model, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-        return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+        return cast(dict[str, Tensor], get_model_state_dict(cast(nn.Module, model), options=options))
     if is_deepspeed(model) and model.zero_optimization_partition_weights():
         import deepspeed
 

@@ -171,7 +171,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     print(f"  weights, AdamW's moments, gradient, {form}: {weights + 3 * trained:.1f} GB, on one GPU or with DDP")
     print(
         f"  with FSDP2 or ZeRO-3: {weights + 2 * trained:.1f} GB divided by the GPUs, and on each the whole gradient, "
-        f"{trained:.1f} GB, until the last chunk (FSDP2 with --sync_each_chunk yes: divided, too)"
+        f"{trained:.1f} GB, until the last chunk (with --sync_each_chunk yes: divided, too)"
     )
     if args.adapter:
         print(f"  of these, the adapter's: {4 * trained:.2f} GB")

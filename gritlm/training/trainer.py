@@ -22,6 +22,7 @@ from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import AdapterGradients
 from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
+from gritlm.training.checkpoints import engine_name
 from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fsdp2_precision, gradient_is_large
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
@@ -209,10 +210,11 @@ class EmbeddingTrainer(EvaluationTrainer):
 
     @cached_property
     def _sync_each_chunk(self) -> bool:
-        """Whether FSDP2 sums the gradient over the ranks after each chunk."""
+        """Whether an engine that shards the gradient sums it over the ranks after each chunk."""
         if self.args.sync_each_chunk != "auto":
             return self.args.sync_each_chunk == "yes"
-        large = self.is_fsdp_enabled and gradient_is_large(self.model_wrapped, self.args.device)
+        shards = engine_name(self.args) in ("fsdp2", "zero2", "zero3")
+        large = shards and gradient_is_large(self.model_wrapped, self.args.device)
         if large:
             log.info("gradient: summed over the ranks after each chunk; the whole one takes over a quarter of a GPU")
         return large
@@ -225,7 +227,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         if not self.args.gradient_checkpointing:
             instead = ["--selective_checkpointing False "] * self.args.selective_checkpointing
             ways.append("".join([*instead, "--gradient_checkpointing True"]))
-        ways += ["--sync_each_chunk yes"] * (self.is_fsdp_enabled and not self._sync_each_chunk)
+        ways += ["--sync_each_chunk yes"] * (sharded and not self._sync_each_chunk)
         ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
         return f"{first_line(error).rstrip('.')}. Try: {', or '.join(ways)}"
 

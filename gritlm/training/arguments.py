@@ -319,6 +319,13 @@ class EmbeddingTrainingArguments(TrainingArguments):
         """Queries per step on this rank, in Hugging Face's sense."""
         return self.global_batch_size // self.world_size
 
+    @property
+    def engine(self) -> str:
+        """ddp (one process included), fsdp2, zero1, zero2 or zero3."""
+        if self.deepspeed:
+            return f"zero{self.hf_deepspeed_config.config['zero_optimization']['stage']}"
+        return "fsdp2" if self.fsdp else "ddp"
+
 
 GROUPS = (ModelArguments, DataArguments, ObjectiveArguments, TuningArguments, EmbeddingTrainingArguments)
 

@@ -28,7 +28,6 @@ from gritlm.training.checkpoints import (
     TRAINED_WEIGHTS,
     check_finite,
     checkpoint_name,
-    engine_name,
     explain_unsaved,
     keep_weights,
     publish_checkpoint,
@@ -107,7 +106,7 @@ class CheckpointTrainer(OptimizerTrainer):
             shutil.rmtree(staging, ignore_errors=True)
             (staging / name).mkdir(parents=True)
         barrier()
-        header = {"engine": engine_name(self.args), "ranks": self.args.world_size, "flags": self.run_settings}
+        header = {"engine": self.args.engine, "ranks": self.args.world_size, "flags": self.run_settings}
         header[ONEDNN] = products_of(self.embedder)
         try:
             served = self.write_checkpoint(staging / name)

@@ -20,7 +20,7 @@ from gritlm.files import publish, size_text
 from gritlm.models.base_files import MANIFEST, find_damaged_file
 from gritlm.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gritlm.report.run import WEIGHT_COPIES
-from gritlm.training.arguments import EmbeddingTrainingArguments, fixed_flags
+from gritlm.training.arguments import fixed_flags
 
 STAGING_FOLDER = ".unfinished"  # in the output folder: what is written there is renamed when it is whole
 FORMAT = 2  # of run.json and checkpoint.json. Checkpoints of format 1 hold pickles, which are not read.
@@ -41,13 +41,6 @@ ENGINE_FILES = {
         ("latest", "global_step*/*model_states.pt", "global_step*/*zero_pp_rank_{rank}_*optim_states.pt"),
     ),
 }
-
-
-def engine_name(args: EmbeddingTrainingArguments) -> str:
-    """The engine whose checkpoints a run writes and reads: "ddp" (one process included), "fsdp2" or "zero1/2/3"."""
-    if args.deepspeed:
-        return f"zero{args.hf_deepspeed_config.config['zero_optimization']['stage']}"
-    return "fsdp2" if args.fsdp else "ddp"
 
 
 def checkpoint_name(step: int) -> str:

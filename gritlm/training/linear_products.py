@@ -6,7 +6,7 @@ from gritlm.distributed import gather_objects
 from gritlm.models.cpu_linear import choose_products, measure_products, use_products
 from gritlm.models.embedder import Embedder
 from gritlm.training.arguments import RunArguments
-from gritlm.training.checkpoints import engine_name, read_manifest
+from gritlm.training.checkpoints import read_manifest
 from gritlm.training.run_folder import update_run_file
 from gritlm.training.run_log import log
 
@@ -19,7 +19,7 @@ def set_products(run: RunArguments, embedder: Embedder, checkpoint: str | None) 
     A checkpoint's directions are taken as they are. One that records none was trained with torch.mm.
     """
     args = run.training
-    able = args.device.type == "cpu" and not args.bf16 and engine_name(args) == "ddp"
+    able = args.device.type == "cpu" and not args.bf16 and args.engine == "ddp"
     recorded = read_manifest(checkpoint).get(ONEDNN, []) if checkpoint else None
     chosen: list[str] = []
     if not able:

@@ -131,7 +131,7 @@ def find_checkpoint(
     """The newest whole checkpoint, or None for a fresh start; and a line for each damaged one.
 
     Args:
-        engine: the run's engine (see `engine_name`), or None where it is not known yet.
+        engine: the run's engine, or None where it is not known yet.
     Raises:
         UserError: the folder holds something that is not an unfinished run of the same flags (nothing is overwritten),
             or a checkpoint that this run cannot resume from.

@@ -29,7 +29,6 @@ from gritlm.training.adapters import add_adapter, merged
 from gritlm.training.arguments import RunArguments
 from gritlm.training.checkpoints import (
     checkpoint_name,
-    engine_name,
     find_damage,
     is_last,
     read_trainer_state,
@@ -87,7 +86,7 @@ def train(run: RunArguments) -> int:
     given = given_sets(run)
     run_settings = run_settings_of(run, records, ranks, given)
     check_ranks_agree(run_settings)
-    checkpoint, damaged = find_checkpoint(args, run_settings, engine_name(args))
+    checkpoint, damaged = find_checkpoint(args, run_settings, args.engine)
     for line in damaged:
         log.warning(line)
 

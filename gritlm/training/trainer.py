@@ -22,7 +22,6 @@ from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import AdapterGradients
 from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
-from gritlm.training.checkpoints import engine_name
 from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fsdp2_precision, gradient_is_large
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
@@ -213,7 +212,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         """Whether an engine that shards the gradient sums it over the ranks after each chunk."""
         if self.args.sync_each_chunk != "auto":
             return self.args.sync_each_chunk == "yes"
-        shards = engine_name(self.args) in ("fsdp2", "zero2", "zero3")
+        shards = self.args.engine in ("fsdp2", "zero2", "zero3")
         large = shards and gradient_is_large(self.model_wrapped, self.args.device)
         if large:
             log.info("gradient: summed over the ranks after each chunk; the whole one takes over a quarter of a GPU")

@@ -2,8 +2,8 @@
 
 A packed chunk is one row that holds its texts end to end; each text attends only to itself. On CUDA one varlen flash
 kernel handles the row. Elsewhere each run of equally long texts is one call, so a CPU computes no padding.
-Padded batches under the same name take transformers' own sdpa path. The direction and the window of a layer come from
-the function that transformers makes its mask of, in both.
+Padded batches under the same name take transformers' own sdpa path. On both paths a layer's direction and window come
+from the function from which transformers makes its mask.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class Band(NamedTuple):
 
 
 class Mask:
-    """What transformers makes a layer's mask of, made when an attention call needs it.
+    """A layer's mask, which is made only when an attention call needs it.
 
     Args:
         options: the arguments of `sdpa_mask`.

@@ -78,7 +78,7 @@ def load_backbone(
             packed gets another one.
         reset_weight: draw the weights from the model's own initialisation and read none from disk.
         seed: of that initialisation; one seed gives one model, whatever the device and the engine.
-        merge_adapters: otherwise, of an adapter, the base that it was made for.
+        merge_adapters: False loads an adapter's base alone.
     Raises:
         UserError: `check_base` refuses the model, the attention kernel is not available, or weights are missing.
     """
@@ -109,7 +109,7 @@ def load_backbone(
         raise UserError(f"--model_name_or_path {name_or_path}: {why}") from error
     for kind, problem in (("missing_keys", "are missing"), ("unexpected_keys", "are not the backbone's")):
         names = sorted(report[kind])
-        # check_base has judged what is left over, but for weights that transformers saves in another form.
+        # check_base has judged unexpected weights, except where transformers saves weights in another form.
         if names and (kind == "missing_keys" or is_converted(config)):
             raise UserError(f"--model_name_or_path {name_or_path}: {len(names)} weights {problem}, first {names[0]!r}")
     vars(backbone).pop("_weight_conversions", None)  # else it is saved under the names of an older version

@@ -10,7 +10,7 @@ import numpy as np
 
 from gritlm.data.no_repeats import RowTexts
 
-LARGEST_GROUP = 0.1  # a group of rows that share texts may be this share of the rows wanted of a data set
+LARGEST_GROUP = 0.1  # of the rows wanted of a data set: a larger group of rows that share texts is not held out
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def batch_or_error(item: Batch | Exception) -> Batch:
 
 
 def _end_when_unsent(worker: int) -> None:
-    """Let a worker that cannot send a batch end. The loader would wait for the batch for ever."""
+    """End a worker that cannot send a batch, since the loader would wait for the batch for ever."""
 
     def end(error: BaseException, item: Any) -> None:
         print(f"data worker {worker}: a batch could not be sent: {error}", file=sys.stderr, flush=True)

@@ -125,7 +125,7 @@ def order_by_nearness(vectors: np.ndarray, name: str) -> np.ndarray:
     """Order rows so that near vectors are near in the order: bisect by balanced 2-means, then each half, and so on.
 
     Args:
-        vectors: int16 (N, W), whole numbers up to LARGEST, of norm about UNIT. They are left in the order.
+        vectors: int16 (N, W), whole numbers up to LARGEST, of norm about UNIT. They are reordered in place.
     Returns:
         int32 (N,), row numbers.
     """

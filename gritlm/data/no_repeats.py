@@ -29,7 +29,7 @@ class RowTexts:
         return ~np.isin(np.arange(len(rows)), position[repeated])
 
     def earlier_uses(self, rows: np.ndarray) -> np.ndarray:
-        """int64 per row: how many earlier ones of these rows hold a text of it, at most over its texts."""
+        """int64 per row: how many of the rows before it hold one text of it; the most for any of its texts."""
         position, ids = self._texts_of(rows)
         order = np.argsort(ids, kind="stable")
         starts = np.flatnonzero(np.diff(ids[order], prepend=~ids[order][:1]))

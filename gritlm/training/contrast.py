@@ -17,7 +17,7 @@ from gritlm.distributed import Ranks, all_gather, all_reduce_max, ring_shift
 from gritlm.training.arguments import ObjectiveArguments
 from gritlm.training.losses import Bias, Mask, Ring, logsumexp_over
 
-FEW_POSITIVES = 4  # hashes of a query's positives that are looked up as they are
+FEW_POSITIVES = 4  # of a query: so few are all looked up, without a search for those that queries share
 
 
 class Known(NamedTuple):

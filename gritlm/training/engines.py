@@ -139,7 +139,7 @@ class FSDP2Engine(ShardedEngine):
 class DeepSpeedEngine(ShardedEngine):
     """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step.
 
-    ZeRO-2 and 3 can sum them after each chunk.
+    With `sync_each_chunk`, ZeRO-2 and 3 sum them into shards after each chunk.
 
     ZeRO-3 keeps no graphs. It gathers weights into a new tensor for each use, so a kept graph would hold all of them.
     """

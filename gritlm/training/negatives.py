@@ -20,7 +20,7 @@ from gritlm.training.setup import make_builder, slots
 
 SAMPLED = 2048  # texts to look at
 SLICE = 256  # queries of one batch to look at, at most
-FEW = 0.01  # share of queries from which on a count is a warning
+FEW = 0.01  # a count above this share of the queries is a warning
 
 
 @dataclass

@@ -23,7 +23,7 @@ from gritlm.training.arguments import DataArguments, ModelArguments, RunArgument
 from gritlm.training.rehearsal import steps_in_all
 from gritlm.training.set_settings import LENGTHS, lengths_of, objectives_of, rows_of, stays_apart
 
-FEW_STEPS = 10  # of a run; fewer are hardly meant so
+FEW_STEPS = 10  # a run of fewer is hardly intended
 EXAMPLES = 3  # rows that are shown as the model sees them
 Group = TypeVar("Group", ModelArguments, DataArguments)
 

@@ -20,6 +20,10 @@ class StepSampler(BatchSampler):
     def __init__(self, steps: int):
         self.steps, self.epoch = steps, 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer where it skips the first batches of a resumed epoch."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         return self.steps
 
@@ -44,7 +48,7 @@ class StepLoader(DataLoader):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        self.steps.epoch = epoch
+        self.steps.set_epoch(epoch)
 
 
 class _Caught(Dataset):

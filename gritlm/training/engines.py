@@ -161,7 +161,7 @@ class DeepSpeedEngine(ShardedEngine):
         self.wrapped.step()
 
 
-def engine_for(model: nn.Module, sync_each_chunk: bool = False) -> Engine:
+def engine_for(model: Any, sync_each_chunk: bool = False) -> Engine:
     """The engine for a model as the Trainer has wrapped it. `sync_each_chunk` is of engines that shard the gradient."""
     if isinstance(model, Replica):
         return DDPEngine(model)

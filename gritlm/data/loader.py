@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class StepLoader(DataLoader):
         super().__init__(
             _Caught(builder),
             batch_sampler=self.steps,  # not sampler: on a resume, accelerate skips batches of this one
-            collate_fn=_only,
+            collate_fn=itemgetter(0),  # a key is a batch
             # Without one each iterator would draw its seed from the global generator, and a resume makes one more.
             generator=torch.Generator(),
             worker_init_fn=_end_when_unsent,
@@ -65,11 +66,6 @@ class _Caught(Dataset):
             return self.builder[key]
         except (UserError, OSError, MemoryError) as error:
             return error
-
-
-def _only(batches: list) -> Any:
-    (batch,) = batches
-    return batch
 
 
 def batch_or_error(item: Batch | Exception) -> Batch:

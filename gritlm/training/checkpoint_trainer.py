@@ -133,10 +133,8 @@ class CheckpointTrainer(OptimizerTrainer):
                 torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
         elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
             if adapter:
-                save = type(self.model_wrapped).save_checkpoint
-                self.model_wrapped.save_checkpoint = functools.partial(
-                    save, self.model_wrapped, exclude_frozen_parameters=True
-                )
+                save = functools.partial(type(self.model_wrapped).save_checkpoint, self.model_wrapped)
+                self.model_wrapped.save_checkpoint = functools.partial(save, exclude_frozen_parameters=True)
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             save_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER)

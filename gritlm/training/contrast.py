@@ -103,9 +103,8 @@ class Contrast:
     @property
     def similarity_BG(self) -> Tensor:
         """float32 (B, G): a query's similarity to each slot of its row."""
-        return torch.einsum(
-            "bd,bgd->bg", self.queries_BD, self.slots_SD.view(len(self.queries_BD), self.group_size, -1)
-        )
+        slots_BGD = self.slots_SD.view(len(self.queries_BD), self.group_size, -1)
+        return torch.einsum("bd,bgd->bg", self.queries_BD, slots_BGD)
 
     @property
     def positive_similarity_B(self) -> Tensor:

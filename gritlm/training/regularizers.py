@@ -31,7 +31,8 @@ def gaussian_distance(vectors_ND: Tensor, seed: int, everywhere: Callable[[Tenso
     step = 3 / (KNOTS - 1)
 
     def sums(projected_NM: Tensor, knot: float) -> Tensor:
-        return torch.cat([(projected_NM * knot).cos().sum(0), (projected_NM * knot).sin().sum(0)])
+        angle_NM = projected_NM * knot
+        return torch.cat([angle_NM.cos().sum(0), angle_NM.sin().sum(0)])
 
     # The cosines of one knot at a time: the backward pass computes them again.
     local = [checkpoint(sums, projected_NM, number * step, use_reentrant=False) for number in range(KNOTS)]

@@ -143,7 +143,7 @@ def _separated(path: Path, bad: BadRows, no_header: bool) -> Iterator[tuple[str,
             if not values:
                 continue
             if header is None:
-                header = _header(where, values, separator, no_header)
+                header = _header(where, values, no_header)
                 if not no_header:
                     continue
             if values == header:
@@ -154,7 +154,7 @@ def _separated(path: Path, bad: BadRows, no_header: bool) -> Iterator[tuple[str,
                 bad.add(UserError(f"{where}: found {len(values)} columns, wanted {len(header)} as in line 1"))
 
 
-def _header(where: str, values: list[str], separator: str, no_header: bool) -> list[str]:
+def _header(where: str, values: list[str], no_header: bool) -> list[str]:
     if no_header:
         if len(values) not in (2, 3):
             raise FileError(f"{where}: found {len(values)} columns, wanted 2 or 3 (--no_header)")

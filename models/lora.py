@@ -5,7 +5,7 @@ The layers are peft's. An adapter folder holds peft's two files, and for QLoRA a
 
 import copy
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +55,13 @@ def linear_layers(config: PreTrainedConfig) -> dict[str, tuple[int, int]]:
     return {name: (m.out_features, m.in_features) for name, m in modules if isinstance(m, nn.Linear)}
 
 
-def match_targets(layers: Collection[str], wanted: Sequence[str] | None) -> list[str]:
-    """The endings of names that peft gets. None: those of all linear layers.
+def match_targets(config: PreTrainedConfig, wanted: Sequence[str] | None) -> list[str]:
+    """The endings of names of linear layers that peft gets. None: those of all linear layers of the backbone.
 
     Raises:
         UserError: one matches no linear layer.
     """
+    layers = linear_layers(config)
     kinds = sorted({name.rpartition(".")[2] for name in layers})
     for ending in wanted or ():
         if not any(f".{name}".endswith(f".{ending}") for name in layers):

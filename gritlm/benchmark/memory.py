@@ -112,7 +112,7 @@ def chunk_footprint(
         backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation=PACKED)
         model = Embedder(backbone, TextContract()).train()
         if adapter:
-            endings = match_targets(linear_layers(config), None)
+            endings = match_targets(config, None)
             model.add_adapter(make_config(TuningArguments.lora_r, 1, TuningArguments.lora_dropout, endings))
         set_checkpointing(model, checkpointing)
         found = count_chunk(model, tokens // length, length, bf16)

@@ -23,7 +23,6 @@ from gritlm.models.lora import (
     QUANTISED_BASE,
     adapter_shapes,
     dequantise,
-    linear_layers,
     load_adapter,
     make_config,
     match_targets,
@@ -59,7 +58,7 @@ def adapter_config(run: RunArguments, config: PreTrainedConfig) -> "LoraConfig |
     base = base_of(name) if tuning.continue_adapter else name
     base = os.path.abspath(base) if Path(base).is_dir() else base
     if not tuning.continue_adapter:
-        endings = match_targets(linear_layers(config), tuning.lora_target_modules)
+        endings = match_targets(config, tuning.lora_target_modules)
         return make_config(tuning.lora_r, tuning.lora_alpha, tuning.lora_dropout, endings, base)
     folder = Path(model_folder(name, DECODER))
     found = read_adapter_config(folder)

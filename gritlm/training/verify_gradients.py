@@ -28,7 +28,7 @@ from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base import read_base
 from gritlm.models.embedder import Embedder
 from gritlm.models.families import FAMILIES, tiny_config
-from gritlm.models.lora import linear_layers, make_config, match_targets
+from gritlm.models.lora import make_config, match_targets
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, flag
 from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
@@ -199,7 +199,7 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
             contract = TextContract(pooling_method=model_args.pooling_method, normalized=model_args.normalized)
             embedder = Embedder(backbone, contract, model_args.projection)
             if args.lora:
-                endings = match_targets(linear_layers(config), None)
+                endings = match_targets(config, None)
                 embedder.add_adapter(make_config(4, 8, 0.0, endings))
                 for weight_name, weight in embedder.named_parameters():
                     if ".lora_B." in weight_name:  # 0 would leave lora_A without a gradient

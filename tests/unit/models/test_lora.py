@@ -25,7 +25,6 @@ from gritlm.models.lora import (
     QUANTISED_BASE,
     adapter_shapes,
     dequantise,
-    linear_layers,
     make_config,
     match_targets,
     merge,
@@ -45,7 +44,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 def adapted(model: Path, base: str | None = None, endings=None, quantised: bool = False, **options) -> Embedder:
     """A model with an adapter that changes its vectors."""
     embedder = make_embedder(model, **options)
-    endings = endings or match_targets(linear_layers(embedder.config), None)
+    endings = endings or match_targets(embedder.config, None)
     embedder.add_adapter(make_config(4, 8, 0.1, endings, base or str(model)))
     if quantised:
         embedder.quantise(torch.device("cpu"))
@@ -104,7 +103,7 @@ def test_an_adapter_folder_is_a_model_everywhere(qwen3, tmp_path):
 
     # Again, into an embedder that has another one.
     other = make_embedder(qwen3, projection=16)
-    other.add_adapter(make_config(4, 8, 0.1, match_targets(linear_layers(other.config), None)), seed=5)
+    other.add_adapter(make_config(4, 8, 0.1, match_targets(other.config, None)), seed=5)
     other.load_weights(folder)
     assert close(probe_vectors(other), tuned)
 
@@ -195,13 +194,13 @@ def test_what_does_not_fit_is_refused(saved, tmp_path, case):
 
 
 def test_targets_are_linear_layers(qwen3):
-    layers = linear_layers(load_config(str(qwen3), "bb"))
+    config = load_config(str(qwen3), "bb")
     kinds = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert match_targets(layers, None) == kinds
-    assert match_targets(layers, ["v_proj", "1.mlp.up_proj", "v_proj"]) == ["1.mlp.up_proj", "v_proj"]
+    assert match_targets(config, None) == kinds
+    assert match_targets(config, ["v_proj", "1.mlp.up_proj", "v_proj"]) == ["1.mlp.up_proj", "v_proj"]
     for wrong in ("wq", "embed_tokens", "proj", "input_layernorm"):
         with pytest.raises(UserError, match=f"found '{wrong}', wanted names of linear layers.*: down_proj, gate_proj"):
-            match_targets(layers, ["q_proj", wrong])
+            match_targets(config, ["q_proj", wrong])
 
 
 def test_a_fingerprint_tells_bases_apart(qwen3, tmp_path):

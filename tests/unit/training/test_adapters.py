@@ -9,7 +9,7 @@ from helpers import make_builder, make_embedder, train_flags
 from torch import nn
 
 from gritlm.errors import UserError
-from gritlm.models.lora import linear_layers, make_config, match_targets
+from gritlm.models.lora import make_config, match_targets
 from gritlm.training.adapters import AdapterGradients, check_merged, describe_adapter
 from gritlm.training.engines import engine_for
 from gritlm.training.flag_checks import parse
@@ -18,7 +18,7 @@ from gritlm.training.gradcache import ActivationMemory, two_pass_step
 
 def with_adapter(model, dropout: float, seed: int = 0):
     embedder = make_embedder(model)
-    embedder.add_adapter(make_config(4, 8, dropout, match_targets(linear_layers(embedder.config), None)))
+    embedder.add_adapter(make_config(4, 8, dropout, match_targets(embedder.config, None)))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in embedder.named_parameters():

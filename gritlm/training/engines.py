@@ -165,7 +165,7 @@ def engine_for(model: Any, sync_each_chunk: bool = False) -> Engine:
     """The engine for a model as the Trainer has wrapped it. `sync_each_chunk` is of engines that shard the gradient."""
     if isinstance(model, Replica):
         return DDPEngine(model)
-    if isinstance(model, FSDPModule):
+    if is_fsdp2(model):
         return FSDP2Engine(model, sync_each_chunk)
     if is_deepspeed(model):
         return DeepSpeedEngine(model, sync_each_chunk and model.zero_optimization_partition_gradients())
@@ -245,6 +245,10 @@ def wrap_model(
     return model, optimizer
 
 
+def is_fsdp2(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
 def is_deepspeed(model: nn.Module) -> bool:
     """Without importing DeepSpeed, which takes seconds and is an extra."""
     return type(model).__module__.startswith("deepspeed.")
@@ -277,9 +281,9 @@ def whole_weights(model: Any, trained_only: bool = False) -> dict[str, Tensor] |
     With `trained_only`, those that are trained. They are gathered one by one, never all on one device. All ranks must
     call it.
     """
-    if isinstance(model, FSDPModule):
+    if is_fsdp2(model):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-        return cast(dict[str, Tensor], get_model_state_dict(cast(nn.Module, model), options=options))
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     if is_deepspeed(model) and model.zero_optimization_partition_weights():
         import deepspeed
 

@@ -42,15 +42,15 @@ def main(argv: list[str]) -> int:
     config = load_config(name, run.model.attn, remote)
     for line in check_base(name, config, remote, run.model.reset_weight):
         print(line)
-    if run.tuning.use_muon:
-        adapter = adapter_config(run, config)
-        shapes = adapter_shapes(config, adapter) if adapter else Base(name, config, remote).expected
-        print(describe_split(shapes) if shapes else "Muon: its matrices are listed at the start of the run")
     records = load_records(run.data.train_data, run.data.data_cache)
     plan = make_plan(run, records)
     given = given_sets(run)
     evaluation_data = gather_evaluation_data(run, plan, records, given)
     _, lines, warnings = describe_run(run, plan, records, config, wanted.ranks, evaluation_data)
+    if run.tuning.use_muon:  # now, since transformers knows a base with its own code once it was probed
+        adapter = adapter_config(run, config)
+        shapes = adapter_shapes(config, adapter) if adapter else Base(name, config, remote).expected
+        print(describe_split(shapes) if shapes else "Muon: its matrices are listed at the start of the run")
     print("\n".join([*lines, *(f"warning: {line}" for line in warnings)]))
     for step in range(min(wanted.batches, plan.steps_per_epoch)):
         batch = plan.batch(0, step)

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from helpers import DEEPSPEED, DRIVER, ROOT, log_of, run, train_flags
 from safetensors.torch import load_file
+from transformers import dynamic_module_utils
 
 from gritlm.errors import UserError
+from gritlm.training import plan
 from gritlm.training.checkpoints import OPTIMIZER, TRAINED_WEIGHTS
 from gritlm.training.flag_checks import parse
 from gritlm.training.state_files import load_state
@@ -157,3 +160,24 @@ def test_a_plan_lists_the_matrices_and_misses_the_layer(qwen3, data, tmp_path):
     done = run("-m", "gritlm", "plan", *flags, "--projection_learning_rate", "1e-3")
     assert done.returncode == 2
     assert "--projection_learning_rate 0.001: found no projection to train, wanted --projection" in done.stderr
+
+
+def test_a_plan_lists_the_matrices_of_an_adapter_on_a_base_with_its_own_code(
+    qwen3, data, tmp_path, monkeypatch, capsys
+):
+    """transformers knows such a base only once it was built."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    base = shutil.copytree(qwen3, tmp_path / "base")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | own))
+    (base / "own.py").write_text(
+        "from transformers import Qwen3Config, Qwen3Model\n\n\n"
+        "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n\n\n"
+        "class OwnModel(Qwen3Model):\n    config_class = OwnConfig\n"
+    )
+    for lora, line in ((True, "Muon: 28 matrices"), (False, "Muon: its matrices are listed at the start of the run")):
+        flags = {"trust_remote_code": True, "use_muon": True, "lora": lora}
+        assert plan.main(train_flags(base, data, tmp_path / "out", tmp_path / "cache", **flags)) == 0
+        assert line in capsys.readouterr().out

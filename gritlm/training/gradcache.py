@@ -71,6 +71,8 @@ class ActivationMemory:
         setting: "0" keeps nothing, a number is a budget in GB, "auto" takes what is free less a margin. Auto begins
             with the second step, when the optimizer has allocated its state.
         sharers: ranks that share a host's memory; used on a CPU only.
+    Attributes:
+        reserved: bytes that the backward of one layer's attention needs on a GPU.
     """
 
     def __init__(self, setting: str, device: torch.device, sharers: int = 1):
@@ -78,7 +80,7 @@ class ActivationMemory:
         self.limit = math.inf if self.auto else float(setting) * 1e9
         self.bytes_per_token: float | None = None
         self.steps, self.budget, self.used, self.keeps, self.full = 0, 0.0, 0.0, False, False
-        self.retries = 0
+        self.retries, self.reserved = 0, 0
 
     def begin(self, model: nn.Module, gradient_shards: int = 1) -> None:
         """Set the budget of a new step. `gradient_shards`: of the engine."""
@@ -93,7 +95,7 @@ class ActivationMemory:
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             trained = (p for p in model.parameters() if p.requires_grad and p.grad is None)
             gradients = sum(p.numel() * p.element_size() for p in trained)
-            return 0.8 * (free - gradients / gradient_shards)
+            return 0.8 * (free - gradients / gradient_shards - self.reserved)
         return 0.5 * free_host_memory() / self.sharers
 
     def fits(self, tokens: int, agree: Callable[[bool], bool] = bool) -> bool:

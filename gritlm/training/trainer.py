@@ -16,6 +16,7 @@ from gritlm.data.batches import Batch, BatchBuilder, ContrastiveBatch
 from gritlm.data.loader import StepLoader, batch_or_error, explain_workers
 from gritlm.distributed import all_reduce_max, all_reduce_sum, lost_a_rank, ranks_on_this_host
 from gritlm.errors import RankError, UserError, first_line
+from gritlm.models.attention import varlen_backward_bytes
 from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
@@ -194,6 +195,8 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.timer.mark(part)
             self._mark(f"after {part}", place)
 
+        sizes = ((chunk["input_ids"].numel(), len(chunk["lengths"])) for chunk in batch.chunks)
+        self.memory.reserved = max(varlen_backward_bytes(self.embedder.config, *size) for size in sizes)
         engine = engine_for(model, self._sync_each_chunk)
         terms = two_pass_step(
             engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory

@@ -32,6 +32,21 @@ The index is the GPU's entry in CUDA_VISIBLE_DEVICES, if that is set. Without a 
 ON_THE_CPU = "to train on the CPU set GPUS=none (launch script) or --use_cpu True (gritlm train)"
 
 
+def chosen_device(name: str | None) -> str:
+    """The device that --device names; without it a GPU where there is one.
+
+    Raises:
+        UserError: torch cannot use it.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such device, no driver for it, or torch was built without it
+        raise UserError(f"--device: found {name!r}, wanted cpu or cuda ({first_line(error)})") from error
+    return name
+
+
 @dataclass(frozen=True)
 class Device:
     index: str  # the entry in CUDA_VISIBLE_DEVICES

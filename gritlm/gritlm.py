@@ -1,6 +1,9 @@
 """The `GritLM` class: encodes texts with a trained model folder."""
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ class GritLM:
     Args:
         folder: a model folder that `gritlm train` wrote: its output folder or a checkpoint. Or its name on the hub.
         contract: only for a bare backbone. A model folder has a text contract, with which its model was trained.
-        device: None is CUDA where there is one, else the CPU.
+        device: None is CUDA where there is one, else the CPU. Several, such as ["cuda:0", "cuda:1"], share the texts of
+            each call: a thread for each. `gritlm encode` has a process for each, which scales further.
         dtype: of the weights. None is float32 on the CPU and bfloat16 on CUDA.
         attn_implementation: the attention kernel, "packed" or one of transformers' names.
     Raises:
@@ -42,13 +46,14 @@ class GritLM:
         self,
         folder: str | Path,
         contract: TextContract | None = None,
-        device: str | None = None,
+        device: str | list[str] | None = None,
         dtype: torch.dtype | None = None,
         attn_implementation: str = PACKED,
     ):
         if contract is not None and (Path(model_folder(str(folder))) / CONTRACT_FILE).is_file():
             raise UserError(f"{folder}: found {CONTRACT_FILE} and the argument contract, wanted no such argument")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        first, *others = [device] if isinstance(device, str) else device or [None]
+        self.device = torch.device(first or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.text_tokenizer = load_model_folder(str(folder), contract, attn_implementation)
         dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.model.to(self.device)
@@ -58,12 +63,12 @@ class GritLM:
             use_products(self.model, choose_products(self.model, ["forward"])[0])
         attn = "cc" if is_causal(self.model.config) else "bb"
         probe_attention(self.model, self.model, self.device, attn, exact=dtype == torch.float32)
+        self._replicas = [self.model, *(copy.deepcopy(self.model).to(other) for other in others)]
 
     @property
     def contract(self) -> TextContract:
         return self.text_tokenizer.contract
 
-    @torch.no_grad()
     def encode(
         self,
         texts: str | Iterable[str],
@@ -115,13 +120,29 @@ class GritLM:
                 tokens = self.text_tokenizer(items[start : start + TEXTS_AT_ONCE], limit, embed_instruction)
                 chunks, row_of_text = make_chunks(tokens, chunking, pad_id)
                 rows = []
-                for chunk in chunks:
-                    rows.append(self.model(**to_device(chunk, self.device)).float().cpu())
-                    progress.update(len(rows[-1]))
+                for vectors_of_chunk in self._run(chunks):
+                    rows.append(vectors_of_chunk)
+                    progress.update(len(vectors_of_chunk))
                 progress.update(len(tokens) - sum(map(len, rows)))  # equal texts are encoded once
                 vectors[start : start + len(tokens)] = torch.cat(rows)[row_of_text]
         result = vectors[0] if isinstance(texts, str) else vectors
         return result if convert_to_tensor else result.numpy()
+
+    def _run(self, chunks: list[dict[str, Any]]) -> Iterator[torch.Tensor]:
+        """The vectors of each chunk, in order, float32 on the CPU. The devices take the chunks in turn."""
+
+        @torch.no_grad()
+        def run(model: torch.nn.Module, chunk: dict[str, Any]) -> torch.Tensor:
+            return model(**to_device(chunk, next(model.parameters()).device)).float().cpu()
+
+        count = len(self._replicas)
+        if count == 1:
+            yield from (run(self.model, chunk) for chunk in chunks)
+            return
+        with ExitStack() as stack:
+            threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in self._replicas]
+            calls = [threads[n % count].submit(run, self._replicas[n % count], c) for n, c in enumerate(chunks)]
+            yield from (call.result() for call in calls)
 
     def encode_queries(self, queries: str | Iterable[str], **options: Any) -> np.ndarray | torch.Tensor:
         """`encode` with the contract's query instruction and limit, unless `options` give others."""

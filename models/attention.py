@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gritlm.errors import UserError
-from gritlm.models.families import is_causal
+from gritlm.models.families import head_width, is_causal
 
 PACKED = "packed"
 
@@ -146,6 +146,14 @@ def varlen_unavailable_reason(device: torch.device, half: bool, dropout: float, 
         return f"heads of width {head_width}, wanted a multiple of 8 up to 256"
     major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"a GPU of compute capability {major}.{minor}, older than 8.0"
+
+
+def varlen_backward_bytes(config: PreTrainedConfig, tokens: int, texts: int) -> int:
+    """Bytes that the backward of `varlen_attn` allocates on a GPU, in one layer at a time.
+
+    A float32 sum of the queries' gradient, padded by 128 rows for each text (torch, `mha_varlen_bwd` in flash_api.cpp).
+    """
+    return (tokens + 128 * texts) * config.num_attention_heads * -(-head_width(config) // 32) * 32 * 4
 
 
 def _one_varlen_call(

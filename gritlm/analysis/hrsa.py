@@ -23,6 +23,7 @@ from gritlm.analysis.states import Positions, Spool, StateModel, stream
 from gritlm.analysis.sums import Sums
 from gritlm.analysis.texts import Texts, read
 from gritlm.cli import home_expanded, quieten, verb_parser
+from gritlm.devices import chosen_device
 from gritlm.errors import UserError
 from gritlm.files import content_hash, written_aside
 from gritlm.strict_json import read_json_object
@@ -76,7 +77,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse(argv)
     quieten()
-    run(args)
+    try:
+        run(args)
+    except UserError as error:  # without the flag under which training is given a model
+        raise UserError(str(error).removeprefix("--model_name_or_path ")) from error
     return 0
 
 
@@ -148,7 +152,7 @@ class Study:
         own = [ids[:length] for ids, length in zip(content["a"], lengths, strict=True)]
         self.positions = Positions(own, args.sample, args.seed)
         self.halves, self.blocks = halves_and_blocks(self.count, args.seed)
-        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(chosen_device(args.device))
         self.request = self._request(given, int(lengths.sum()))
 
     def _request(self, given: Texts, tokens: int) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ Contestants take turns, after a round to warm up. For a training step, each runs
 import argparse
 import json
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ EXAMPLES = """examples:
   gritlm benchmark hrsa --layers 24 --width 1024 --tokens 1000000 --sample 20000"""
 
 
+def auto_or_gb(text: str) -> str:
+    if text != "auto" and not float(text) >= 0:
+        raise ValueError
+    return text
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = verb_parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("measure", nargs="?", choices=MEASURES, default="step", help="default: step")
@@ -70,8 +77,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--sample", type=int, default=20_000, metavar="N", help="hrsa: tokens that are held, default 20000")
 
     add = parser.add_argument_group("gritlm's settings (several values make several contestants)").add_argument
-    add("--attn_implementation", nargs="+", default=["packed"], metavar="NAME", help="default packed")
-    add("--activation_memory", nargs="+", default=["0"], metavar="GB", help="auto or a number, default 0")
+    attention = {"choices": ("packed", "sdpa", "eager", "flash_attention_2"), "help": "default packed"}
+    add("--attn_implementation", nargs="+", default=["packed"], **attention)
+    memory = {"type": auto_or_gb, "metavar": "GB", "help": "auto or a number, default 0"}
+    add("--activation_memory", nargs="+", default=["0"], **memory)
     add("--torch_compile", nargs="+", choices=("no", "yes"), default=["no"], help="default no")
     terms = f"some of {', '.join(VARIANTS)}"
     add("--terms", nargs="+", choices=VARIANTS, default=[INFO_NCE], metavar="TERM", help=terms)
@@ -86,8 +95,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     args = parser.parse_args(argv)
     refuse_environment({"bf16": args.bf16, "torch_compile": "yes" in args.torch_compile})
-    if args.queries < 2 or args.group < 1 or args.rounds < 1:
-        raise UserError("wanted --queries of at least 2, --group and --rounds of at least 1")
+    least = {"queries": 2, "group": 1, "rounds": 1, "max_len": 1, "width": 2, "layers": 1, "chunk_tokens": 1}
+    for name, wanted in least.items():
+        if (found := getattr(args, name)) < wanted:
+            raise UserError(f"--{name}: found {found}, wanted at least {wanted}")
+    if args.lengths.startswith("uniform:") and not re.fullmatch(r"uniform:[1-9]\d*", args.lengths):
+        raise UserError(f"--lengths: found {args.lengths!r}, wanted a number of tokens such as uniform:256")
     if args.compare and args.measure == "step" and args.terms[0] != INFO_NCE:
         raise UserError(f"--compare {args.compare}: wanted {INFO_NCE} first in --terms, which is that library's loss")
     if args.adapter and args.measure != "memory":

@@ -20,9 +20,8 @@ from transformers import AutoModel, PreTrainedConfig
 from gritlm.benchmark.contestants import CHECKPOINTING, set_checkpointing
 from gritlm.benchmark.workload import model_config
 from gritlm.errors import UserError
-from gritlm.models.attention import PACKED
+from gritlm.models.attention import PACKED, varlen_backward_bytes
 from gritlm.models.embedder import Embedder
-from gritlm.models.families import head_width
 from gritlm.models.lora import linear_layers, make_config, match_targets, quantised_bytes
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import TuningArguments
@@ -134,7 +133,8 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
     # In training the gradient exists before all chunks but the first. A chunk's own is added to it, then freed.
     hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in trained]
     ids, lengths = torch.zeros(texts * length, dtype=torch.long), torch.full((texts,), length)
-    with LiveBytes(*weights, attention_work=varlen_work(model.config, texts, length) if bf16 else 0) as live:
+    work = varlen_backward_bytes(model.config, texts * length, texts) if bf16 else 0
+    with LiveBytes(*weights, attention_work=work) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
             vectors = model(ids, lengths, torch.zeros_like(lengths), equal_length_runs=((texts, length),))
         kept = live.now
@@ -142,15 +142,6 @@ def count_chunk(model: Embedder, texts: int, length: int, bf16: bool = False) ->
     for hook in hooks:
         hook.remove()
     return Footprint(sum(p.nbytes for p in weights), sum(p.nbytes for p in trained), kept, live.peak)
-
-
-def varlen_work(config: PreTrainedConfig, texts: int, length: int) -> int:
-    """Bytes that the backward of `varlen_attn` allocates on a GPU, in one layer at a time.
-
-    A float32 sum of the queries' gradient, padded by 128 rows for each text (torch, `mha_varlen_bwd` in flash_api.cpp).
-    """
-    heads, width = config.num_attention_heads, head_width(config)
-    return texts * (length + 128) * heads * -(-width // 32) * 32 * 4
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -171,7 +162,7 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     print(f"  weights, AdamW's moments, gradient, {form}: {weights + 3 * trained:.1f} GB, on one GPU or with DDP")
     print(
         f"  with FSDP2 or ZeRO-3: {weights + 2 * trained:.1f} GB divided by the GPUs, and on each the whole gradient, "
-        f"{trained:.1f} GB, until the last chunk (FSDP2 with --sync_each_chunk yes: divided, too)"
+        f"{trained:.1f} GB, until the last chunk (with --sync_each_chunk yes: divided, too)"
     )
     if args.adapter:
         print(f"  of these, the adapter's: {4 * trained:.2f} GB")

@@ -105,7 +105,8 @@ def make_workload(args: argparse.Namespace) -> Iterator[Workload]:
             texts = [text for pair in pairs for text in pair]
         else:
             (records,) = load_records(args.lengths, folder / "cache")
-            texts = [records[row].query.text for row in range(min(len(records), 2000))]
+            rows = [records[row] for row in range(min(len(records), 2000))]
+            texts = [text for row in rows for text in (row.query.text, row.positives[0].text)]
         build_model(folder / "model", args.model, texts)
         contract = TextContract(query_max_len=limit, passage_max_len=limit)
         text_tokenizer = TextTokenizer(load_tokenizer(str(folder / "model"), contract), contract)

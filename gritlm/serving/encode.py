@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
         return 0
     if arguments.keep_instruction:
         raise UserError("--keep_instruction has no effect without --rows")
+    if arguments.output.suffix.lower() not in (".npy", ".parquet"):
+        raise UserError(f"{arguments.output}: found the ending {arguments.output.suffix!r}, wanted .npy or .parquet")
     from gritlm.serving.encode_texts import encode_texts
 
     encode_texts(arguments, rank, ranks)

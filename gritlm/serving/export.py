@@ -14,7 +14,8 @@ from huggingface_hub import HfApi, constants, get_token
 from transformers.trainer_utils import sort_checkpoints
 
 from gritlm.cli import home_expanded, quieten, verb_parser
-from gritlm.errors import UserError, first_line, one_line
+from gritlm.devices import chosen_device
+from gritlm.errors import UserError, one_line
 from gritlm.files import size_text, written_aside
 from gritlm.models.base_files import MANIFEST, find_damaged_file, read_json
 from gritlm.models.embedder import Embedder
@@ -98,7 +99,7 @@ def export(
     check_checkpoint(Path(checkpoint))
     run, step = find_run(Path(checkpoint))
     facts = replace(options.card, run=run, step=step)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(options.device)
     try:
         trained = TrainedModel(checkpoint, device, options.truncate_dim)
     except UserError as error:  # without the flag under which training is given a model
@@ -143,11 +144,7 @@ def check_options(options: ExportOptions) -> None:
         raise UserError(f"--max_shard_size: found {options.max_shard_size!r}, wanted a size such as 5GB or 500MB")
     if options.truncate_dim is not None and options.truncate_dim < 1:
         raise UserError(f"--truncate_dim: found {options.truncate_dim}, wanted a number of dimensions")
-    if options.device is not None:
-        try:
-            torch.empty(1, device=options.device)
-        except RuntimeError as error:  # no such device, or no driver for it
-            raise UserError(f"--device: found {options.device!r}, wanted cpu or cuda ({first_line(error)})") from error
+    chosen_device(options.device)
     for package in ("onnx", "onnxscript"):
         if options.onnx and importlib.util.find_spec(package) is None:
             raise UserError(f"--onnx: {package} is not installed; pip install 'gritlm[onnx]'")

@@ -255,8 +255,8 @@ class EmbeddingTrainingArguments(TrainingArguments):
     )
     sync_each_chunk: str = flag(
         "auto",
-        "With --fsdp: sum the gradient over the ranks after each chunk, not once a step: no rank holds the whole one. "
-        "auto: where that takes more than a quarter of a GPU.",
+        "With FSDP2, ZeRO-2 and ZeRO-3: sum the gradient over the ranks after each chunk, not once a step, so that no "
+        "rank holds the whole one. auto: where that takes more than a quarter of a GPU.",
         choices=("auto", "yes", "no"),
         changes_learning=False,
     )

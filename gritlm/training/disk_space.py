@@ -1,11 +1,9 @@
 """How much disk space a run needs: for one checkpoint, and for --output_dir when it holds the most."""
 
-import json
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from gritlm.report.run import WEIGHT_COPIES
 from gritlm.training.adapters import adapter_config
 from gritlm.training.arguments import EmbeddingTrainingArguments, RunArguments, TuningArguments
 from gritlm.training.checkpoints import STAGING_FOLDER
+from gritlm.training.engine_files import engine_asked_for
 from gritlm.training.optimizers import is_hidden_matrix
 from gritlm.training.rehearsal import build_optimizer, steps_in_all
 
@@ -109,13 +108,6 @@ def disk_space(
     kept = int(min(saves, limit))
     checkpoint, copies = COPIES[engine] * published * saved + (state or 0) + more, min(saves, args.merge_last)
     return DiskSpace(published * weights, checkpoint, kept, saves > kept, state is None, copies)
-
-
-def engine_asked_for(flags: dict[str, Any]) -> str:
-    """The engine that the flags ask for; `plan` starts none."""
-    if path := flags.get("deepspeed"):
-        return f"zero{json.loads(Path(path).read_text(encoding='utf-8'))['zero_optimization']['stage']}"
-    return "fsdp2" if flags.get("fsdp") else "ddp"
 
 
 def count_saves(args: EmbeddingTrainingArguments, steps: int) -> int:

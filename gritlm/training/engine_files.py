@@ -103,3 +103,10 @@ def check_engine_file(name: str, path: str | None, flags: dict[str, Any]) -> Non
     for key in config if name == "deepspeed" else ():
         if key not in known and not _is_off(config[key]):
             raise UserError(f"{file}: {key}: found a setting that no test covers, wanted {LEFT_OUT}")
+
+
+def engine_asked_for(flags: dict[str, Any]) -> str:
+    """ddp, fsdp2, zero1, zero2 or zero3, by flags that were checked. `plan` starts none."""
+    if path := flags.get("deepspeed"):
+        return f"zero{read_json_object(path, '--deepspeed')['zero_optimization']['stage']}"
+    return "fsdp2" if flags.get("fsdp") else "ddp"

@@ -5,6 +5,7 @@ gradient over ranks. The step needs the sum, so it multiplies its loss by `loss_
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -101,15 +102,18 @@ class ShardedEngine(Engine):
     """Weights or optimizer state in shards.
 
     Attributes:
-        gathers: a forward and a backward gather weights, so all ranks run and keep the same numbers of chunks.
+        sync_each_chunk: the gradient is summed into shards after each chunk, so that no rank holds the whole one.
+        gathers: each chunk has the ranks exchange weights or gradients, so all run and keep the same numbers of chunks.
     """
 
     collective = True
     gathers = True
 
-    def __init__(self, wrapped: nn.Module):
+    def __init__(self, wrapped: nn.Module, sync_each_chunk: bool = False):
         super().__init__(wrapped)
         self.loss_scale = float(world_size())
+        self.sync_each_chunk = sync_each_chunk
+        self.gradient_shards = world_size() if sync_each_chunk else 1
 
     def rounds(self, chunks: int) -> int:
         return all_reduce_max(chunks)[0] if self.gathers else chunks
@@ -119,19 +123,11 @@ class ShardedEngine(Engine):
 
 
 class FSDP2Engine(ShardedEngine):
-    """FSDP2: gradients stay whole until the last chunk, or are summed into shards after each.
-
-    Args:
-        sync_each_chunk: after each, so that no rank holds the whole gradient.
+    """FSDP2: gradients stay whole until the last chunk, unless `sync_each_chunk`.
 
     A kept graph refers to the storages of the gathered weights. FSDP2 empties them after a layer's forward, and fills
     the same ones again before its backward.
     """
-
-    def __init__(self, wrapped: nn.Module, sync_each_chunk: bool = False):
-        super().__init__(wrapped)
-        self.sync_each_chunk = sync_each_chunk
-        self.gradient_shards = world_size() if sync_each_chunk else 1
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
         for number, surrogate in enumerate(surrogates, start=1):
@@ -143,17 +139,21 @@ class FSDP2Engine(ShardedEngine):
 class DeepSpeedEngine(ShardedEngine):
     """DeepSpeed ZeRO-1, 2 or 3: gradients stay whole until all chunks are done, then one reduction, then its step.
 
+    ZeRO-2 and 3 can sum them after each chunk.
+
     ZeRO-3 keeps no graphs. It gathers weights into a new tensor for each use, so a kept graph would hold all of them.
     """
 
-    def __init__(self, wrapped: Any):
-        super().__init__(wrapped)
-        self.gathers = wrapped.zero_optimization_partition_weights()
-        self.keeps_graphs = not self.gathers
+    def __init__(self, wrapped: Any, sync_each_chunk: bool = False):
+        super().__init__(wrapped, sync_each_chunk)
+        gathers_weights = wrapped.zero_optimization_partition_weights()
+        self.gathers, self.keeps_graphs = gathers_weights or sync_each_chunk, not gathers_weights
 
     def backward(self, surrogates: Sequence[Surrogate]) -> None:
-        with self.wrapped.coalesce_grad_reduction():
-            for surrogate in surrogates:
+        with nullcontext() if self.sync_each_chunk else self.wrapped.coalesce_grad_reduction():
+            for number, surrogate in enumerate(surrogates, start=1):
+                if self.sync_each_chunk:
+                    self.wrapped.set_gradient_accumulation_boundary(number == len(surrogates))
                 self.wrapped.optimizer.clear_backward_seen_flag()  # its forward does so, but may be long past
                 self.wrapped.backward(surrogate(), scale_wrt_gas=False)
 
@@ -162,13 +162,13 @@ class DeepSpeedEngine(ShardedEngine):
 
 
 def engine_for(model: nn.Module, sync_each_chunk: bool = False) -> Engine:
-    """The engine for a model as the Trainer has wrapped it. `sync_each_chunk` is of FSDP2."""
+    """The engine for a model as the Trainer has wrapped it. `sync_each_chunk` is of engines that shard the gradient."""
     if isinstance(model, Replica):
         return DDPEngine(model)
     if isinstance(model, FSDPModule):
         return FSDP2Engine(model, sync_each_chunk)
     if is_deepspeed(model):
-        return DeepSpeedEngine(model)
+        return DeepSpeedEngine(model, sync_each_chunk and model.zero_optimization_partition_gradients())
     if world_size() > 1:
         raise ValueError(f"{type(model).__name__} on {world_size()} ranks: no gradient would cross them")
     return Engine(model)
@@ -178,7 +178,8 @@ def gradient_is_large(model: nn.Module, device: torch.device) -> bool:
     """Whether the whole gradient takes more than a quarter of the GPU."""
     if device.type != "cuda":
         return False
-    gradient = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    sizes = (getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters() if p.requires_grad)
+    gradient = sum(sizes)  # ds_numel: of ZeRO-3, whose weights are empty between uses
     return gradient > torch.cuda.get_device_properties(device).total_memory / 4
 
 

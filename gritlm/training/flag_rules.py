@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from gritlm.models.hub import base_of
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.training.arguments import DataArguments, TuningArguments
+from gritlm.training.engine_files import engine_asked_for
 
 DEFAULT_PER_DEVICE: int = TrainingArguments.per_device_train_batch_size
 SHARE = "a whole number of steps, or below 1 a share of all steps"
@@ -154,9 +155,9 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
     ),
     (
-        lambda f: f.sync_each_chunk != "auto" and not f.fsdp,
-        "--sync_each_chunk {sync_each_chunk} without --fsdp has no effect; with DeepSpeed each rank holds the whole "
-        "gradient until the last chunk",
+        lambda f: f.sync_each_chunk == "yes" and engine_asked_for(vars(f)) in ("ddp", "zero1"),
+        "--sync_each_chunk yes: found an engine that does not shard the gradient, wanted --fsdp, or --deepspeed with "
+        "stage 2 or 3",
     ),
     (
         lambda f: (f.lora or f.qlora) and (f.bf16_weights or f.ema_decay is not None),

@@ -72,6 +72,8 @@ class ActivationMemory:
             with the second step, when the optimizer has allocated its state.
         device: where the activations live.
         sharers: ranks that share a host's memory; used on a CPU only.
+    Attributes:
+        reserved: bytes that the backward of one layer's attention needs on a GPU.
     """
 
     def __init__(self, setting: str, device: torch.device, sharers: int = 1):
@@ -79,7 +81,7 @@ class ActivationMemory:
         self.limit = math.inf if self.auto else float(setting) * 1e9
         self.bytes_per_token: float | None = None
         self.steps, self.budget, self.used, self.keeps, self.full = 0, 0.0, 0.0, False, False
-        self.retries = 0
+        self.retries, self.reserved = 0, 0
 
     def begin(self, model: nn.Module, gradient_shards: int = 1) -> None:
         """Set the budget of a new step. `gradient_shards`: of the engine."""
@@ -96,7 +98,7 @@ class ActivationMemory:
             gradients = sum(
                 p.numel() * p.element_size() for p in model.parameters() if p.requires_grad and p.grad is None
             )
-            return 0.8 * (free - gradients / gradient_shards)
+            return 0.8 * (free - gradients / gradient_shards - self.reserved)
         return 0.5 * free_host_memory() / self.sharers
 
     def fits(self, tokens: int, agree: Callable[[bool], bool] = bool) -> bool:

@@ -16,12 +16,14 @@ from gritlm.data.batches import Batch, BatchBuilder, ContrastiveBatch
 from gritlm.data.loader import StepLoader, batch_or_error, explain_workers
 from gritlm.distributed import all_reduce_max, all_reduce_sum, lost_a_rank, ranks_on_this_host
 from gritlm.errors import RankError, UserError, first_line
+from gritlm.models.attention import varlen_backward_bytes
 from gritlm.models.compiled import compile_layers, uncompile_layers
 from gritlm.models.embedder import Embedder
 from gritlm.models.probe import probe_attention
 from gritlm.models.tokenizer import TextTokenizer
 from gritlm.training.adapters import AdapterGradients
 from gritlm.training.arguments import EmbeddingTrainingArguments, TuningArguments
+from gritlm.training.checkpoints import engine_name
 from gritlm.training.engines import Replica, deepspeed_precision, engine_for, fsdp2_precision, gradient_is_large
 from gritlm.training.evaluation import RunEvaluation
 from gritlm.training.evaluation_trainer import EVALUATION, EvaluationTrainer
@@ -197,6 +199,8 @@ class EmbeddingTrainer(EvaluationTrainer):
             self.timer.mark(part)
             self._mark(f"after {part}", place)
 
+        sizes = ((chunk["input_ids"].numel(), len(chunk["lengths"])) for chunk in batch.chunks)
+        self.memory.reserved = max(varlen_backward_bytes(self.embedder.config, *size) for size in sizes)
         engine = engine_for(model, self._sync_each_chunk)
         terms = two_pass_step(
             engine, batch.chunks, lambda vectors: self.objective(vectors, batch.contrastive), mark, self.memory
@@ -212,10 +216,11 @@ class EmbeddingTrainer(EvaluationTrainer):
 
     @cached_property
     def _sync_each_chunk(self) -> bool:
-        """Whether FSDP2 sums the gradient over the ranks after each chunk."""
+        """Whether an engine that shards the gradient sums it over the ranks after each chunk."""
         if self.args.sync_each_chunk != "auto":
             return self.args.sync_each_chunk == "yes"
-        large = self.is_fsdp_enabled and gradient_is_large(self.model_wrapped, self.args.device)
+        shards = engine_name(self.args) in ("fsdp2", "zero2", "zero3")
+        large = shards and gradient_is_large(self.model_wrapped, self.args.device)
         if large:
             log.info("gradient: summed over the ranks after each chunk; the whole one takes over a quarter of a GPU")
         return large
@@ -228,7 +233,7 @@ class EmbeddingTrainer(EvaluationTrainer):
         if not self.args.gradient_checkpointing:
             instead = ["--selective_checkpointing False "] * self.args.selective_checkpointing
             ways.append("".join([*instead, "--gradient_checkpointing True"]))
-        ways += ["--sync_each_chunk yes"] * (self.is_fsdp_enabled and not self._sync_each_chunk)
+        ways += ["--sync_each_chunk yes"] * (sharded and not self._sync_each_chunk)
         ways += ["--fsdp, which shards the model"] * (self.args.world_size > 1 and not sharded)
         return f"{first_line(error).rstrip('.')}. Try: {', or '.join(ways)}"
 

@@ -64,7 +64,7 @@ class VerifyArguments:
     queries: int = flag(4, "Queries on each rank. --bf16 takes half as many as chunks.")
     max_len: int = flag(64, "Longest text in tokens.")
     activation_memory: str = flag("0", "GB of activations kept between the two passes, as in training.")
-    sync_each_chunk: bool = flag(False, "On fsdp2: sum the gradient over the ranks after each chunk.")
+    sync_each_chunk: bool = flag(False, "On fsdp2, zero2, zero3: sum the gradient over the ranks after each chunk.")
     lora: bool = flag(False, "Train a LoRA adapter on all linear layers.")
     torch_compile: bool = flag(False, "Compile the layers; not with zero1, zero2, zero3.")
     tolerance: float = flag(1e-5, "Largest relative error that counts as equal.")

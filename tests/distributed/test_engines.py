@@ -78,8 +78,9 @@ def test_both_built_in_models(ranks):
         pytest.param(["ddp", "fsdp2"], ["--attn_implementation", "sdpa"], marks=pytest.mark.long),
         (["ddp", "fsdp2"], ["--activation_memory", "1"]),
         pytest.param(ZERO, ["--activation_memory", "1"], marks=pytest.mark.long),
+        pytest.param(ZERO[1:], ["--activation_memory", "1", "--sync_each_chunk"], marks=pytest.mark.long),
     ],
-    ids=["ZeRO", "padded", "kept graphs", "kept graphs on ZeRO"],
+    ids=["ZeRO", "padded", "kept graphs", "kept graphs on ZeRO", "summed each chunk"],
 )
 def test_the_first_terms_in_other_ways(qwen3, engines, flags):
     """The table above is packed and recomputes every graph; here texts are padded, or graphs are kept."""

@@ -203,3 +203,17 @@ def test_dropout(qwen3_dropout, data, tmp_path, replay, kept, packed, monkeypatc
     assert (error < 1e-5) == replay
     torch.manual_seed(6)
     assert abs(two_pass(model, batch) - loss) > 1e-4, "dropout was not on"
+
+
+def test_the_budget_of_a_gpu_leaves_room_for_the_gradient_and_for_attention(monkeypatch):
+    """Without a GPU: what torch reports of one is given."""
+    for name, value in {"mem_get_info": (8e9, 20e9), "memory_reserved": 3e9, "memory_allocated": 1e9}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    memory, model = ActivationMemory("auto", torch.device("cuda")), torch.nn.Linear(10**5, 10**4, device="meta")
+    memory.begin(model)
+    assert memory.budget == 0, "the optimizer's state is not there yet"
+    gradient = 4 * (10**9 + 10**4)
+    for shards, reserved in ((1, 0), (8, 0), (1, 2e9)):
+        memory.reserved = reserved
+        memory.begin(model, shards)
+        assert memory.budget == pytest.approx(0.8 * (10e9 - gradient / shards - reserved))

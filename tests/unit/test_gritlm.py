@@ -1,5 +1,7 @@
 """`GritLM.encode`: its options, those of the original GritLM class included, and its model's checks on load."""
 
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,6 +74,16 @@ def test_chunk_tokens_and_batch_size_bound_a_chunk_and_change_no_vector(model, c
         chunk_sizes.clear()
         assert close(model.encode(TEXTS, **options), wanted)
         assert limit // 2 < max(chunk_sizes) <= limit, options
+
+
+def test_several_devices_share_the_texts(model, folder):
+    several, calls = GritLM(folder, device=["cpu", "cpu"]), []
+    for number, replica in enumerate(several._replicas):
+        replica.register_forward_hook(lambda *_, number=number: calls.append((number, threading.get_ident())))
+    vectors = several.encode(TEXTS, chunk_tokens=20)
+    assert close(vectors, model.encode(TEXTS))
+    assert len(set(calls)) == 2 and {number for number, _ in calls} == {0, 1}, "a thread for each device"
+    assert threading.get_ident() not in {thread for _, thread in calls}
 
 
 def test_max_length_includes_the_instruction(model):

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModel
 
 from gritlm.benchmark.benchmark import main
-from gritlm.benchmark.memory import PACKED, LiveBytes, chunk_footprint, count_chunk, varlen_work
+from gritlm.benchmark.memory import PACKED, LiveBytes, chunk_footprint, count_chunk
 from gritlm.benchmark.workload import model_config
 from gritlm.errors import UserError
+from gritlm.models.attention import varlen_backward_bytes
 from gritlm.models.embedder import Embedder
 from gritlm.models.text import TextContract
 
@@ -34,7 +35,7 @@ def test_bytes_are_counted_while_they_live():
 def test_the_working_memory_of_attention_is_part_of_the_peak():
     config = model_config("tiny")
     heads, width = config.num_attention_heads, config.head_dim
-    assert varlen_work(config, 4, 8) == 4 * (8 + 128) * heads * (width + -width % 32) * 4
+    assert varlen_backward_bytes(config, 32, 4) == 4 * (8 + 128) * heads * (width + -width % 32) * 4
     query, key, value = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
     peaks = []
     for work in (0, 10**9):

@@ -90,6 +90,8 @@ def test_a_failed_run_leaves_no_file(folder, tmp_path):
         main([*command, "--width", "33"])
     with pytest.raises(UserError, match="--width 0: wanted 1 or more"):
         main([*command, "--width", "0"])
+    with pytest.raises(UserError, match=r"found the ending '\.bin', wanted \.npy or \.parquet"):
+        main([command[0], str(tmp_path / "out.bin"), *command[2:]])
     with pytest.raises(UserError, match="--precision int8: found one text"):
         main([*command, "--precision", "int8"])
     with pytest.raises(UserError, match="--width has no effect with --rows"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import INSTRUCTION, make_model_folder
 from huggingface_hub import ModelCard
 from safetensors import safe_open
@@ -226,6 +227,7 @@ FLAGS = {
     "--max_shard_size 5": "found '5', wanted a size such as 5GB",
     "--max_shard_size 0GB": "found '0GB', wanted a size",
     "--device gpu": "found 'gpu', wanted cpu or cuda",
+    **({} if torch.cuda.is_available() else {"--device cuda": "found 'cuda', wanted cpu or cuda"}),
     "--gguf": "--gguf and --llama_cpp DIR: found one without the other",
     "--llama_cpp .": "--gguf and --llama_cpp DIR: found one without the other",
     "--gguf --llama_cpp .": f"--llama_cpp .: found no {CONVERTER} there",

@@ -82,6 +82,7 @@ WRONG = {
     "no such engine file": ({"deepspeed": "absent.json"}, "--deepspeed absent.json: No such file"),
     "fsdp on a CPU": ({"fsdp": "full_shard"}, "--fsdp: found no GPUs under torchrun"),
     "fsdp_config alone": ({"fsdp_config": "scripts/parallel/fsdp2.json"}, "--fsdp_config without --fsdp"),
+    "a gradient that is not sharded": ({"sync_each_chunk": "yes"}, "found an engine that does not shard the gradient"),
     "both sides constant": ({"emb_q_only": True, "emb_p_only": True}, "--emb_q_only and --emb_p_only: choose one"),
     "a ring of one": ({"negatives_ring": True, "negatives_cross_device": False}, "--negatives_ring True with"),
     "other rows wanted": ({"in_batch_negatives": False, "same_tower": True}, "--in_batch_negatives False: found"),

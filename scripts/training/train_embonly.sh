@@ -69,7 +69,8 @@ fi
 task=
 if [ -z "$MODEL_NAME_OR_PATH" ]; then
   task=outputs/quickstart-task
-  "$python" -m gritlm quickstart prepare --folder $task
+  # The file is written last. Only to see it, Python would import torch and transformers for 4 s.
+  [ -f $task/held_out/qrels/test.tsv ] || "$python" -m gritlm quickstart prepare --folder $task
   MODEL_NAME_OR_PATH=$task/base TRAIN_DATA=$task/train.jsonl EVAL_DATA=${EVAL_DATA:-$task/held_out}
   if [ -z "$OUTPUT_DIR" ]; then  # resume an interrupted run; never touch a finished one
     OUTPUT_DIR=outputs/quickstart; number=1

@@ -61,6 +61,19 @@ def test_paths_are_the_callers(launcher):
     assert "TRAIN_DATA=data2.jsonl: no such file" in refused(launcher(TRAIN_DATA="data2.jsonl"))
 
 
+def test_the_task_of_the_default_is_built_once(launcher):
+    def prepares() -> bool:
+        done = launcher(MODEL_NAME_OR_PATH="", TRAIN_DATA="", OUTPUT_DIR="")
+        assert "--train_data outputs/quickstart-task/train.jsonl" in started(done)
+        return "-m gritlm quickstart prepare" in done.stdout
+
+    qrels = launcher.folder / "call" / "outputs" / "quickstart-task" / "held_out" / "qrels" / "test.tsv"
+    qrels.parent.mkdir(parents=True)
+    assert prepares(), "unfinished"
+    qrels.touch()
+    assert not prepares()
+
+
 def test_the_python_is_said(launcher):
     line = started(done := launcher())
     assert f"{launcher.folder}/repo/.venv/bin/python (of this checkout; not the active " in done.stdout

@@ -52,8 +52,9 @@ class GritLM:
     ):
         if contract is not None and (Path(model_folder(str(folder))) / CONTRACT_FILE).is_file():
             raise UserError(f"{folder}: found {CONTRACT_FILE} and the argument contract, wanted no such argument")
-        first, *others = [device] if isinstance(device, str) else device or [None]
-        self.device = torch.device(first or ("cuda" if torch.cuda.is_available() else "cpu"))
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        first, *others = [device] if isinstance(device, str) else device or [usual]
+        self.device = torch.device(first)
         self.model, self.text_tokenizer = load_model_folder(str(folder), contract, attn_implementation)
         dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.model.to(self.device)

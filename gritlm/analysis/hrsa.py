@@ -288,9 +288,9 @@ def _set_minus_ceiling(found: dict[str, dict[str, Any]]) -> None:
     left_out = {key: {layer: row.pop("left_out", None) for layer, row in own.items()} for key, own in rows.items()}
     for layer, row in rows.get(PAIR, {}).items():
         ceiling = rows.get("ceiling", {}).get(layer, {}).get("value")
-        parts = left_out[PAIR][layer], left_out.get("ceiling", {}).get(layer)
-        if None not in (row["value"], ceiling, *parts):
-            pairs = [None if None in both else both[0] - both[1] for both in zip(*parts, strict=True)]
+        own, other = left_out[PAIR][layer], left_out.get("ceiling", {}).get(layer)
+        if row["value"] is not None and ceiling is not None and own and other:
+            pairs = [None if None in both else both[0] - both[1] for both in zip(own, other, strict=True)]
             difference = row["value"] - ceiling
             low, high = jackknife(difference, pairs)
             row["minus_ceiling"] = {"value": difference, "low": low, "high": high}

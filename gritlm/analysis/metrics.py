@@ -159,8 +159,8 @@ def _measure_layer(pair: Pair, x: np.ndarray, y: np.ndarray, documents: np.ndarr
         whole = Sums(pair.dtype).add(*rows)
         for block in range(BLOCKS):
             own = torch.from_numpy(blocks == block).to(pair.device)
-            part, kept = ([side[chosen] for side in rows] for chosen in (own, ~own))
-            left_out.append(measure(whole.without(*part), tuple(kept), detail=False))
+            kept = rows[0][~own], rows[1][~own], second_T[~own]
+            left_out.append(measure(whole.without(*(side[own] for side in rows)), kept, detail=False))
     for key, metrics in found.items():
         cosines = metrics["mapped_cosine"].pop("cosines", None)
         if key == pair.key:

@@ -39,6 +39,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "predict": measure_prediction,
     "hrsa": measure_hrsa,
 }
+ATTENTION = ("packed", "sdpa", "eager", "flash_attention_2")
 EXAMPLES = """examples:
   gritlm benchmark --compare sentence-transformers
   gritlm benchmark --attn_implementation packed sdpa --activation_memory 0 8 --rounds 3
@@ -77,10 +78,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--sample", type=int, default=20_000, metavar="N", help="hrsa: tokens that are held, default 20000")
 
     add = parser.add_argument_group("gritlm's settings (several values make several contestants)").add_argument
-    attention = {"choices": ("packed", "sdpa", "eager", "flash_attention_2"), "help": "default packed"}
-    add("--attn_implementation", nargs="+", default=["packed"], **attention)
-    memory = {"type": auto_or_gb, "metavar": "GB", "help": "auto or a number, default 0"}
-    add("--activation_memory", nargs="+", default=["0"], **memory)
+    add("--attn_implementation", nargs="+", choices=ATTENTION, default=["packed"], help="default packed")
+    memory = "auto or a number, default 0"
+    add("--activation_memory", nargs="+", type=auto_or_gb, default=["0"], metavar="GB", help=memory)
     add("--torch_compile", nargs="+", choices=("no", "yes"), default=["no"], help="default no")
     terms = f"some of {', '.join(VARIANTS)}"
     add("--terms", nargs="+", choices=VARIANTS, default=[INFO_NCE], metavar="TERM", help=terms)

@@ -29,9 +29,9 @@ def measure_hrsa(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     found["streamed"] = _line(f"same layers, streamed, {args.tokens} tokens", device, lambda: _streamed(args, device))
     with TemporaryDirectory() as folder:
-        states = [_on_disk(Path(folder) / side, args, seed) for seed, side in enumerate("ab")]
+        a, b = (_on_disk(Path(folder) / side, args, seed) for seed, side in enumerate("ab"))
         said = f"all layers x all, {args.sample} tokens on disk"
-        found["all"] = _line(said, device, lambda: all_layers(*states, device, torch.float32))
+        found["all"] = _line(said, device, lambda: all_layers(a, b, device, torch.float32))
     found["held"] = _line(f"same layers, held, {args.sample} tokens", device, lambda: _held(args, device))
     print(f"  the states alone of {args.tokens} tokens, held: {held * args.tokens:.1f} GB")
     return found

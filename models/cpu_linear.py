@@ -1,5 +1,6 @@
 """Linear layers on a CPU whose products run in oneDNN where it is faster than torch.mm (MKL uses no AVX-512 on AMD)."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -8,6 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# oneDNN compiles a product for each number of rows, and keeps 1,024 of up to half a megabyte; torch keeps as many, too.
+# A chunk has a length that hardly comes again, so few are of use.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "128")
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 NARROW = 64  # rows or columns; below it the call costs as much as the product

@@ -1,5 +1,9 @@
 """Linear layers by oneDNN: the values of float64, every family, and what stays plain."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import make_embedder, relative
@@ -147,3 +151,31 @@ def test_compiled_layers_keep_the_products(qwen3, any_width):
             assert relative(a, b) < 1e-5
     finally:
         AttentionInterface.register("packed", packed_attention)
+
+
+LENGTHS = """
+import torch
+from gritlm.models.cpu_linear import product
+
+def resident():
+    return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) / 1024
+
+torch.set_num_threads(1)
+rows, weight = torch.randn(1100, 64), torch.randn(128, 64)
+product(rows, weight)
+before = resident()
+for count in range(64, 1100):
+    product(rows[:count], weight)
+print(resident() - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kept", "least", "most"), [(None, 0, 220), ("1024", 300, 2000)], ids=["ours", "its default"])
+def test_products_of_many_lengths_keep_little_memory(kept, least, most):
+    """MB. With oneDNN's own default, the control, each of 1,036 lengths keeps its compiled product."""
+    env = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+    env |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": kept, "LRU_CACHE_CAPACITY": kept} if kept else {}
+    done = subprocess.run([sys.executable, "-c", LENGTHS], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert least <= float(done.stdout) < most

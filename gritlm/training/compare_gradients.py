@@ -190,9 +190,39 @@ def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float
     return (difference / torch.stack([b.norm() for _, b in pairs]).norm()).item()
 
 
+def ready(build: Callable[[], Embedder], case: Case, device: torch.device) -> Embedder:
+    """The embedder, to train on this case."""
+    embedder = build()
+    if needs_projection(case.flags):
+        torch.manual_seed(0)
+        embedder.add_teacher_projection(TEACHER_WIDTH)
+    return embedder.train().to(device)
+
+
+def compiled(model: Embedder, case: Case, device: torch.device) -> str:
+    """Compile the layers where the case asks for it. Returns why that fails, or nothing."""
+    return compile_layers(model, device, case.bf16) if case.torch_compile else ""
+
+
+def errors_of(
+    runs: list[Iterator[StepResult]], reference: Embedder, case: Case, batches: list[RandomTexts], device: torch.device
+) -> tuple[list[list[float]], int]:
+    """The errors in loss, gradient and weights of each run's steps, and the number of its chunks."""
+    errors, chunks = [], 1
+    truth = one_process(reference, case, batches, device, float64=case.temperature is not None)
+    for wanted, *steps in zip(truth, *runs, strict=True):
+        for found in steps:
+            loss = ((found.loss - wanted.loss).abs() / wanted.loss.abs()).item()
+            gradient = relative_error(found.gradient, wanted.gradient)
+            row = [loss, gradient, relative_error(found.weights, wanted.weights)]
+            errors.append([error if math.isfinite(error) else math.inf for error in row])
+            chunks = found.chunks
+    return errors, chunks
+
+
 def compare(
     build: Callable[[], Embedder],
-    engine: str | None,
+    engine: str,
     case: Case,
     device: torch.device,
     make_objective: MakeObjective = Objective,
@@ -201,37 +231,31 @@ def compare(
 
     Args:
         build: makes the embedder, the same on every call and rank.
-        engine: its name, or None for one process alone, on the whole batch. At a low temperature, chance has a large
-            part in its error: then it is the larger one of two processes, with padded and with packed texts.
     """
-
-    def ready() -> Embedder:
-        embedder = build()
-        if needs_projection(case.flags):
-            torch.manual_seed(0)
-            embedder.add_teacher_projection(TEACHER_WIDTH)
-        return embedder.train().to(device)
-
-    reference, model = ready(), ready()
-    problem = compile_layers(model, device, case.bf16) if case.torch_compile else ""
+    reference, model = ready(build, case, device), ready(build, case, device)
+    problem = compiled(model, case, device)
     if all_reduce_max(len(problem))[0]:
         raise UserError(f"--torch_compile: {problem or 'fails on another rank'}")
     batches = case.batches(reference.config.vocab_size)
-    if engine is None:
-        runs, name, ranks = [one_process(model, case, batches, device, case.bf16)], "plain", 1
-        if case.temperature and model.packed:
-            runs.append(one_process(ready(), case, batches, device, packed=True))
-    else:
-        objective = make_objective(case.flags, all_ranks())
-        runs, name, ranks = [on_an_engine(model, engine, objective, case, batches, device)], engine, world_size()
-    errors, chunks = [], 1
-    truth = one_process(reference, case, batches, device, float64=case.temperature is not None)
-    for wanted, *steps in zip(truth, *runs, strict=True):
-        for found in steps:
-            loss = ((found.loss - wanted.loss).abs() / wanted.loss.abs()).item()
-            gradient = relative_error(found.gradient, wanted.gradient)
-            errors.append((loss, gradient, relative_error(found.weights, wanted.weights)))
-            chunks = found.chunks
+    objective = make_objective(case.flags, all_ranks())
+    run = on_an_engine(model, engine, objective, case, batches, device)
+    errors, chunks = errors_of([run], reference, case, batches, device)
     everywhere = [error for errors_of_rank in gather_objects(errors) for error in errors_of_rank]
-    finite = [[error if math.isfinite(error) else math.inf for error in row] for row in everywhere]
-    return Cell(name, ranks, max(gather_objects(chunks)), case, *map(max, zip(*finite, strict=True)))
+    return Cell(engine, world_size(), max(gather_objects(chunks)), case, *map(max, zip(*everywhere, strict=True)))
+
+
+def one_process_alone(build: Callable[[], Embedder], case: Case, device: torch.device) -> Cell:
+    """The errors of one process on the whole batch. A rank can call it by itself.
+
+    At a low temperature, chance has a large part in them: then they are the larger ones of two processes, with padded
+    and with packed texts.
+    """
+    reference, model = ready(build, case, device), ready(build, case, device)
+    if problem := compiled(model, case, device):
+        raise UserError(f"--torch_compile: {problem}")
+    batches = case.batches(reference.config.vocab_size)
+    runs = [one_process(model, case, batches, device, case.bf16)]
+    if case.temperature and model.packed:
+        runs.append(one_process(ready(build, case, device), case, batches, device, packed=True))
+    errors, _ = errors_of(runs, reference, case, batches, device)
+    return Cell("plain", 1, 1, case, *map(max, zip(*errors, strict=True)))

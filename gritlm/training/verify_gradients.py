@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from gritlm.cli import exit_rank, quieten, run_verb
-from gritlm.distributed import destroy_process_group, init_process_group, rank, world_size
+from gritlm.distributed import destroy_process_group, gather_objects, init_process_group, rank, world_size
 from gritlm.errors import UserError
 from gritlm.models.backbone import load_backbone, load_config
 from gritlm.models.base import read_base
@@ -31,7 +31,14 @@ from gritlm.models.families import FAMILIES, tiny_config
 from gritlm.models.lora import make_config, match_targets
 from gritlm.models.text import TextContract
 from gritlm.training.arguments import ModelArguments, flag
-from gritlm.training.compare_gradients import HEADER, WHOLE_BATCH, Case, MakeObjective, compare
+from gritlm.training.compare_gradients import (
+    HEADER,
+    WHOLE_BATCH,
+    Case,
+    MakeObjective,
+    compare,
+    one_process_alone,
+)
 from gritlm.training.environment import abandoned_builds, refuse_environment
 from gritlm.training.flag_parser import make_parser
 from gritlm.training.objective import Objective
@@ -207,11 +214,11 @@ def verify(model_args: ModelArguments, args: VerifyArguments, make_objective: Ma
             return embedder
 
         show(f"{name}{', LoRA' * args.lora}\n{HEADER}")
-        measures = {}
-        for case in args.cases() if args.bf16 or args.temperatures else ():
-            if (alone := measure_of(case)) not in measures:
-                measures[alone] = compare(build, None, alone, device)
-                show(measures[alone].line("the measure"))
+        alone = list(dict.fromkeys(map(measure_of, args.cases() if args.bf16 or args.temperatures else ())))
+        own = [one_process_alone(build, case, device) for case in alone[rank() :: world_size()]]  # each rank a share
+        measures = {cell.case: cell for cells_of_rank in gather_objects(own) for cell in cells_of_rank}
+        for case in alone:
+            show(measures[case].line("the measure"))
         for engine in args.engines or available(args.torch_compile):
             for case in args.cases():
                 cell = compare(build, engine, case, device, make_objective)

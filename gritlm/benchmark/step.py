@@ -47,7 +47,7 @@ def measure_step(args: argparse.Namespace) -> dict[str, Any]:
         groups = [[first, *others[start : start + AT_ONCE - 1]] for start in range(0, len(others) or 1, AT_ONCE - 1)]
         reports = [measure_group(dict(group), other_losses, workload, args) for group in groups]
     contestants: dict[str, Any] = {}
-    for found in reports:  # the first one's figures are those of the first group
+    for found in reports:  # the first contestant is in every group: its figures come from the first one
         contestants |= {name: figures for name, figures in found["contestants"].items() if name not in contestants}
     return reports[0] | {"contestants": contestants}
 

@@ -9,7 +9,7 @@ from gritlm.models.base import BaseSettings, read_base
 from gritlm.models.pooling import POOLING
 from gritlm.strict_json import parse_json
 from gritlm.training.arguments import EXAMPLES, GROUPS, ModelArguments, RunArguments
-from gritlm.training.engine_files import check_engine_file
+from gritlm.training.engine_files import check_engine_file, engine_asked_for
 from gritlm.training.environment import refuse_environment
 from gritlm.training.flag_parser import FlagParser, make_parser
 from gritlm.training.flag_rules import MACHINE_RULES, OBJECTS, OF_AN_ADAPTER, OF_LORA, RULES, changed, check_ranges
@@ -98,7 +98,8 @@ def check(run: RunArguments, ranks: int, here: bool = True) -> None:
         if not flags[name]:
             raise UserError(f"--{name} is missing")
     check_ranges(flags)
-    facts = SimpleNamespace(**flags, ranks=ranks, training=run.training)
+    engine = engine_asked_for(run.command.parsed)
+    facts = SimpleNamespace(**flags, ranks=ranks, training=run.training, engine_asked_for=engine)
     for is_wrong, message in (*RULES, *(MACHINE_RULES if here else ())):
         if is_wrong(facts):
             engine = "--deepspeed" if run.training.deepspeed else "--fsdp"

@@ -14,7 +14,6 @@ from gritlm.errors import UserError
 from gritlm.models.hub import base_of
 from gritlm.report.servers import PORTABLE_POOLING
 from gritlm.training.arguments import DataArguments, TuningArguments
-from gritlm.training.engine_files import engine_asked_for
 
 DEFAULT_PER_DEVICE: int = TrainingArguments.per_device_train_batch_size
 SHARE = "a whole number of steps, or below 1 a share of all steps"
@@ -67,7 +66,8 @@ OBJECTS = {
     "activation_checkpointing_kwargs": '{"use_reentrant": false}',
 }
 
-# (what is wrong with these flags, message). `ranks` is the number of processes; `training` has HF's properties.
+# (what is wrong with these flags, message). `ranks` is the number of processes; `training` has HF's properties;
+# `engine_asked_for` is the engine of the run, also where it is only planned.
 RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
     (
         lambda f: not Path(f.train_data).exists(),
@@ -157,7 +157,7 @@ RULES: tuple[tuple[Callable[[SimpleNamespace], bool], str], ...] = (
         "--activation_memory: found {activation_memory!r}, wanted auto, or GB from 0 up",
     ),
     (
-        lambda f: f.sync_each_chunk == "yes" and engine_asked_for(vars(f)) in ("ddp", "zero1"),
+        lambda f: f.sync_each_chunk == "yes" and f.engine_asked_for in ("ddp", "zero1"),
         "--sync_each_chunk yes: found an engine that does not shard the gradient, wanted --fsdp, or --deepspeed with "
         "stage 2 or 3",
     ),

@@ -41,8 +41,13 @@ def main(task: Path, steps: int) -> None:
     pairs = [json.loads(line) for line in (task / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     forward = [f'"""{row["query"][1]}"""\n{row["pos"][0]}' for row in pairs]
     backward = [f"{row['pos'][0]}\n# It does this: {row['query'][1]}" for row in pairs]
-    plan = [("base-lm", forward, steps, 3e-3), ("sft", backward, steps, 3e-3), ("rlvr", forward, -(-steps // 16), 1e-4)]
-    for name, texts, count, rate in [*plan, ("retrained", forward, steps, 3e-3)]:
+    plan = [
+        ("base-lm", forward, steps, 3e-3),
+        ("sft", backward, steps, 3e-3),
+        ("rlvr", forward, -(-steps // 16), 1e-4),
+        ("retrained", forward, steps, 3e-3),
+    ]
+    for name, texts, count, rate in plan:
         if (task / name).exists():
             continue
         print(f"{name}: {count} steps", flush=True)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import DEEPSPEED, DRIVER, ROOT, losses, run, train_flags
+from helpers import DEEPSPEED, DRIVER, ROOT, losses, relative, run, train_flags
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -95,6 +95,18 @@ def test_bf16_and_gradient_checkpointing(go, qwen3, tmp_path, engine):
     assert {value.dtype for value in [*one.values(), *other.values()]} == {torch.float32}
     difference = max(((one[n] - other[n]).norm() / one[n].norm()).item() for n in one)
     assert 0 < difference < (2e-2 if engine == "fsdp2" else 1e-4)  # FSDP2 keeps the residual stream in bfloat16
+
+
+@pytest.mark.parametrize("engine", [case for case in CASES if case.values[0] != "zero1"])
+def test_a_gradient_summed_after_each_chunk_gives_the_same_weights(go, qwen3, tmp_path, engine):
+    for name, options in {"no": {}, "yes": {}, "other": {"learning_rate": 2e-3}}.items():
+        sync = "yes" if name == "yes" else "no"
+        done = go(name, engine, model=qwen3, save_strategy="no", sync_each_chunk=sync, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    wanted, found, other = (weights(tmp_path / name) for name in ("no", "yes", "other"))
+    assert losses(tmp_path / "yes") == pytest.approx(losses(tmp_path / "no"), rel=1e-5)
+    assert max(relative(found[name], weight) for name, weight in wanted.items()) < 1e-3
+    assert max(relative(other[name], weight) for name, weight in wanted.items()) > 1e-2, "control"
 
 
 def test_one_first_loss_of_drawn_weights_on_every_engine(go, qwen3, tmp_path):

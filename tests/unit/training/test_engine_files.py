@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, train_flags
 
+from gritlm.cli import run_verb
 from gritlm.errors import UserError
+from gritlm.training import plan
 from gritlm.training.engine_files import check_engine_file
 
 ENGINE_FILES = {
@@ -80,3 +82,20 @@ def test_a_deepspeed_file_that_agrees_with_the_flags(tmp_path):
 def test_the_shipped_engine_files_are_accepted(file):
     for bf16 in (True, False):
         check_engine_file("fsdp_config" if "fsdp" in file.name else "deepspeed", str(file), GIVEN | {"bf16": bf16})
+
+
+def test_a_plan_knows_the_engine_that_it_does_not_start(qwen3, data, tmp_path, capsys):
+    """The launch script plans first: a flag of an engine must not be refused there, nor let through without one."""
+    flags = train_flags(qwen3, data / "hard.jsonl", tmp_path / "out", tmp_path / "cache", sync_each_chunk="yes")
+    one = tmp_path / "zero1.json"
+    one.write_text((ROOT / "scripts/parallel/zero2.json").read_text().replace('"stage": 2', '"stage": 1'))
+    found = {}
+    for name, engine in {
+        "ddp": [],
+        "fsdp2": ["--fsdp", "full_shard"],
+        "zero1": ["--deepspeed", str(one)],
+        "zero2": ["--deepspeed", str(ROOT / "scripts/parallel/zero2.json")],
+    }.items():
+        found[name] = run_verb(plan.main, [*flags, *engine, "--ranks", "2"])
+        assert ("does not shard the gradient" in capsys.readouterr().err) == (found[name] == 2)
+    assert found == {"ddp": 2, "fsdp2": 0, "zero1": 2, "zero2": 0}
